@@ -1,0 +1,1 @@
+"""The compression front end, the pipeline, the reports and the command line."""

@@ -1,0 +1,30 @@
+"""Sizes as people write them, and as packlight prints them: MB is 10**6 bytes, MiB is 2**20."""
+
+from __future__ import annotations
+
+import re
+
+from runtime.errors import UserError
+
+_FACTORS = {
+    "": 1, "b": 1,
+    "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as `700MB`, `0.5GiB` or `1000`. Raises UserError for anything else."""
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in _FACTORS:
+        raise UserError(f"'{text}' is not a size: write a number and a unit, for example 700MB or 0.5GiB")
+    size = round(float(match[1]) * _FACTORS[match[2].lower()])
+    if size <= 0:
+        raise UserError(f"'{text}' is not a size: it has to be more than zero")
+    return size
+
+
+def format_bytes(n_bytes: float) -> str:
+    """A size for people, in MB = 10**6 bytes: `105.5 MB`."""
+    return f"{n_bytes / 1e6:,.1f} MB"

@@ -1,0 +1,24 @@
+"""Backends, one for each artifact format, and the devices that run them. Found by name in `TARGETS`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from targets.base import Target
+
+TARGETS = {
+    "gguf": "targets.gguf.target:GgufTarget",
+}
+
+
+def get_target(name: str) -> Target:
+    """The backend for a format. Raises UserError that lists the known ones."""
+    if name not in TARGETS:
+        raise UserError(f"unknown format '{name}'; known: {', '.join(TARGETS)}")
+    module, attribute = TARGETS[name].split(":")
+    target: Target = getattr(importlib.import_module(module), attribute)()
+    return target

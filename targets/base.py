@@ -1,0 +1,54 @@
+"""The contract of a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from runtime.artifact import Artifact
+    from targets.facts import ModelFacts
+
+    Progress = Callable[[str, int, int], None]
+    """Called as progress(what, done, total) with units of bytes; cheap to call often."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that keeps a model from being exported, found before any weight was read.
+
+    where: the tensor, key or option; what: what is wrong with it; fix: what the user can do
+    """
+
+    where: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.fix}"
+
+
+@dataclass(frozen=True)
+class EmitOptions:
+    """How to emit: the preset (lower case, for example "q4_k_m"), and threads (None: all cores)."""
+
+    quant: str
+    threads: int | None = None
+
+
+class Target(Protocol):
+    """A backend for one artifact format."""
+
+    name: str
+
+    def presets(self) -> dict[str, str]:
+        """Quantization presets by name, with a line for people."""
+
+    def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
+        """Every problem that can be known before a weight is read; empty when the export can start."""
+
+    def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
+        """Write the artifact's files into the existing directory `out`. Raises ModelError for bad weights."""

@@ -1,0 +1,65 @@
+"""What a model is, read from config.json and the safetensors headers alone: `ModelFacts`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TensorFact:
+    """One stored tensor.
+
+    shape: as stored, outermost dimension first (torch order)
+    dtype: safetensors' name: "BF16", "F16", "F32", …; for a GGUF source the ggml type's name: "Q4_1"
+    file, offset, n_bytes: where its bytes lie: absolute offset in `file`, little-endian, row-major
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    offset: int
+    n_bytes: int
+
+    @property
+    def n_elements(self) -> int:
+        """Product of the shape."""
+        count = 1
+        for dim in self.shape:
+            count *= dim
+        return count
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model on disk, before any weight is read.
+
+    source: "huggingface" (a directory) or "gguf" (one file)
+    path: that directory or file
+    name: MODEL's name for people: the directory's or file's base name, or the hub id's last part
+    requested: MODEL as the user wrote it
+    config: config.json as parsed, the text model's part for multimodal ones; empty for GGUF
+    tensors: every stored tensor by its name in the source
+    """
+
+    source: str
+    path: Path
+    name: str
+    requested: str
+    config: dict[str, Any]
+    tensors: dict[str, TensorFact]
+
+    @property
+    def architecture(self) -> str:
+        """The model class that config.json names, for example `LlamaForCausalLM`."""
+        names = self.config.get("architectures") or [""]
+        return str(names[0])
+
+    @property
+    def n_stored_params(self) -> int:
+        """Elements over all stored tensors."""
+        return sum(tensor.n_elements for tensor in self.tensors.values())
