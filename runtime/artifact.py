@@ -97,9 +97,7 @@ def read_manifest(root: Path) -> Artifact:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ArtifactError(
-            f"{path}: cannot be read ({error.strerror}); is this an exported directory?"
-        ) from error
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); is this an exported directory?") from error
     except ValueError as error:
         raise ArtifactError(f"{path}: is not JSON ({error}); export the model again") from error
     if not isinstance(content, dict) or content.get("packlight_manifest") != MANIFEST_VERSION:
@@ -142,9 +140,7 @@ def open_artifact(path: Path) -> Artifact:
 def _bare(path: Path) -> Artifact:
     """An artifact without a manifest, known by its suffix only."""
     if path.suffix != ".gguf":
-        raise ArtifactError(
-            f"{path}: no {MANIFEST} beside it and not a .gguf file; name an exported directory"
-        )
+        raise ArtifactError(f"{path}: no {MANIFEST} beside it and not a .gguf file; name an exported directory")
     return Artifact(
         root=path.parent, format="gguf", entry=path.name, name=path.stem, quant="", n_params=0,
         bits_per_weight=0.0, context_length=0, source=str(path),
@@ -153,8 +149,4 @@ def _bare(path: Path) -> Artifact:
 
 def damage(artifact: Artifact) -> list[str]:
     """Names of the files whose SHA-256 differs from the manifest's; empty when all are whole."""
-    return [
-        name
-        for name, expected in artifact.files.items()
-        if sha256_of(artifact.root / name) != expected.sha256
-    ]
+    return [name for name, expected in artifact.files.items() if sha256_of(artifact.root / name) != expected.sha256]

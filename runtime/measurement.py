@@ -108,9 +108,7 @@ class Measurement:
     def from_json(cls, data: dict[str, Any]) -> Measurement:
         """The inverse of `to_json`."""
         stats = ("first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
-        built: dict[str, Any] = {
-            name: Stat(**{**data[name], "values": tuple(data[name]["values"])}) for name in stats
-        }
+        built: dict[str, Any] = {name: Stat(**{**data[name], "values": tuple(data[name]["values"])}) for name in stats}
         built["memory"] = MemorySplit(**data["memory"])
         built["options"] = RunOptions(**data["options"])
         built["trials"] = Trials(**data["trials"])

@@ -20,9 +20,7 @@ SESSIONS = {
 def open_session(artifact: Artifact, options: RunOptions) -> Session:
     """Open `artifact` in the engine for its format. Raises ArtifactError for an unknown format."""
     if artifact.format not in SESSIONS:
-        raise ArtifactError(
-            f"{artifact.entry_path}: no engine opens '{artifact.format}'; known: {', '.join(SESSIONS)}"
-        )
+        raise ArtifactError(f"{artifact.entry_path}: no engine opens '{artifact.format}'; known: {', '.join(SESSIONS)}")
     module, name = SESSIONS[artifact.format].split(":")
     session: Session = getattr(importlib.import_module(module), name).open(artifact, options)
     return session
