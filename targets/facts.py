@@ -63,3 +63,16 @@ class ModelFacts:
     def n_stored_params(self) -> int:
         """Elements over all stored tensors."""
         return sum(tensor.n_elements for tensor in self.tensors.values())
+
+
+def shown(text: object, limit: int = 80) -> str:
+    """Text from a file of unknown origin, made fit for one line of a message: short, and printable."""
+    short = str(text)[:limit]
+    short = short if short.isprintable() else ascii(short)
+    return short if len(str(text)) <= limit else f"{short}…"
+
+
+def several(items: list[str], limit: int = 4, separator: str = ", ") -> str:
+    """The first `limit` items for a message, and how many more there are."""
+    text = separator.join(items[:limit])
+    return text if len(items) <= limit else f"{text} and {len(items) - limit} more"

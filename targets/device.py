@@ -1,0 +1,152 @@
+"""Device profiles: what a phone or a board has, each figure with where it comes from. One TOML file a device."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UserError
+from runtime.units import parse_bytes
+
+DEVICES = Path(__file__).parent / "devices"
+KINDS = ("vendor", "measured", "computed", "estimate")
+OSES = ("android", "ios", "linux", "macos", "windows")
+_FIGURES = ("memory", "usable", "bandwidth", "cores")
+_TEXTS = ("id", "name", "os", "chip")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a figure comes from.
+
+    kind: "vendor" (the maker states it), "measured" (somebody measured it), "computed" (from an interface's
+        width and rate), "estimate" (a rule or a guess)
+    text: a URL, a sum, or the rule
+    """
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that runs artifacts.
+
+    memory_bytes: installed; usable_bytes: what one app can hold resident before the system kills it
+    bandwidth_bytes_per_s: of the main memory; cores: all of them, big and small
+    formats: artifact formats that an engine runs there
+    sources: where each figure comes from, by "memory", "usable", "bandwidth", "cores"
+    """
+
+    id: str
+    name: str
+    os: str
+    chip: str
+    memory_bytes: int
+    usable_bytes: int
+    bandwidth_bytes_per_s: int
+    cores: int
+    formats: tuple[str, ...]
+    sources: dict[str, Source]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`: every figure as value, kind and source."""
+        values = (self.memory_bytes, self.usable_bytes, self.bandwidth_bytes_per_s, self.cores)
+        units = ("memory_bytes", "usable_bytes", "bandwidth_bytes_per_s", "cores")
+        figures = {
+            unit: {"value": value, "kind": self.sources[name].kind, "source": self.sources[name].text}
+            for unit, name, value in zip(units, _FIGURES, values, strict=True)
+        }
+        texts = {name: getattr(self, name) for name in _TEXTS}
+        return {**texts, "formats": list(self.formats), **figures}
+
+
+def list_devices() -> list[Device]:
+    """Every profile that packlight carries, by id."""
+    return [_read(path) for path in sorted(DEVICES.glob("*.toml"))]
+
+
+def load_device(name_or_path: str) -> Device:
+    """The profile of that id, or the one in that TOML file.
+
+    Raises UserError for an unknown id (with the nearest ones) and for a file that is not a profile.
+    """
+    if name_or_path.endswith(".toml") or "/" in name_or_path:
+        return _read(Path(name_or_path))
+    known = sorted(path.stem for path in DEVICES.glob("*.toml"))
+    if name_or_path.lower() in known:
+        return _read(DEVICES / f"{name_or_path.lower()}.toml")
+    near = difflib.get_close_matches(name_or_path.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)};"
+    raise UserError(f"unknown device '{name_or_path}': {hint} or name your own .toml file")
+
+
+def _read(path: Path) -> Device:
+    """The Device that one file describes."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); 'packlight devices' lists the profiles") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not TOML ({error})") from error
+    return _build(path, data)
+
+
+def _build(path: Path, data: dict[str, Any]) -> Device:
+    """The Device in a parsed file. Raises UserError that names the file, the key and what it should be."""
+    if unknown := sorted(set(data) - {*_TEXTS, *_FIGURES, "formats"}):
+        raise UserError(
+            f"{path}: unknown key '{unknown[0]}'; a profile has {', '.join((*_TEXTS, 'formats', *_FIGURES))}"
+        )
+    texts = {name: _text(path, data, name) for name in _TEXTS}
+    if texts["os"] not in OSES:
+        raise UserError(f"{path}: os '{texts['os']}' is unknown; write one of {', '.join(OSES)}")
+    formats = data.get("formats")
+    if not isinstance(formats, list) or not formats or not all(isinstance(item, str) for item in formats):
+        raise UserError(f'{path}: formats has to be a list of names, for example formats = ["gguf"]')
+    figures = {name: _figure(path, data, name) for name in _FIGURES}
+    if figures["usable"][0] > figures["memory"][0]:
+        raise UserError(f"{path}: usable.value is more than memory.value; one app cannot use more than there is")
+    return Device(
+        **texts,
+        memory_bytes=figures["memory"][0],
+        usable_bytes=figures["usable"][0],
+        bandwidth_bytes_per_s=figures["bandwidth"][0],
+        cores=figures["cores"][0],
+        formats=tuple(formats),
+        sources={name: source for name, (_, source) in figures.items()},
+    )
+
+
+def _text(path: Path, data: dict[str, Any], key: str) -> str:
+    """The non-empty string under `key`."""
+    value = data.get(key)
+    if not isinstance(value, str) or not value:
+        raise UserError(f'{path}: {key} is missing or not a text; write {key} = "…"')
+    return value
+
+
+def _figure(path: Path, data: dict[str, Any], name: str) -> tuple[int, Source]:
+    """The value and the source of the table `[name]`; sizes are texts such as "8GiB", counts are integers."""
+    table = data.get(name)
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: [{name}] is missing; it needs value, kind and source")
+    if set(table) != {"value", "kind", "source"}:
+        raise UserError(f"{path}: [{name}] has {', '.join(table) or 'nothing'}; it needs value, kind and source")
+    source = Source(kind=_text(path, table, "kind"), text=_text(path, table, "source"))
+    if source.kind not in KINDS:
+        raise UserError(f"{path}: {name}.kind '{source.kind}' is unknown; write one of {', '.join(KINDS)}")
+    value = table["value"]
+    if name == "cores":
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{path}: cores.value has to be a whole number of at least 1")
+        return value, source
+    if not isinstance(value, str):
+        raise UserError(f'{path}: {name}.value has to be a size in quotes, for example "8GiB"')
+    try:
+        return parse_bytes(value), source
+    except UserError as error:
+        raise UserError(f"{path}: {name}.value: {error}") from error

@@ -1,0 +1,214 @@
+"""What an architecture declares, and what follows from it: the tensors and hyper-parameters of a GGUF file.
+
+An architecture is one `Architecture` value: names, shapes and two transforms. Everything else here is shared.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import ModelError
+from targets.base import Problem
+from targets.weights import FLOAT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from targets.facts import ModelFacts, TensorFact
+    from targets.gguf.keyvalue import KeyValue
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one stored tensor becomes one GGUF tensor. `{i}` in the names stands for the layer.
+
+    shape: dimension names (see `dimensions`), outermost first
+    interleave: "q" or "kv": the rows of each head lie as two halves (Hugging Face's rotary layout) and llama.cpp wants
+        them in pairs; names the dimension that counts the heads
+    plus: added to every value (Gemma stores its norms minus one)
+    when: whether this config has the tensor; None means always
+    """
+
+    source: str
+    target: str
+    shape: tuple[str, ...]
+    interleave: str = ""
+    plus: float = 0.0
+    when: Callable[[Config], bool] | None = None
+
+
+@dataclass(frozen=True)
+class OutTensor:
+    """A tensor to write: where its values come from and what is done to them on the way.
+
+    source: the stored tensor, or None where `values` holds a generated one (float32)
+    interleave_heads: number of heads whose rows are interleaved; 0 for none
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source: TensorFact | None
+    interleave_heads: int = 0
+    plus: float = 0.0
+    values: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model family, declared.
+
+    classes: names that config.json's `architectures` uses for it
+    gguf: general.architecture
+    rules: tensors that stand once; layer_rules: those of every layer
+    hyper_parameters: config -> key/values below `{gguf}.`
+    refuse: config -> what llama.cpp cannot express of it
+    extra: config -> generated tensors (rope factors)
+    defaults: what transformers takes where config.json is silent
+    prefixes: "stored -> plain" beginnings of names in multimodal wrappers
+    ignore: patterns of stored names that are not weights of the text model
+    """
+
+    classes: tuple[str, ...]
+    gguf: str
+    rules: tuple[Rule, ...]
+    layer_rules: tuple[Rule, ...]
+    hyper_parameters: Callable[[Config], list[KeyValue]]
+    refuse: Callable[[Config], list[Problem]]
+    extra: Callable[[Config], list[OutTensor]] = lambda _config: []
+    defaults: Config = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+
+
+def required(config: Config, key: str) -> object:
+    """A value of config.json. Raises ModelError where it is missing."""
+    if config.get(key) is None:
+        raise ModelError(f"config.json: '{key}' is missing; take the config.json that belongs to these weights")
+    return config[key]
+
+
+def positive(config: Config, key: str) -> int:
+    """A count of config.json. Raises ModelError where it is not a positive whole number."""
+    value = required(config, key)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ModelError(f"config.json: '{key}' is {value!r}, not a positive whole number")
+    return value
+
+
+def number(config: Config, key: str) -> float:
+    """A number of config.json. Raises ModelError where it is something else."""
+    value = required(config, key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ModelError(f"config.json: '{key}' is {value!r}, not a number")
+    return float(value)
+
+
+def n_heads(config: Config) -> int:
+    """Query heads."""
+    return positive(config, "num_attention_heads")
+
+
+def n_kv_heads(config: Config) -> int:
+    """Key/value heads; as many as query heads where the config names none."""
+    return positive(config, "num_key_value_heads") if config.get("num_key_value_heads") else n_heads(config)
+
+
+def head_dim(config: Config) -> int:
+    """Width of one head."""
+    return (
+        positive(config, "head_dim") if config.get("head_dim") else positive(config, "hidden_size") // n_heads(config)
+    )
+
+
+def dimensions(config: Config) -> dict[str, int]:
+    """The named dimensions that rules are written in."""
+    return {
+        "vocab": positive(config, "vocab_size"),
+        "hidden": positive(config, "hidden_size"),
+        "ffn": positive(config, "intermediate_size"),
+        "head": head_dim(config),
+        "q": n_heads(config) * head_dim(config),
+        "kv": n_kv_heads(config) * head_dim(config),
+    }
+
+
+def is_tied(config: Config) -> bool:
+    """Whether the output layer is the embedding table."""
+    return bool(config.get("tie_word_embeddings", False))
+
+
+def full_config(architecture: Architecture, facts: ModelFacts) -> Config:
+    """config.json with the family's defaults for what it leaves out."""
+    given = {key: value for key, value in facts.config.items() if value is not None}
+    return {**architecture.defaults, **given}
+
+
+def plan_tensors(architecture: Architecture, facts: ModelFacts) -> tuple[list[OutTensor], list[Problem]]:
+    """Account for every stored tensor: what is written, in order, and every problem found on the way."""
+    config = full_config(architecture, facts)
+    dims = dimensions(config)
+    stored = _strip(architecture, facts.tensors)
+    planned: list[OutTensor] = []
+    problems: list[Problem] = []
+    consumed: set[str] = set()
+    for rule, layer in _expand(architecture, positive(config, "num_hidden_layers")):
+        source = rule.source.format(i=layer)
+        consumed.add(source)
+        if rule.when is not None and not rule.when(config):
+            continue
+        shape = tuple(dims[name] for name in rule.shape)
+        fact = stored.get(source)
+        if fact is None:
+            problems.append(Problem(source, "is missing from the weights", "take a complete checkpoint"))
+            continue
+        problems += _check_tensor(fact, shape)
+        heads = {"": 0, "q": n_heads(config), "kv": n_kv_heads(config)}[rule.interleave]
+        planned.append(OutTensor(rule.target.format(i=layer), shape, fact, heads, rule.plus))
+    problems += [
+        Problem(
+            name, f"is not part of {facts.architecture} as packlight knows it", "report the model, or remove the tensor"
+        )
+        for name in sorted(stored.keys() - consumed)
+        if not any(re.fullmatch(pattern, name) for pattern in architecture.ignore)
+    ]
+    return planned + architecture.extra(config), problems
+
+
+def _expand(architecture: Architecture, n_layers: int) -> list[tuple[Rule, int]]:
+    """Every rule with its layer, in file order."""
+    whole = [(rule, 0) for rule in architecture.rules]
+    return whole + [(rule, layer) for layer in range(n_layers) for rule in architecture.layer_rules]
+
+
+def _strip(architecture: Architecture, tensors: dict[str, TensorFact]) -> dict[str, TensorFact]:
+    """Stored tensors by the name that the rules use."""
+    stripped = {}
+    for name, fact in tensors.items():
+        for prefix, replacement in (entry.split(" -> ") for entry in architecture.prefixes):
+            if name.startswith(prefix):
+                name = replacement + name.removeprefix(prefix)
+                break
+        stripped[name] = fact
+    return stripped
+
+
+def _check_tensor(fact: TensorFact, shape: tuple[int, ...]) -> list[Problem]:
+    problems = []
+    if fact.shape != shape:
+        problems.append(
+            Problem(
+                fact.name, f"has shape {list(fact.shape)}, config.json says {list(shape)}", "weights and config differ"
+            )
+        )
+    if fact.dtype not in FLOAT_BYTES:
+        problems.append(
+            Problem(fact.name, f"is stored as {fact.dtype}", "export the bf16, f16 or f32 checkpoint of this model")
+        )
+    return problems

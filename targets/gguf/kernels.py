@@ -1,0 +1,64 @@
+"""ggml's own quantization kernels, called in process.
+
+`ggml_quantize_chunk` of the libggml-base that llama-cpp-python carries is the code that llama-quantize runs, so
+the bytes are the same. ctypes releases the GIL during the call: several threads run it at once.
+Only libggml-base is loaded, not llama.cpp itself and not the llama_cpp Python package.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.errors import EngineError, UserError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from targets.gguf.types import GgmlType
+
+_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+
+
+def library_path() -> Path:
+    """Where llama-cpp-python keeps libggml-base. Raises UserError that says what to install."""
+    spec = importlib.util.find_spec("llama_cpp")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        for name in _NAMES:
+            path = Path(root) / "lib" / name
+            if path.is_file():
+                return path
+    raise UserError("libggml-base was not found; install it with: pip install llama-cpp-python")
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """libggml-base with the one function declared: src, dst, first row, rows, row length, importance matrix."""
+    library = ctypes.CDLL(str(library_path()))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
+    ]  # fmt: skip
+    return library
+
+
+def quantize_rows(values: npt.NDArray[np.float32], kind: GgmlType) -> npt.NDArray[np.uint8]:
+    """Encode float32 rows, shape (rows, columns), into the type's bytes, shape (rows, bytes of a row).
+
+    Raises ValueError where the columns do not divide into blocks.
+    """
+    rows, columns = values.shape
+    out = np.empty((rows, kind.row_bytes(columns)), np.uint8)
+    if kind.name == "F32":
+        out[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(out.shape)
+        return out
+    source = np.ascontiguousarray(values, np.float32)
+    written = _library().ggml_quantize_chunk(kind.id, source.ctypes.data, out.ctypes.data, 0, rows, columns, None)
+    if written != out.nbytes:
+        raise EngineError(f"ggml wrote {written} bytes of {kind.name} where {out.nbytes} were due; its version differs")
+    return out

@@ -1,0 +1,162 @@
+"""Everything about a GGUF file that is decided before a weight is read: metadata, tensors, types, names, sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import UnsupportedError
+from targets.gguf import header
+from targets.gguf.architectures import architecture_of
+from targets.gguf.architectures.base import (
+    OutTensor,
+    dimensions,
+    full_config,
+    is_tied,
+    n_heads,
+    n_kv_heads,
+    plan_tensors,
+)
+from targets.gguf.general import ModelName, general_metadata, model_name
+from targets.gguf.keyvalue import KeyValue, uint32
+from targets.gguf.presets import ALIASES, PRESETS, ModelShape, Preset, choose_types
+from targets.gguf.types import TYPES, GgmlType
+
+if TYPE_CHECKING:
+    from targets.base import EmitOptions, Problem
+    from targets.facts import ModelFacts
+
+QUANTIZATION_VERSION = 2
+"""Version of ggml's block layouts; general.quantization_version."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A file that is ready to be written.
+
+    tensors: what to write and where, in file order
+    header: the bytes before the data section
+    file_bytes: size of the finished file, exact
+    """
+
+    name: ModelName
+    preset: Preset
+    metadata: list[KeyValue]
+    tensors: list[tuple[OutTensor, header.Placed]]
+    header: bytes
+    context_length: int
+
+    @property
+    def n_params(self) -> int:
+        """Weights in the file, generated rope factors left out."""
+        return count_params([tensor for tensor, _ in self.tensors])
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the data section, the padding after the last tensor included (llama.cpp expects it)."""
+        last = self.tensors[-1][1]
+        return header.align(last.offset + last.n_bytes)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the finished file, exact."""
+        return len(self.header) + self.data_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data for each weight."""
+        return 8 * sum(placed.n_bytes for _, placed in self.tensors) / self.n_params
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name. Raises UnsupportedError that lists the known ones."""
+    wanted = name.lower()
+    wanted = ALIASES.get(wanted, wanted)
+    if wanted not in PRESETS:
+        raise UnsupportedError(f"unknown quantization '{name}' for gguf; known: {', '.join(PRESETS)}")
+    return PRESETS[wanted]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What goes into a file, before types are chosen: name, metadata, tensors in order, and what presets ask for."""
+
+    name: ModelName
+    metadata: list[KeyValue]
+    tensors: list[OutTensor]
+    shape: ModelShape
+
+
+def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
+    """The plan, or every problem that keeps the model from being written. Raises ModelError and UnsupportedError."""
+    preset = find_preset(options.quant)
+    if facts.source == "gguf":
+        from targets.gguf.requantize import read_content
+
+        content, problems = read_content(facts)
+    else:
+        content, problems = _read_checkpoint(facts)
+    return (None if content is None else _lay_out(preset, content)), problems
+
+
+def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
+    """The content that a Hugging Face directory becomes."""
+    from targets.gguf.tokenizer import tokenizer_metadata
+
+    architecture = architecture_of(facts.architecture)
+    config = full_config(architecture, facts)
+    tensors, problems = plan_tensors(architecture, facts)
+    problems += architecture.refuse(config)
+    if problems:
+        return None, problems
+    tokenizer = tokenizer_metadata(facts.path, config, dimensions(config)["vocab"])
+    shape = ModelShape(
+        n_layers=config["num_hidden_layers"],
+        n_gqa=n_heads(config) // n_kv_heads(config),
+        tied=is_tied(config),
+        is_70b=_is_70b(architecture.gguf, config),
+    )
+    name = model_name(facts.name, count_params(tensors))
+    metadata = [
+        *general_metadata(facts.path, architecture.gguf, name),
+        *architecture.hyper_parameters(config),
+        *tokenizer.entries,
+    ]
+    return Content(name, metadata, tensors, shape), []
+
+
+def _is_70b(arch: str, config: dict[str, Any]) -> bool:
+    """What llama.cpp takes for a 70B model: 80 layers, for Llama only with grouped KV heads."""
+    grouped = n_heads(config) != n_kv_heads(config)
+    return config["num_hidden_layers"] == 80 and (arch == "qwen2" or (arch == "llama" and grouped))
+
+
+def _lay_out(preset: Preset, content: Content) -> Plan:
+    """Choose the types, place the tensors, encode the header."""
+    types = choose_types(preset, [(tensor.name, tensor.shape) for tensor in content.tensors], content.shape)
+    placed = header.place([(t.name, t.shape, types.get(t.name, _kept_type(t))) for t in content.tensors])
+    metadata = [
+        *content.metadata,
+        uint32("general.file_type", preset.file_type),
+        uint32("general.quantization_version", QUANTIZATION_VERSION),
+    ]
+    by_key = {entry.key: entry.value for entry in metadata}
+    return Plan(
+        name=content.name,
+        preset=preset,
+        metadata=metadata,
+        tensors=list(zip(content.tensors, placed, strict=True)),
+        header=header.encode(metadata, placed),
+        context_length=int(by_key.get(f"{by_key['general.architecture']}.context_length", 0)),
+    )
+
+
+def _kept_type(tensor: OutTensor) -> GgmlType:
+    """The type of a tensor that no preset touches: float32, or what a GGUF source had."""
+    kept = tensor.source.dtype if tensor.source is not None else "F32"
+    return TYPES["F32"] if len(tensor.shape) == 1 or kept not in TYPES else TYPES[kept]
+
+
+def count_params(tensors: list[OutTensor]) -> int:
+    """Weights of the tensors that come from the source."""
+    return sum(tensor.source.n_elements for tensor in tensors if tensor.source is not None)

@@ -1,0 +1,102 @@
+"""Weights from the checkpoint to their place in the file, in row chunks, on a pool of threads.
+
+Every chunk is read, decoded, transformed, encoded by ggml and written with `pwrite` by one thread; no chunk waits for
+another. Peak memory is a few buffers of CHUNK_ELEMENTS for each thread, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from targets.gguf.kernels import quantize_rows
+from targets.weights import WeightReader, row_chunks
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from targets.base import Progress
+    from targets.gguf.architectures.base import OutTensor
+    from targets.gguf.header import Placed
+
+CHUNK_ELEMENTS = 1 << 19
+"""Weights of one chunk: 2 MB as float32, large enough that Python's share of the time is small."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    tensor: OutTensor
+    placed: Placed
+    start: int
+    stop: int
+
+
+def interleave_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
+    """Source row of every output row when each head's two rotary halves become pairs, shape (n_rows,)."""
+    half = n_rows // n_heads // 2
+    heads = np.arange(n_heads)[:, None, None] * 2 * half
+    return (heads + np.arange(half)[None, :, None] + np.arange(2)[None, None, :] * half).reshape(-1)
+
+
+def write_tensors(
+    descriptor: int, data_start: int, tensors: list[tuple[OutTensor, Placed]], threads: int, progress: Progress
+) -> None:
+    """Fill the data section of an open file. Raises the first error of any chunk (ModelError, OSError)."""
+    total = sum(placed.n_bytes for _, placed in tensors)
+    done = 0
+    with WeightReader() as reader, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for tensor, _ in tensors:
+            if tensor.source is not None:
+                reader.open(tensor.source.file)
+        pending = [
+            pool.submit(_write_chunk, reader, descriptor, data_start, chunk)
+            for tensor, placed in tensors
+            for chunk in _chunks(tensor, placed)
+        ]
+        try:
+            for future in concurrent.futures.as_completed(pending):
+                done += future.result()
+                progress("quantize", done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _chunks(tensor: OutTensor, placed: Placed) -> list[_Chunk]:
+    columns = tensor.shape[-1]
+    n_rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+    return [_Chunk(tensor, placed, start, stop) for start, stop in row_chunks(n_rows, columns, CHUNK_ELEMENTS)]
+
+
+def _write_chunk(reader: WeightReader, descriptor: int, data_start: int, chunk: _Chunk) -> int:
+    """Bytes written for one chunk."""
+    values = _read(reader, chunk)
+    if chunk.tensor.plus:
+        values = values + np.float32(chunk.tensor.plus)
+    data = quantize_rows(values, chunk.placed.kind)
+    row_bytes = chunk.placed.kind.row_bytes(chunk.tensor.shape[-1])
+    position = data_start + chunk.placed.offset + chunk.start * row_bytes
+    view = memoryview(data.reshape(-1).data)
+    while view:
+        written = os.pwrite(descriptor, view, position)
+        view, position = view[written:], position + written
+    return data.nbytes
+
+
+def _read(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.float32]:
+    """Float32 rows of a chunk, reordered where the tensor asks for it."""
+    tensor = chunk.tensor
+    if tensor.source is None:
+        return np.asarray(tensor.values, np.float32).reshape(-1, tensor.shape[-1])[chunk.start : chunk.stop]
+    if not tensor.interleave_heads:
+        return reader.read_rows(tensor.source, chunk.start, chunk.stop)
+    if len(tensor.shape) == 1:
+        # a bias is one row; its elements move as the rows of its weight do
+        return reader.read_rows(tensor.source, 0, 1)[:, interleave_order(tensor.shape[0], tensor.interleave_heads)]
+    wanted = interleave_order(tensor.shape[0], tensor.interleave_heads)[chunk.start : chunk.stop]
+    first, last = int(wanted.min()), int(wanted.max())
+    return reader.read_rows(tensor.source, first, last + 1)[wanted - first]

@@ -1,0 +1,106 @@
+"""The GGUF backend: plan, stream, name."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from runtime.artifact import Artifact, record
+from runtime.atomic import replacing
+from runtime.errors import ModelError, UnsupportedError, UserError
+from targets.gguf.plan import Plan, make_plan
+from targets.gguf.presets import PRESETS
+from targets.gguf.stream import write_tensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from targets.base import EmitOptions, Problem, Progress
+    from targets.facts import ModelFacts
+
+
+class GgufTarget:
+    """Writes `.gguf` files for llama.cpp."""
+
+    name = "gguf"
+
+    def __init__(self) -> None:
+        # check() and emit() follow each other on the same model: the tokenizer is read once
+        self._planned: tuple[ModelFacts, EmitOptions, Plan] | None = None
+
+    def presets(self) -> dict[str, str]:
+        """Quantization presets by name, with a line for people."""
+        return {preset.name: preset.help for preset in PRESETS.values()}
+
+    def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
+        """Every problem that can be known before a weight is read. Raises ModelError for a broken tokenizer."""
+        plan, problems = make_plan(facts, options)
+        self._planned = (facts, options, plan) if plan is not None else None
+        return problems
+
+    def plan(self, facts: ModelFacts, options: EmitOptions) -> Plan:
+        """The laid-out file. Raises UnsupportedError that lists every problem."""
+        if self._planned is None or self._planned[0] is not facts or self._planned[1] != options:
+            problems = self.check(facts, options)
+            if problems:
+                raise UnsupportedError("\n".join(map(str, problems)))
+        if self._planned is None:
+            raise UnsupportedError(f"{facts.path}: cannot be written as GGUF")
+        return self._planned[2]
+
+    def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
+        """Write the file into the existing directory `out`. Raises ModelError for NaN or infinite weights."""
+        plan = self.plan(facts, options)
+        path = out / plan.name.file_name(plan.preset.name)
+        threads = options.threads or os.cpu_count() or 1
+        with replacing(path) as temporary:
+            _write(temporary, plan, threads, progress)
+        return Artifact(
+            root=out,
+            format=self.name,
+            entry=path.name,
+            name=plan.name.name,
+            quant=plan.preset.name,
+            n_params=plan.n_params,
+            bits_per_weight=plan.bits_per_weight,
+            context_length=plan.context_length,
+            source=facts.requested,
+            contract={"engine": "llama.cpp", "tensors": _type_counts(plan)},
+            files={path.name: record(path)},
+        )
+
+
+def _write(path: Path, plan: Plan, threads: int, progress: Progress) -> None:
+    """Write the whole file at `path`. Raises UserError where the disk is too small, before any work."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        _reserve(descriptor, path, plan.file_bytes)
+        os.pwrite(descriptor, plan.header, 0)
+        write_tensors(descriptor, len(plan.header), plan.tensors, threads, progress)
+    except OSError as error:
+        raise ModelError(
+            f"{path.parent}: cannot be written ({error.strerror}); free space or choose another -o"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _reserve(descriptor: int, path: Path, n_bytes: int) -> None:
+    """Claim the whole file now, so that a full disk is known before the work and not after it."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, n_bytes)
+        else:
+            os.truncate(descriptor, n_bytes)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: no room for a file of {n_bytes} bytes ({error.strerror}); free space or choose another -o"
+        ) from error
+
+
+def _type_counts(plan: Plan) -> dict[str, int]:
+    """How many tensors have each type."""
+    counts: dict[str, int] = {}
+    for _, placed in plan.tensors:
+        counts[placed.kind.name] = counts.get(placed.kind.name, 0) + 1
+    return counts

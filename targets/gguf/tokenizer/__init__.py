@@ -1,0 +1,50 @@
+"""The tokenizer of a Hugging Face directory as GGUF key/values, read from its files alone: no transformers, no torch.
+
+`tokenizer_metadata` decides between the two kinds that llama.cpp calls "gpt2" (byte-level BPE, `bpe`) and "llama"
+(SentencePiece BPE, `sentencepiece`), and adds the special tokens (`special`) and the chat templates (`chat`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from targets.gguf.tokenizer.bpe import bpe_entries
+from targets.gguf.tokenizer.chat import chat_entries
+from targets.gguf.tokenizer.files import read_files
+from targets.gguf.tokenizer.sentencepiece import is_sentencepiece, spm_entries
+from targets.gguf.tokenizer.special import special_entries
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from targets.gguf.keyvalue import KeyValue
+
+__all__ = ["TokenizerMetadata", "tokenizer_metadata"]
+
+
+@dataclass(frozen=True)
+class TokenizerMetadata:
+    """What a GGUF file says of its tokenizer.
+
+    entries: the key/values `tokenizer.ggml.*` and `tokenizer.chat_template*`, in the order to write them
+    notes: what llama.cpp cannot do as the model's tokenizer does, and what was left out; a line each, for people
+    """
+
+    entries: list[KeyValue] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def tokenizer_metadata(directory: Path, config: dict[str, Any], vocab_rows: int) -> TokenizerMetadata:
+    """Read the tokenizer in `directory`.
+
+    config: config.json as parsed (the text model's part)
+    vocab_rows: rows of the embedding; the vocabulary is padded to it with unused tokens
+    Raises ModelError where the files are missing or damaged, UnsupportedError where llama.cpp has no such tokenizer.
+    """
+    notes: list[str] = []
+    files = read_files(directory)
+    kind = spm_entries if is_sentencepiece(files) else bpe_entries
+    vocabulary, entries = kind(files, vocab_rows, notes)
+    entries = [*entries, *special_entries(files, config, vocabulary, notes), *chat_entries(files)]
+    return TokenizerMetadata(entries, notes)

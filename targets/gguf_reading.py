@@ -1,0 +1,268 @@
+"""A GGUF file as a source: its tensors as `ModelFacts`, its metadata as `KeyValue`s that can be written again.
+
+gguf-py's reader takes seconds for a vocabulary of 50,000 and trusts the file's counts; this one takes a fraction
+of that, reads the header only, and checks every count and offset against the file's size before it follows it.
+The layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3; 2 is the same for our purpose).
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import ModelError
+from targets.facts import ModelFacts, TensorFact, several, shown
+from targets.gguf.keyvalue import KeyValue
+from targets.gguf.types import TYPES, GgmlType
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_AGAIN = "download or copy the file again"
+_MAX_DIMS = 4
+_MAX_ELEMENTS = 2**63
+_DEFAULT_ALIGNMENT = 32
+# Bytes of the shortest key/value (key length, one character, type, one byte) and tensor entry (name length,
+# n_dims, type, offset): what a claimed count needs at least.
+_MIN_KEY_VALUE = 8 + 1 + 4 + 1
+_MIN_TENSOR = 8 + 4 + 4 + 8
+
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_STRING, _ARRAY = 8, 9
+# Value types by their number in the file: gguf's name and struct's letter.
+_SCALARS = {
+    0: ("UINT8", "B"), 1: ("INT8", "b"), 2: ("UINT16", "H"), 3: ("INT16", "h"), 4: ("UINT32", "I"),
+    5: ("INT32", "i"), 6: ("FLOAT32", "f"), 7: ("BOOL", "?"), 10: ("UINT64", "Q"), 11: ("INT64", "q"),
+    12: ("FLOAT64", "d"),
+}  # fmt: skip
+
+# Types that a file can hold and packlight does not write. Source: ggml-common.h, as targets/gguf/types.py.
+_READ_ONLY = (
+    GgmlType("Q8_1", 9, 32, 2 * 4 + 32),  # gguf-py's figure, with float32 scales; never stored in a model
+    GgmlType("Q8_K", 15, 256, 4 + 256 + 32),
+    GgmlType("IQ2_XXS", 16, 256, 2 + 64),
+    GgmlType("IQ2_XS", 17, 256, 2 + 64 + 8),
+    GgmlType("IQ3_XXS", 18, 256, 2 + 96),
+    GgmlType("IQ1_S", 19, 256, 2 + 32 + 16),
+    GgmlType("IQ3_S", 21, 256, 2 + 64 + 8 + 32 + 4),
+    GgmlType("IQ2_S", 22, 256, 2 + 64 + 8 + 8),
+    GgmlType("I8", 24, 1, 1),
+    GgmlType("I16", 25, 1, 2),
+    GgmlType("I32", 26, 1, 4),
+    GgmlType("I64", 27, 1, 8),
+    GgmlType("F64", 28, 1, 8),
+    GgmlType("IQ1_M", 29, 256, 32 + 16 + 8),
+    GgmlType("TQ1_0", 34, 256, 2 + 4 + 48),
+    GgmlType("TQ2_0", 35, 256, 2 + 64),
+    GgmlType("MXFP4", 39, 32, 1 + 16),
+    GgmlType("NVFP4", 40, 64, 4 + 32),
+    GgmlType("Q1_0", 41, 128, 2 + 16),
+)
+READABLE_TYPES: dict[int, GgmlType] = {entry.id: entry for entry in (*TYPES.values(), *_READ_ONLY)}
+
+
+@dataclass(frozen=True)
+class _Header:
+    """A parsed header; the facts' offsets are absolute and inside the file."""
+
+    metadata: list[KeyValue]
+    tensors: list[TensorFact]
+
+
+def read_gguf_facts(path: Path, requested: str) -> ModelFacts:
+    """The facts of a GGUF file: shapes in torch order, ggml type names, absolute offsets. Raises ModelError."""
+    header = _read(path)
+    _refuse_parts(path, header.metadata)
+    if not header.tensors:
+        raise ModelError(f"{path}: holds no tensor, only metadata; name a GGUF file with weights")
+    return ModelFacts("gguf", path, path.stem, requested, {}, {fact.name: fact for fact in header.tensors})
+
+
+def read_gguf_metadata(path: Path) -> list[KeyValue]:
+    """Every key/value of a GGUF file, in its order, with the types to write it again. Raises ModelError.
+
+    Arrays are lists. Text that is not UTF-8 (some vocabularies have such pieces) stays bytes, so that a copy is exact.
+    """
+    return _read(path).metadata
+
+
+def _read(path: Path) -> _Header:
+    """Parse the header of a file that may be anything."""
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise ModelError(f"{path}: is not a regular file; name a .gguf file")
+        with path.open("rb") as file:
+            magic = file.read(4)
+            if magic != b"GGUF":
+                hint = "is a Git LFS pointer; run 'git lfs pull'" if magic == b"vers" else "is not a GGUF file"
+                raise ModelError(f"{path}: {hint}; name a .gguf file or a Hugging Face model directory")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Parser(path, data).header()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); name a .gguf file") from error
+
+
+def _refuse_parts(path: Path, metadata: list[KeyValue]) -> None:
+    """A model split over several files has to be merged first."""
+    parts = next((entry.value for entry in metadata if entry.key == "split.count"), 0)
+    if isinstance(parts, int) and parts > 1:
+        raise ModelError(
+            f"{path}: is one of {parts} parts of a model; merge them: llama-gguf-split --merge FIRST-PART OUT.gguf"
+        )
+
+
+class _Parser:
+    """Reads a mapped file from front to back; everything that it is about to follow is checked first."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.size, self.at = path, data, len(data), 4
+
+    def header(self) -> _Header:
+        """The whole header. Raises ModelError."""
+        try:
+            version, n_tensors, n_values = self.number(_U32), self.number(_U64), self.number(_U64)
+            if version not in (2, 3):
+                swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)
+                what = "big-endian GGUF" if swapped else f"GGUF version {version}"
+                raise self.error(f"is {what}, only little-endian versions 2 and 3 are read", "convert it again")
+            left = self.size - self.at
+            if n_tensors * _MIN_TENSOR + n_values * _MIN_KEY_VALUE > left:
+                raise self.error(f"claims {n_tensors} tensors and {n_values} keys, more than its {left} bytes can hold")
+            metadata = self.metadata(n_values)
+            return _Header(metadata, self.tensors(n_tensors, _alignment(self, metadata)))
+        except struct.error as error:
+            raise self.error(f"is truncated inside its header, at byte {self.size}") from error
+
+    def error(self, what: str, fix: str = _AGAIN) -> ModelError:
+        """A ModelError about this file."""
+        return ModelError(f"{self.path}: {what}; {fix}")
+
+    def number(self, layout: struct.Struct) -> Any:  # noqa: ANN401 (as struct has it)
+        """One number. Raises struct.error at the file's end."""
+        (value,) = layout.unpack_from(self.data, self.at)
+        self.at += layout.size
+        return value
+
+    def text(self) -> bytes:
+        """One string."""
+        length = self.number(_U64)
+        end = self.at + length
+        if end > self.size:
+            raise self.error(f"claims a string of {length} bytes at byte {self.at - 8}, past its end")
+        raw = self.data[self.at : end]
+        self.at = end
+        return raw
+
+    def name(self, what: str) -> str:
+        """The name of a key or tensor."""
+        raw = self.text()
+        try:
+            name = raw.decode()
+        except UnicodeDecodeError:
+            name = ""
+        if not name or not name.isprintable():
+            raise self.error(f"has a {what} with a damaged name, {shown(raw)}")
+        return name
+
+    def metadata(self, count: int) -> list[KeyValue]:
+        """All key/values."""
+        entries: dict[str, KeyValue] = {}
+        for _ in range(count):
+            key = self.name("key")
+            if key in entries:
+                raise self.error(f"has the key {shown(key)} twice")
+            entries[key] = self.value(key)
+        return list(entries.values())
+
+    def value(self, key: str) -> KeyValue:
+        """What follows a key: its type and value."""
+        kind = self.number(_U32)
+        if kind == _STRING:
+            return KeyValue(key, _decoded(self.text()), "STRING")
+        if kind in _SCALARS:
+            name, letter = _SCALARS[kind]
+            return KeyValue(key, self.number(struct.Struct(f"<{letter}")), name)
+        if kind != _ARRAY:
+            raise self.error(f"key {shown(key)} has the unknown value type {kind}")
+        kind, count = self.number(_U32), self.number(_U64)
+        left = self.size - self.at
+        if kind == _STRING:
+            if count * 8 > left:
+                raise self.error(f"key {shown(key)} claims {count} strings, more than the file can hold")
+            return KeyValue(key, [_decoded(self.text()) for _ in range(count)], "ARRAY", "STRING")
+        if kind not in _SCALARS:
+            raise self.error(f"key {shown(key)} is an array of the unknown or nested type {kind}")
+        name, letter = _SCALARS[kind]
+        n_bytes = count * struct.calcsize(f"<{letter}")
+        if n_bytes > left:
+            raise self.error(f"key {shown(key)} claims {count} values, more than the file can hold")
+        values = list(struct.unpack_from(f"<{count}{letter}", self.data, self.at))
+        self.at += n_bytes
+        return KeyValue(key, values, "ARRAY", name)
+
+    def tensors(self, count: int, alignment: int) -> list[TensorFact]:
+        """All tensor entries, by offset. They may not overlap nor leave the file."""
+        entries: dict[str, tuple[tuple[int, ...], GgmlType, int, int]] = {}
+        for _ in range(count):
+            name = self.name("tensor")
+            if name in entries:
+                raise self.error(f"has the tensor {shown(name)} twice")
+            entries[name] = self.tensor(name, alignment)
+        start = -(-self.at // alignment) * alignment
+        facts = [
+            TensorFact(name, shape, kind.name, self.path, start + offset, n_bytes)
+            for name, (shape, kind, offset, n_bytes) in entries.items()
+        ]
+        facts.sort(key=lambda fact: (fact.offset, fact.n_bytes))
+        end = max((fact.offset + fact.n_bytes for fact in facts), default=0)
+        if end > self.size:
+            raise self.error(f"is truncated, has {self.size} of the {end} bytes that its header describes")
+        if overlaps := [
+            f"{shown(after.name)} and {shown(before.name)}"
+            for before, after in itertools.pairwise(facts)
+            if after.offset < before.offset + before.n_bytes
+        ]:
+            raise self.error(f"tensors overlap: {several(overlaps)}")
+        return facts
+
+    def tensor(self, name: str, alignment: int) -> tuple[tuple[int, ...], GgmlType, int, int]:
+        """One tensor entry after its name: shape in torch order, type, offset in the data, bytes."""
+        n_dims = self.number(_U32)
+        if n_dims > _MAX_DIMS:
+            raise self.error(f"tensor {shown(name)} claims {n_dims} dimensions, over {_MAX_DIMS}")
+        dims = [self.number(_U64) for _ in range(n_dims)]
+        type_id, offset = self.number(_U32), self.number(_U64)
+        if type_id not in READABLE_TYPES:
+            raise self.error(
+                f"tensor {shown(name)} has the unknown type {type_id}", "convert it with a current llama.cpp"
+            )
+        kind, row, count = READABLE_TYPES[type_id], dims[0] if dims else 1, 1
+        for dim in dims:
+            count *= dim
+        if count >= _MAX_ELEMENTS or not kind.fits(row):
+            raise self.error(f"tensor {shown(name)} of type {kind.name} cannot have the dimensions {dims}")
+        if offset % alignment:
+            raise self.error(f"tensor {shown(name)} starts at {offset}, not a multiple of {alignment}")
+        return tuple(reversed(dims)), kind, offset, count // kind.block_size * kind.block_bytes
+
+
+def _alignment(parser: _Parser, metadata: list[KeyValue]) -> int:
+    """What tensor offsets are a multiple of."""
+    entry = next((entry for entry in metadata if entry.key == "general.alignment"), None)
+    if entry is None:
+        return _DEFAULT_ALIGNMENT
+    value = entry.value
+    if entry.type != "UINT32" or value == 0 or value & (value - 1):
+        raise parser.error(f"general.alignment is {shown(value)}, not a power of two")
+    return int(value)
+
+
+def _decoded(raw: bytes) -> str | bytes:
+    """Text where it is UTF-8, else the bytes."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw

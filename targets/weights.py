@@ -1,0 +1,116 @@
+"""Weights from disk as float32 rows, a chunk at a time, by `pread`: nothing is mapped, nothing is kept.
+
+Mapping a checkpoint would be as fast, but every page that was touched counts as resident memory of this
+process until the kernel takes it back; reading into a small buffer keeps peak memory independent of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from targets.facts import TensorFact
+
+FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of one element of the float types that are read without any decoding table."""
+
+
+class WeightReader:
+    """Reads rows of stored tensors; opens each file once; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, int] = {}
+
+    def __enter__(self) -> WeightReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._files.values():
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._files.clear()
+
+    def open(self, path: Path) -> None:
+        """Open `path` now, so that later reads from several threads find it open. Raises ModelError."""
+        if path in self._files:
+            return
+        try:
+            self._files[path] = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ModelError(
+                f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
+            ) from error
+
+    def read_bytes(self, fact: TensorFact, offset: int, into: npt.NDArray[np.uint8]) -> None:
+        """Fill `into` with the tensor's bytes from `offset` on. Raises ModelError where the file is shorter."""
+        self.open(fact.file)
+        view = memoryview(into.data)
+        position = fact.offset + offset
+        while view:
+            got = os.preadv(self._files[fact.file], [view], position)
+            if got <= 0:
+                raise ModelError(f"{fact.file}: ends inside tensor {fact.name}; download the file again")
+            view, position = view[got:], position + got
+
+    def read_rows(self, fact: TensorFact, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows start..stop of a tensor as float32, shape (stop - start, last dimension).
+
+        A tensor of more than two dimensions is read as the matrix of its last one. Raises ModelError for
+        an element type that cannot be read, for a short file, and for NaN or infinite values.
+        """
+        columns = fact.shape[-1] if fact.shape else 1
+        row_bytes = fact.n_bytes // (fact.n_elements // columns)
+        raw = np.empty((stop - start) * row_bytes, np.uint8)
+        self.read_bytes(fact, start * row_bytes, raw)
+        values = _to_float32(raw, fact).reshape(stop - start, columns)
+        if not np.isfinite(values).all():
+            row = start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise ModelError(
+                f"{fact.file}: tensor {fact.name} holds NaN or infinite values (first in row {row}); "
+                "the checkpoint is damaged or overflowed in training, use another one"
+            )
+        return values
+
+
+def _to_float32(raw: npt.NDArray[np.uint8], fact: TensorFact) -> npt.NDArray[np.float32]:
+    """Decode little-endian stored bytes to a flat float32 array."""
+    if fact.dtype == "F32":
+        return raw.view("<f4").astype(np.float32, copy=False)
+    if fact.dtype == "F16":
+        with np.errstate(invalid="ignore"):
+            return raw.view("<f2").astype(np.float32)
+    if fact.dtype == "BF16":
+        # bfloat16 is the upper half of a float32
+        wide = raw.view("<u2").astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return _dequantize_ggml(raw, fact)
+
+
+def _dequantize_ggml(raw: npt.NDArray[np.uint8], fact: TensorFact) -> npt.NDArray[np.float32]:
+    """Decode blocks of a GGUF source with gguf-py's own tables."""
+    import gguf
+
+    try:
+        values = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[fact.dtype])
+    except (KeyError, NotImplementedError) as error:
+        raise ModelError(f"{fact.file}: tensor {fact.name} has type {fact.dtype}, which cannot be read") from error
+    return np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+
+
+def row_chunks(n_rows: int, row_elements: int, chunk_elements: int) -> Iterator[tuple[int, int]]:
+    """Cut n_rows into (start, stop) pieces of about `chunk_elements` elements, at least one row each."""
+    step = max(1, chunk_elements // max(1, row_elements))
+    for start in range(0, n_rows, step):
+        yield start, min(start + step, n_rows)
