@@ -7,7 +7,8 @@ PacklightError
 │   └── ArtifactError    an artifact or its manifest cannot be used
 ├── CheckFailed          a budget or a parity check failed; exit status 1
 └── EngineError          the engine (llama.cpp, …) failed in a way that the user did not cause
-    └── OutOfMemory      the process went over its memory cap
+    ├── OutOfMemory      the process went over its memory cap
+    └── TimedOut         the process took longer than it was given
 """
 
 from __future__ import annotations
@@ -49,6 +50,14 @@ class EngineError(PacklightError):
 
 class OutOfMemory(EngineError):
     """The measured process went over its memory cap; `phase` is the last phase that it reached."""
+
+    def __init__(self, message: str, phase: str) -> None:
+        super().__init__(message)
+        self.phase = phase
+
+
+class TimedOut(EngineError):
+    """The measured process took longer than it was given; `phase` is the last phase that it reached."""
 
     def __init__(self, message: str, phase: str) -> None:
         super().__init__(message)

@@ -28,11 +28,15 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Trials:
-    """How much to measure: prompt and generated tokens a trial, trials after one warm-up."""
+    """How much to measure: prompt and generated tokens a trial, trials after one warm-up.
+
+    timeout_s: seconds after which the whole run is given up
+    """
 
     prompt_tokens: int = 512
     decode_tokens: int = 64
     count: int = 5
+    timeout_s: float = 3600.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class MemorySplit:
     """Where the resident bytes of the measured process lie, read at the end of the run.
 
     weights_bytes: weights, mapped from the file or held in memory (a repacked copy included)
-    kv_cache_bytes, compute_bytes: allocated by the engine
+    kv_cache_bytes: allocated by the engine
+    compute_bytes: the part of the engine's compute buffers that was touched; it reserves more
     other_bytes: peak minus all of the above: the interpreter, the engine's code, the tokenizer
     """
 
@@ -82,7 +87,7 @@ class Measurement:
     peak_rss_bytes: the kernel's high-water mark (VmHWM) of the child process
     second_turn_growth_bytes: high-water mark after a second conversation turn minus that after the first
     host: what ran it (machine, cpu, os, engine version); it is never the target device's own figure
-    cap: None, or how memory was capped: {"method": "cgroup-v1", "bytes": …}
+    cap: None, or how memory was capped: {"method": "cgroup-v1", "bytes": …, "counts": …, "limit_hits": …}
     """
 
     load_s: float

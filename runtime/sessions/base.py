@@ -46,6 +46,9 @@ class Session(Protocol):
     def decode(self, token: int) -> None:
         """Evaluate one more token."""
 
+    def greedy(self) -> int:
+        """The token with the largest logit after the last evaluated one, without a copy of the logits."""
+
     def last_logits(self) -> npt.NDArray[np.float32]:
         """Logits after the last evaluated token, shape (n_vocab,)."""
 
@@ -53,7 +56,10 @@ class Session(Protocol):
         """Reset, evaluate `ids` and return the logits of every position, shape (len(ids), n_vocab)."""
 
     def memory_bytes(self) -> dict[str, int]:
-        """What the engine says it allocated: keys "weights", "kv_cache", "compute", in bytes."""
+        """What the engine says it allocated: keys "weights", "kv_cache", "compute", in bytes.
+
+        "weights_mapped", where an engine knows it, is the part of "weights" that is mapped from the file.
+        """
 
     def close(self) -> None:
         """Free everything."""

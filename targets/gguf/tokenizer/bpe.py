@@ -54,20 +54,17 @@ def merge_pairs(model: dict[str, Any], base: dict[str, int], where: Path) -> lis
     if not isinstance(written, list):
         raise ModelError(f"{where}: model.merges is not a list; save the tokenizer again")
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in written]
-    if len(set(pairs)) != len(pairs):
-        seen: set[tuple[str, ...]] = set()
-        for pair in pairs:
-            if pair in seen:
-                raise ModelError(f"{where}: the merge '{' '.join(pair)}' is there twice; save the tokenizer again")
-            seen.add(pair)
-    checked = []
-    for rank, pair in enumerate(pairs):
-        if len(pair) != 2:
-            raise ModelError(f"{where}: merge {rank} ({written[rank]!r}) is not a pair; save the tokenizer again")
-        left, right = pair
-        if left not in base or right not in base or left + right not in base:
-            raise ModelError(f"{where}: merge {rank} ('{left} {right}') uses a token that is not in the vocabulary")
-        checked.append((left, right))
+    odd = next((rank for rank, pair in enumerate(pairs) if len(pair) != 2), None)
+    if odd is not None:
+        raise ModelError(f"{where}: merge {odd} ({written[odd]!r}) is not a pair; save the tokenizer again")
+    checked: list[tuple[str, str]] = pairs  # type: ignore[assignment]  # every one has two parts, as checked
+    unknown = (rank for rank, (a, b) in enumerate(checked) if a not in base or b not in base or a + b not in base)
+    if (rank := next(unknown, None)) is not None:
+        raise ModelError(f"{where}: merge {rank} ({written[rank]!r}) uses a token that is not in the vocabulary")
+    if len(set(checked)) != len(checked):
+        seen: set[tuple[str, str]] = set()
+        twice = next(pair for pair in checked if pair in seen or seen.add(pair))  # type: ignore[func-returns-value]  # add returns None
+        raise ModelError(f"{where}: the merge '{' '.join(twice)}' is there twice; save the tokenizer again")
     return checked
 
 

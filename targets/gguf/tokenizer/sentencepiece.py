@@ -7,7 +7,6 @@ order of the merges.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ModelError, UnsupportedError
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from targets.gguf.tokenizer.files import TokenizerFiles
     from targets.gguf.tokenizer.vocabulary import Vocabulary
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "▁"
 
 
@@ -43,7 +41,7 @@ def spm_entries(files: TokenizerFiles, vocab_rows: int, notes: list[str]) -> tup
         raise UnsupportedError(f"{files.spm}: a SentencePiece model of the kind '{kind}'; only BPE can be written")
     base = base_tokens(files) if files.tokenizer is not None else _pieces(files, spm)
     vocabulary = build_vocabulary(files.where, base, added_tokens(files), vocab_rows, notes)
-    _set_types(vocabulary, spm, files.model.get("unk_token"))
+    _set_types(vocabulary, spm, files.model.get("unk_token") or "")
     missing = 256 - vocabulary.types.count(TokenType.BYTE)
     if missing:
         raise UnsupportedError(
@@ -114,6 +112,8 @@ def space_prefix(files: TokenizerFiles, spm: SpmModel | None, vocabulary: Vocabu
             replaced = True
             scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
             prefix = prefix or scheme != "never"
+            if scheme != "never":
+                notes.append("llama.cpp puts a space before text that starts with one; the model's tokenizer does not")
             if scheme == "first":
                 notes.append("llama.cpp puts a space before text after a special token; the model's tokenizer does not")
         elif not (kind == "Split" and step.get("pattern") == {"String": " "} and replaced):
@@ -151,16 +151,16 @@ def _pieces(files: TokenizerFiles, spm: SpmModel | None) -> dict[str, int]:
     return base
 
 
-def _set_types(vocabulary: Vocabulary, spm: SpmModel | None, unk_token: str | None) -> None:
+def _set_types(vocabulary: Vocabulary, spm: SpmModel | None, unk_token: str) -> None:
     """Replace NORMAL by what tokenizer.model says, or by what the token's text says where there is none."""
     types = vocabulary.types
-    known = dict(zip(spm.texts, spm.types, strict=True)) if spm else {}
-    for token_id, text in enumerate(vocabulary.texts):
-        if text == unk_token:
-            types[token_id] = TokenType.UNKNOWN
-        elif _BYTE.fullmatch(text):
-            types[token_id] = TokenType.BYTE
-        elif types[token_id] == TokenType.NORMAL:
-            types[token_id] = known.get(text, TokenType.NORMAL)
-        elif known.get(text) == TokenType.UNKNOWN:
-            types[token_id] = TokenType.UNKNOWN
+    for text, kind in zip(spm.texts, spm.types, strict=True) if spm else ():
+        token_id = vocabulary.ids.get(text) if kind != TokenType.NORMAL else None
+        # What tokenizer.json says of its added tokens goes first.
+        if token_id is not None and (types[token_id] == TokenType.NORMAL or kind == TokenType.UNKNOWN):
+            types[token_id] = kind
+    for byte in range(256):
+        if (token_id := vocabulary.ids.get(f"<0x{byte:02X}>")) is not None:
+            types[token_id] = int(TokenType.BYTE)
+    if unk_token in vocabulary.ids:
+        types[vocabulary.ids[unk_token]] = int(TokenType.UNKNOWN)

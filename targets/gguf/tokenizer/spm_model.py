@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_FLOAT = struct.Struct("<f")
+
 BPE = 2
 """SentencePiece's model type of BPE; 1 is unigram, the default."""
 
@@ -59,10 +61,10 @@ def _parse(data: bytes) -> SpmModel:
     normalizer: dict[int, int | bytes] = {}
     for number, value in _fields(data):
         if number == 1:
-            piece = dict(_fields(_message(value)))
-            texts.append(_message(piece.get(1, b"")).decode("utf-8"))
-            scores.append(struct.unpack("<f", _message(piece.get(2, b"\0\0\0\0")))[0])
-            types.append(_number(piece.get(3, 1)))
+            text, score, kind = _piece(_message(value))
+            texts.append(text)
+            scores.append(score)
+            types.append(kind)
         elif number == 2:
             trainer |= dict(_fields(_message(value)))
         elif number == 3:
@@ -76,6 +78,20 @@ def _parse(data: bytes) -> SpmModel:
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
         normalizes=bool(normalizer.get(2, b"")),
     )
+
+
+def _piece(data: bytes) -> tuple[str, float, int]:
+    """Text, score and type of a piece."""
+    # Nearly every piece is written in this order, with a text below 128 bytes; a vocabulary has up to 262,144 of them.
+    if data[0] == 0x0A and data[1] < 0x80:
+        end = data[1] + 2
+        rest = len(data) - end
+        if rest >= 5 and data[end] == 0x15 and (rest == 5 or (rest == 7 and data[end + 5] == 0x18)):
+            kind = data[end + 6] if rest == 7 else 1
+            return data[2:end].decode("utf-8"), _FLOAT.unpack_from(data, end + 1)[0], kind
+    fields = dict(_fields(data))
+    score: float = _FLOAT.unpack(_message(fields.get(2, b"\0\0\0\0")))[0]
+    return _message(fields.get(1, b"")).decode("utf-8"), score, _number(fields.get(3, 1))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -1,0 +1,202 @@
+"""Where MODEL is: a directory, a `.gguf` file or a hub id becomes `ModelFacts`, before any weight is read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import ModelError, UserError
+from targets.facts import shown
+from targets.gguf_reading import read_gguf_facts
+from targets.pickled import conversion_command, pickled_weights
+from targets.safetensors import CONFIG, read_config, read_facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from targets.facts import ModelFacts
+
+# What a conversion needs of a hub repository. Other weights that many repositories hold as well (pickles,
+# `consolidated.safetensors`, onnx/, original/) are not downloaded.
+_WANTED = [
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "tokenizer*", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "preprocessor_config.json", "processor_config.json", "chat_template*", "README*", "LICENSE*",
+]  # fmt: skip
+_REMOTE_CODE = ["*.py"]
+_SUBFOLDERS = ["*/*"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[\w.-]+)?", re.ASCII)
+# A tokenizer is one of these sets of files.
+_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_GENERATES_TEXT = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+
+
+def resolve(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelFacts:
+    """The facts of MODEL: a directory, a `.gguf` file, or a hub id `org/name` (downloaded, or from the cache).
+
+    revision: branch, tag or commit of a hub id. HF_HOME, HF_HUB_OFFLINE and HF_TOKEN hold as everywhere;
+    huggingface_hub shows its own progress on a terminal. Raises ModelError, or UserError for bad usage.
+    """
+    path = _as_path(model)
+    with _readable(path):
+        on_disk = bool(model) and path.exists()
+        if on_disk and revision is not None:
+            raise UserError(f"{model}: is on this disk, where --revision means nothing; leave it out or name a hub id")
+        if on_disk and not path.is_dir():
+            return _from_file(path, model)
+        if on_disk:
+            return _from_directory(path, model, None, trust_remote_code=trust_remote_code)
+    if _looks_like_path(model):
+        raise ModelError(f"{shown(model, 200)}: no such directory; name a model directory, a .gguf file or a hub id")
+    if not _HUB_ID.fullmatch(model):
+        raise ModelError(
+            f"'{shown(model, 200)}': neither a directory nor a hub id; a hub id is written org/name, "
+            "for example HuggingFaceTB/SmolLM2-135M-Instruct"
+        )
+    snapshot = _download(model, revision, trust_remote_code=trust_remote_code)
+    with _readable(snapshot):
+        _refuse_other_weights(model, revision, snapshot)
+        return _from_directory(snapshot, model, model.rsplit("/", 1)[-1], trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses (no permission, a name too long) into a ModelError."""
+    try:
+        yield
+    except OSError as error:
+        where = shown(error.filename or path, 200)
+        raise ModelError(f"{where}: cannot be read ({error.strerror}); name a readable model directory") from error
+
+
+def _as_path(model: str) -> Path:
+    """MODEL as a path, `~` expanded as a shell would."""
+    if "\0" in model:
+        raise ModelError(f"{shown(model, 200)}: holds a null character; name a model directory, .gguf file or hub id")
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # ~nobody: an unknown user
+        return Path(model)
+
+
+def _looks_like_path(model: str) -> bool:
+    """Whether MODEL can only be meant as a path."""
+    return model.startswith((".", "/", "~")) or model.endswith(("/", ".gguf")) or model.count("/") > 1 or "\\" in model
+
+
+def _from_file(path: Path, model: str) -> ModelFacts:
+    """A single file: GGUF, or a hint at what to name in its place."""
+    if path.suffix == ".gguf":
+        return read_gguf_facts(path, model)
+    if path.suffix == ".safetensors" or path.name == CONFIG:
+        raise ModelError(f"{path}: is one file of a model; name its directory, {path.parent}")
+    if pickled_weights([path.name]):
+        raise ModelError(
+            f"{path}: pickled weights can run any code on loading and are refused; "
+            f"name their directory, {path.parent}, for the command that converts them"
+        )
+    raise ModelError(f"{path}: is neither a directory nor a .gguf file; name a model directory or a .gguf file")
+
+
+def _from_directory(directory: Path, model: str, name: str | None, *, trust_remote_code: bool) -> ModelFacts:
+    """A Hugging Face directory with everything that an export needs."""
+    facts = read_facts(directory, model, name, trust_remote_code=trust_remote_code)
+    generates = not facts.architecture or facts.architecture.endswith(_GENERATES_TEXT)
+    complete = any(all((directory / file).is_file() for file in files) for files in _TOKENIZERS)
+    if generates and not complete:
+        raise ModelError(
+            f"{directory}: no tokenizer (tokenizer.json, tokenizer.model, or vocab.json with merges.txt); "
+            "copy the tokenizer's files from the model that it was trained from"
+        )
+    return facts
+
+
+def _refuse_other_weights(model: str, revision: str | None, snapshot: Path) -> None:
+    """A repository of pickles or GGUF files alone downloads no weights: ask the hub what it has."""
+    if any(snapshot.glob("*.safetensors")):
+        return
+    names = _repository_files(model, revision)
+    if ggufs := [shown(name) for name in names if name.endswith(".gguf")]:
+        raise ModelError(
+            f"{model}: the hub has GGUF files of it, no safetensors; get one with "
+            f"'hf download {model} {ggufs[0]} --local-dir .' and name that file"
+        )
+    pickles = pickled_weights(names)
+    if pickles and (snapshot / CONFIG).is_file():
+        command = conversion_command(model, f"{model.rsplit('/', 1)[-1]}-safetensors", read_config(snapshot), pickles)
+        raise ModelError(
+            f"{model}: the hub has only pickled weights of it ({shown(pickles[0])}), which can run any code on "
+            f"loading; if you trust them, convert them to safetensors with: {command}"
+        )
+
+
+def _repository_files(model: str, revision: str | None) -> list[str]:
+    """Names of the files at the top of a hub repository; empty where the hub cannot be asked."""
+    import huggingface_hub
+
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(model, revision=revision)
+    except _hub_errors():
+        return []
+    return [name for name in names if "/" not in name]
+
+
+def _download(model: str, revision: str | None, *, trust_remote_code: bool) -> Path:
+    """The snapshot of a hub repository in the ordinary cache. Raises ModelError."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=_WANTED + (_REMOTE_CODE if trust_remote_code else []),
+                ignore_patterns=_SUBFOLDERS,
+            )
+        )
+    except _hub_errors() as error:
+        # A cache that another program filled can lack files that we would like but do not need.
+        partial = getattr(error, "snapshot_path", None)
+        if isinstance(error, errors.LocalEntryNotFoundError) and partial:
+            return Path(partial)
+        raise ModelError(_why(model, revision, error)) from error
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises: its HTTP library differs between versions, and Xet raises RuntimeError."""
+    from huggingface_hub import errors
+
+    http_error: type[Exception] = vars(errors)["HTTPError"]
+    return (http_error, errors.EntryNotFoundError, OSError, ValueError, RuntimeError)
+
+
+def _why(model: str, revision: str | None, error: Exception) -> str:
+    """One line for a failed download."""
+    from huggingface_hub import constants, errors
+
+    named = "set" if os.environ.get("HF_TOKEN") else "not set"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{model}: is gated; accept its terms at {constants.ENDPOINT}/{model}, then set HF_TOKEN (now {named})"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{model}: has no revision '{shown(revision)}'; name a branch, tag or commit that it has"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{model}: no such directory here and no such model on the hub; check the spelling, "
+            f"or set HF_TOKEN for a private one (now {named})"
+        )
+    if isinstance(error, errors.HFValidationError):
+        return f"{model}: no such directory here and not a hub id ({shown(error, 160)}); check the spelling"
+    if constants.HF_HUB_OFFLINE and isinstance(error, errors.LocalEntryNotFoundError):
+        at = f" at revision '{shown(revision)}'" if revision else ""
+        return (
+            f"{model}: no such directory here and not in the cache{at} ({constants.HF_HUB_CACHE}), and "
+            "HF_HUB_OFFLINE forbids to download it; unset HF_HUB_OFFLINE or name a directory"
+        )
+    cause = error.__cause__ or error
+    reason = shown(" ".join(f"{type(cause).__name__}: {cause}".split()), 160)
+    return f"{model}: cannot be downloaded ({reason}); check the network, or name a directory"

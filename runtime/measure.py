@@ -1,0 +1,239 @@
+"""Measure an artifact in a fresh child process (`runtime.worker`), with or without a hard memory cap."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from runtime.cap import COUNTS, Cap, capped, drop_file_cache
+from runtime.errors import ArtifactError, EngineError, OutOfMemory, TimedOut, UserError
+from runtime.host import default_threads, host_facts
+from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat, Trials
+from runtime.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.artifact import Artifact
+
+MINIMUM_CONTEXT = 16
+_NO_MEMORY = re.compile(
+    r"bad_alloc|cannot allocate|failed to allocate|unable to allocate|insufficient memory|out of memory|MemoryError"
+    r"|failed to map|mmap failed|Thread creation failed|can't start new thread",
+    re.IGNORECASE,
+)
+_OPENMP = ("OMP_", "GOMP_", "KMP_")
+_ERRORS = {"ArtifactError": ArtifactError, "UserError": UserError}
+
+
+def measure(
+    artifact: Artifact,
+    options: RunOptions,
+    trials: Trials,
+    *,
+    cap_bytes: int | None = None,
+    progress: Callable[[str], None] | None = None,
+    command: str = "",
+) -> Measurement:
+    """Measure `artifact` on this host, under a cap of exactly `cap_bytes` where one is named.
+
+    progress is called with each phase's name; command is recorded. Raises EngineError where the engine fails or
+    dies, its OutOfMemory where it goes over the cap, TimedOut after `trials.timeout_s`, UserError for bad options.
+    """
+    if cap_bytes is None:
+        return measure_under(None, artifact, options, trials, progress=progress, command=command)
+    with capped(cap_bytes) as cap:
+        return measure_under(cap, artifact, options, trials, progress=progress, command=command)
+
+
+def measure_under(
+    cap: Cap | None,
+    artifact: Artifact,
+    options: RunOptions,
+    trials: Trials,
+    *,
+    progress: Callable[[str], None] | None = None,
+    command: str = "",
+) -> Measurement:
+    """`measure` with a cap that is open already, or None."""
+    _check(options, trials)
+    options = dataclasses.replace(options, threads=options.threads or default_threads())
+    if cap is not None:
+        drop_file_cache(artifact.entry_path)
+    child = _Child(cap, trials.timeout_s, progress or _silent)
+    request = {
+        "artifact": {"root": str(artifact.root.resolve()), "format": artifact.format, "entry": artifact.entry},
+        "options": dataclasses.asdict(options),
+        "trials": dataclasses.asdict(trials),
+    }
+    result = child.run(request, child_environment(options.threads or 1))
+    done = dataclasses.replace(
+        trials, prompt_tokens=result["prompt_tokens"], decode_tokens=result["decode_tokens"]
+    )  # what was measured, where the context was too small for what was asked
+    return Measurement(
+        load_s=result["load_s"],
+        first_token_ms=Stat.of(result["first_token_ms"]),
+        prefill_tokens_per_s=Stat.of(result["prefill_tokens_per_s"], higher_is_better=True),
+        decode_tokens_per_s=Stat.of(result["decode_tokens_per_s"], higher_is_better=True),
+        peak_rss_bytes=result["peak_rss_bytes"],
+        memory=MemorySplit(**result["memory"]),
+        second_turn_growth_bytes=result["second_turn_growth_bytes"],
+        major_page_faults=result["major_page_faults"],
+        options=options,
+        trials=done,
+        host={**host_facts(), "engine": result["engine"]},
+        command=command,
+        cap=None if cap is None else describe_cap(cap),
+        notes=tuple(result["notes"]),
+    )
+
+
+def describe_cap(cap: Cap) -> dict[str, Any]:
+    """The cap as it is recorded: method, bytes, what it counts, and how often the limit was hit."""
+    return {
+        "method": cap.method,
+        "bytes": cap.n_bytes,
+        "counts": COUNTS[cap.method],
+        "limit_hits": cap.limit_hits(),
+    }
+
+
+def child_environment(threads: int) -> dict[str, str]:
+    """This process's environment with OpenMP's variables replaced: threads that wait do not spin."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OPENMP)}
+    return {
+        **kept,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+    }
+
+
+def _check(options: RunOptions, trials: Trials) -> None:
+    if options.context < MINIMUM_CONTEXT:
+        raise UserError(f"a context of {options.context} tokens is too small to measure: use {MINIMUM_CONTEXT} or more")
+    for name in ("prompt_tokens", "decode_tokens", "count"):
+        if getattr(trials, name) < 1:
+            raise UserError(f"{name} is {getattr(trials, name)}: it has to be at least 1")
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"threads is {options.threads}: it has to be at least 1")
+
+
+def _silent(_phase: str) -> None:
+    """Progress that nobody asked for."""
+
+
+@dataclass
+class _Child:
+    """One run of the worker: starts it, follows its phases, and names the reason where it does not finish."""
+
+    cap: Cap | None
+    timeout_s: float
+    progress: Callable[[str], None]
+    phase: str = "starting"
+    answers: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+        """The worker's result for `request`; an EngineError in every other case."""
+        argv = [sys.executable, "-P", "-m", "runtime.worker"]
+        with tempfile.TemporaryFile() as stderr:  # a file: a pipe that nobody reads would block the child
+            process = subprocess.Popen(
+                argv if self.cap is None else self.cap.command(argv),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True,
+            )  # fmt: skip
+            late = threading.Event()
+
+            def stop() -> None:
+                late.set()
+                process.kill()
+
+            timer = threading.Timer(self.timeout_s, stop)
+            timer.start()
+            try:
+                self._follow(process, request)
+                status = process.wait()
+            finally:  # also on Ctrl-C: the child must not outlive us
+                timer.cancel()
+                process.kill()
+                process.wait()
+                for pipe in (process.stdin, process.stdout):
+                    if pipe is not None:
+                        with contextlib.suppress(BrokenPipeError):
+                            pipe.close()
+            if "result" in self.answers:
+                result: dict[str, Any] = self.answers["result"]
+                return result
+            if late.is_set():
+                raise TimedOut(f"measuring took longer than {self.timeout_s:g} s, while {self.phase}", self.phase)
+            raise self._failure(status, last_line(stderr))
+
+    def _follow(self, process: subprocess.Popen[str], request: dict[str, Any]) -> None:
+        if process.stdin is None or process.stdout is None:
+            raise EngineError("the measuring process has no pipes")
+        with contextlib.suppress(BrokenPipeError):  # it died before it read: its status says why
+            json.dump(request, process.stdin)
+            process.stdin.close()
+        for line in process.stdout:
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                continue  # the end of a line that a kill cut off
+            self.answers.update(answer)
+            if "phase" in answer:
+                self.phase = answer["phase"]
+                self.progress(self.phase)
+
+    def _failure(self, status: int, complaint: str) -> EngineError | UserError:
+        error = self.answers.get("error")
+        if error is not None:
+            if error["kind"] == "OutOfMemory" or (self.cap is not None and _NO_MEMORY.search(error["message"])):
+                return self._out_of_memory(error["message"])
+            known = _ERRORS.get(error["kind"], EngineError)
+            return known(error["message"])
+        how = signal_name(-status) if status < 0 else f"exit status {status}"
+        if self._killed_by_cap(status) or _NO_MEMORY.search(complaint):
+            return self._out_of_memory(complaint or how)
+        hint = "; perhaps the system ran out of memory" if status == -signal.SIGKILL else ""
+        ending = f": {complaint}" if complaint else ""
+        return EngineError(f"the measuring process died ({how}) while {self.phase}{hint}{ending}")
+
+    def _killed_by_cap(self, status: int) -> bool:
+        if self.cap is None:
+            return False
+        if self.cap.kills:
+            return status == -signal.SIGKILL and self.cap.oom_kills() != 0
+        # A refused allocation that C code does not check ends in a crash, or in an interpreter that cannot start.
+        return True
+
+    def _out_of_memory(self, reason: str) -> OutOfMemory:
+        where = "" if self.cap is None else f" of {format_bytes(self.cap.n_bytes)} ({self.cap.method})"
+        what = "went over the memory cap" if self.cap is not None else "ran out of memory"
+        return OutOfMemory(f"the measuring process {what}{where} while {self.phase}: {reason}", self.phase)
+
+
+def last_line(stderr: IO[bytes]) -> str:
+    """The last line with text of a file, at most 300 characters of it."""
+    size = stderr.seek(0, os.SEEK_END)
+    stderr.seek(max(0, size - 4096))
+    lines = [line.strip() for line in stderr.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; the number as text where it has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

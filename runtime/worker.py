@@ -1,0 +1,219 @@
+"""The measured process: `python -m runtime.worker` reads one JSON request on stdin and answers in JSON lines.
+
+Request: {"artifact": {"root", "format", "entry"}, "options": {…RunOptions}, "trials": {…Trials}}.
+Answers: {"phase": "loading"} as each phase begins, then one {"result": {…}} or {"error": {"kind", "message"}}.
+Everything that is imported here counts in the measured memory: no numpy, no torch, no transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from runtime.artifact import Artifact
+from runtime.errors import PacklightError
+from runtime.measurement import RunOptions, Trials
+from runtime.memory import anonymous_bytes, major_page_faults, mapped_bytes, resident
+from runtime.sessions import open_session
+
+if TYPE_CHECKING:
+    from runtime.sessions.base import Session
+
+TURN_TOKENS = 2048
+"""Most tokens of one conversation turn: filling a long context would take minutes on a phone."""
+WARM_UP_TOKENS = 8
+PR_SET_PDEATHSIG, SIGKILL = 1, 9
+
+
+@dataclass
+class Answers:
+    """Where the parent listens."""
+
+    out: TextIO
+    notes: list[str] = field(default_factory=list)
+
+    def send(self, **answer: Any) -> None:
+        """Write one line."""
+        self.out.write(json.dumps(answer) + "\n")
+        self.out.flush()
+
+    def phase(self, name: str) -> None:
+        """Say that a phase begins."""
+        self.send(phase=name)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One trial: seconds of the prefill, of prefill and first token, and of all decoded tokens."""
+
+    prefill_s: float
+    first_token_s: float
+    decode_s: float
+
+
+def token_ids(n_vocab: int, count: int, seed: int = 1) -> list[int]:
+    """Pseudo-random token ids, the same on every host, from the middle of the vocabulary.
+
+    Control and unused tokens lie at the two ends of a vocabulary. Generator: Park and Miller's minimal standard.
+    """
+    low, high = n_vocab // 10, max(n_vocab // 10 + 1, n_vocab * 9 // 10)
+    state, ids = seed, []
+    for _ in range(count):
+        state = state * 48271 % 2147483647
+        ids.append(low + state % (high - low))
+    return ids
+
+
+def fit_to_context(trials: Trials, context: int) -> tuple[int, int, str | None]:
+    """Prompt and decode tokens that fit into `context` together, and a note where they had to shrink."""
+    prompt, decode = trials.prompt_tokens, trials.decode_tokens
+    if prompt + decode <= context:
+        return prompt, decode, None
+    decode = min(decode, max(1, context // 2))
+    prompt = max(1, min(prompt, context - decode))
+    note = (
+        f"prompt and decode were cut from {trials.prompt_tokens} + {trials.decode_tokens} tokens to "
+        f"{prompt} + {decode} to fit the context of {context}"
+    )
+    return prompt, decode, note
+
+
+def run_trial(session: Session, prompt: list[int], decode: int) -> Timing:
+    """Reset, evaluate the prompt, then generate greedily: the first token and `decode` more steps."""
+    session.reset()
+    start = time.perf_counter()
+    session.prefill(prompt)
+    prefilled = time.perf_counter()
+    token = session.greedy()
+    first = time.perf_counter()
+    for _ in range(decode):
+        session.decode(token)
+        token = session.greedy()
+    return Timing(prefilled - start, first - start, time.perf_counter() - first)
+
+
+def run_conversation(session: Session, context: int, answers: Answers) -> int:
+    """Two turns that share the context between them; growth of the high-water mark over the second, in bytes."""
+    turn = min(context // 2, TURN_TOKENS)
+    answer = max(1, min(turn // 4, 64))
+    prompt = max(1, turn - answer)
+    if 2 * turn < context - 1:
+        answers.notes.append(f"the conversation filled {2 * turn} of {context} tokens of context")
+    session.reset()
+    peaks = []
+    for number, name in enumerate(("first turn", "second turn")):
+        answers.phase(name)
+        session.prefill(token_ids(session.n_vocab, prompt, seed=2 + number))
+        for _ in range(answer):
+            session.decode(session.greedy())
+        peaks.append(resident().peak_bytes)
+    return peaks[1] - peaks[0]
+
+
+def split_memory(engine: dict[str, int], mapped: int | None, grown: int | None, peak: int) -> dict[str, int]:
+    """Where the peak lies, as MemorySplit's fields; parts are resident bytes and add up to the peak.
+
+    engine: what it says it allocated; mapped: resident bytes of the model file's mappings; grown: anonymous memory
+    touched since loading. An engine reserves its compute buffers and touches only a part of them, so the reserved
+    size is an upper bound; weights that are mapped count as far as they are resident.
+    """
+    weights = engine["weights"]
+    if mapped is not None:
+        weights += mapped - engine.get("weights_mapped", 0)
+    weights = min(weights, peak)
+    kv_cache = min(engine["kv_cache"], peak - weights)
+    compute = min(engine["compute"], engine["compute"] if grown is None else max(grown, 0), peak - weights - kv_cache)
+    return {
+        "weights_bytes": weights,
+        "kv_cache_bytes": kv_cache,
+        "compute_bytes": compute,
+        "other_bytes": peak - weights - kv_cache - compute,
+    }
+
+
+def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answers) -> dict[str, Any]:
+    """Measure `artifact` in this process and return the result as plain data."""
+    answers.phase("loading")
+    start = time.perf_counter()
+    with closing(open_session(artifact, options)) as session:
+        load_s = time.perf_counter() - start
+        anonymous = anonymous_bytes()
+        n_prompt, n_decode, note = fit_to_context(trials, options.context)
+        if note:
+            answers.notes.append(note)
+        prompt = token_ids(session.n_vocab, n_prompt)
+        answers.phase("warm-up")
+        run_trial(session, prompt, min(WARM_UP_TOKENS, n_decode))
+        timings = []
+        for number in range(trials.count):
+            answers.phase(f"trial {number + 1} of {trials.count}")
+            timings.append(run_trial(session, prompt, n_decode))
+        growth = run_conversation(session, options.context, answers)
+        memory, now = resident(), anonymous_bytes()
+        grown = None if anonymous is None or now is None else now - anonymous
+        if memory.source != "VmHWM":
+            answers.notes.append(f"peak memory is {memory.source}: this system has no VmHWM")
+        result = {
+            "load_s": load_s,
+            "first_token_ms": [timing.first_token_s * 1e3 for timing in timings],
+            "prefill_tokens_per_s": [n_prompt / timing.prefill_s for timing in timings],
+            "decode_tokens_per_s": [n_decode / timing.decode_s for timing in timings],
+            "peak_rss_bytes": memory.peak_bytes,
+            "memory": split_memory(session.memory_bytes(), mapped_bytes(artifact.entry_path), grown, memory.peak_bytes),
+            "second_turn_growth_bytes": growth,
+            "major_page_faults": major_page_faults(),
+            "engine": session.engine,
+            "prompt_tokens": n_prompt,
+            "decode_tokens": n_decode,
+            "notes": answers.notes,
+        }
+    answers.phase("done")
+    return result
+
+
+def main() -> int:
+    """Serve one request; 0 when a result was sent, 1 when an error was."""
+    answers = Answers(_private_stdout())
+    answers.phase("starting")
+    _die_with_parent()
+    request = json.load(sys.stdin)
+    where = request["artifact"]
+    artifact = Artifact(
+        root=Path(where["root"]), format=where["format"], entry=where["entry"], name="", quant="", n_params=0,
+        bits_per_weight=0.0, context_length=0, source="",
+    )  # fmt: skip
+    try:
+        result = run(artifact, RunOptions(**request["options"]), Trials(**request["trials"]), answers)
+    except PacklightError as error:
+        answers.send(error={"kind": type(error).__name__, "message": str(error)})
+        return 1
+    except MemoryError:
+        answers.send(error={"kind": "OutOfMemory", "message": "Python ran out of memory"})
+        return 1
+    answers.send(result=result)
+    return 0
+
+
+def _private_stdout() -> TextIO:
+    """Our own copy of stdout; what libraries print goes to stderr, so that it cannot garble the answers."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the harness is killed, so that none is left running (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""What every target promises, on a tiny random model of every family: one suite, run over all targets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from support.parity import LOSSLESS, OPTIONS, emit, no_progress, worst_difference
+
+from exporter.checkpoint import resolve
+from runtime.artifact import damage, open_artifact, write_manifest
+from runtime.sessions import open_session
+from targets import TARGETS, get_target
+from targets.base import EmitOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("format_name", TARGETS)
+def test_logits_are_those_of_the_source(format_name: str, tiny_any: Path, tmp_path: Path) -> None:
+    artifact = emit(tiny_any, tmp_path, format_name)
+    # ggml computes Gemma's GELU from a half-precision table
+    limit = 1e-3 if "gemma" in tiny_any.name else 1e-5
+    assert worst_difference(tiny_any, artifact) <= limit
+
+
+@pytest.mark.parametrize("format_name", TARGETS)
+def test_same_input_gives_the_same_bytes_and_nothing_is_left_over(
+    format_name: str, tiny_any: Path, tmp_path: Path
+) -> None:
+    facts = resolve(str(tiny_any))
+    records = []
+    for name, threads in (("one", 1), ("two", 2)):
+        out = tmp_path / name
+        out.mkdir()
+        artifact = get_target(format_name).emit(facts, EmitOptions(LOSSLESS[format_name], threads), out, no_progress)
+        records.append(artifact.files)
+        assert sorted(path.name for path in out.iterdir()) == sorted(artifact.files)
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("format_name", TARGETS)
+def test_the_manifest_finds_the_artifact_again(format_name: str, tiny_llama: Path, tmp_path: Path) -> None:
+    artifact = emit(tiny_llama, tmp_path, format_name)
+    write_manifest(artifact)
+    found = open_artifact(tmp_path)
+    assert found == artifact
+    assert damage(found) == []
+    with found.entry_path.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    assert damage(found) == [artifact.entry]
+
+
+@pytest.mark.parametrize("format_name", TARGETS)
+def test_every_preset_is_listed_and_emitted(format_name: str, tiny_model_dir: object, tmp_path: Path) -> None:
+    directory = tiny_model_dir("llama", hidden=256)  # type: ignore[operator]  # a fixture factory
+    facts = resolve(str(directory))
+    sizes = {}
+    for preset in get_target(format_name).presets():
+        out = tmp_path / preset
+        out.mkdir()
+        artifact = get_target(format_name).emit(facts, EmitOptions(preset, 2), out, no_progress)
+        session = open_session(artifact, OPTIONS)
+        try:
+            assert np.isfinite(session.all_logits([1, 2, 3])).all()
+        finally:
+            session.close()
+        sizes[preset] = artifact.total_bytes
+        assert artifact.bits_per_weight <= 32
+    assert len(set(sizes.values())) > len(sizes) // 2

@@ -1,0 +1,86 @@
+"""A session and a reference without an engine: a bigram model over bytes, so that verify runs in milliseconds."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+from exporter.verify.chat import render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BOS, EOS = 256, 257
+SPECIAL = {"<s>": BOS, "</s>": EOS}
+N_VOCAB = 258
+TEMPLATE = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}" \
+           "{% if add_generation_prompt %}assistant:{% endif %}"  # fmt: skip
+
+
+def bigrams(seed: int = 0, noise: float = 0.0, n_vocab: int = N_VOCAB) -> np.ndarray:
+    """Logits of the next token after each token, shape (N_VOCAB, n_vocab); noise: standard deviation added to them."""
+    table = np.random.default_rng(seed).normal(size=(N_VOCAB, n_vocab))
+    return (table + noise * np.random.default_rng(seed + 1).normal(size=table.shape)).astype(np.float32)
+
+
+class _ByteModel:
+    def __init__(
+        self, table: np.ndarray | None = None, *, add_bos: bool = False, template: str | None = TEMPLATE
+    ) -> None:
+        self.table = bigrams() if table is None else table
+        self.n_vocab = self.table.shape[1]
+        self.add_bos = add_bos
+        self.template = template
+        self.closed = False
+        self.asked: list[list[int]] = []
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        ids = [BOS] if add_special and self.add_bos else []
+        for piece in re.split("(<s>|</s>)", text):
+            ids += [SPECIAL[piece]] if piece in SPECIAL else list(piece.encode())
+        return ids
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _logits(self, ids: Sequence[int]) -> np.ndarray:
+        self.asked.append(list(ids))
+        return self.table[list(ids)]
+
+
+class FakeSession(_ByteModel):
+    """Stands for an artifact in its engine."""
+
+    engine = "fake engine 1"
+
+    def chat_template(self) -> str | None:
+        return self.template
+
+    def special_text(self, which: str) -> str | None:
+        return {"bos": "<s>", "eos": "</s>"}[which]
+
+    def all_logits(self, ids: Sequence[int]) -> np.ndarray:
+        return self._logits(ids)
+
+
+class FakeReference(_ByteModel):
+    """Stands for a source model."""
+
+    description = "fake source"
+    special_tokens = ("<s>", "</s>")
+
+    @property
+    def bos_id(self) -> int | None:
+        return BOS if self.add_bos else None
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.template is not None
+
+    def logits(self, ids: Sequence[int], first: int = 0) -> np.ndarray:
+        return self._logits(ids)[first:]
+
+    def render(self, conversation: Sequence[dict[str, str]], *, prompt: bool) -> str:
+        assert self.template is not None
+        return render(self.template, conversation, {"bos_token": "<s>", "eos_token": "</s>"}, prompt=prompt)
