@@ -21,7 +21,7 @@ TOLERANCE = {
 @pytest.mark.parametrize("name", TYPES)
 @settings(max_examples=15, deadline=None)
 @given(
-    seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 5), blocks=st.integers(1, 3), scale=st.sampled_from([1e-3, 1.0])
+    seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 5), blocks=st.integers(1, 3), scale=st.sampled_from([0.05, 1.0])
 )
 def test_round_trip(name: str, seed: int, rows: int, blocks: int, scale: float) -> None:
     kind = TYPES[name]
