@@ -96,7 +96,7 @@ class LlamaCppSession:
         # llama.cpp can read a quantized V cache only in its flash attention.
         params.flash_attn_type = FLASH_ATTENTION_ON if quantized else FLASH_ATTENTION_AUTO
         if options.kv_type == "f32":
-            # flash attention computes in f16 whatever the cache holds; who asks for f32 wants f32 (1e-6 instead of 1e-3)
+            # Flash attention computes in f16 whatever the cache holds; who asks for f32 wants f32 (1e-6, not 1e-3).
             params.flash_attn_type = FLASH_ATTENTION_OFF
         return params
 

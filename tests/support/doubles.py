@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from exporter.verify.chat import render
 
 if TYPE_CHECKING:

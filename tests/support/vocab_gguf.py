@@ -6,6 +6,7 @@ import ctypes
 from typing import TYPE_CHECKING
 
 import llama_cpp
+
 from targets.gguf.header import encode
 from targets.gguf.keyvalue import string
 

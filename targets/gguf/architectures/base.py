@@ -204,7 +204,9 @@ def _check_tensor(fact: TensorFact, shape: tuple[int, ...]) -> list[Problem]:
     if fact.shape != shape:
         problems.append(
             Problem(
-                fact.name, f"has shape {list(fact.shape)}, config.json says {list(shape)}", "weights and config differ"
+                fact.name,
+                f"has shape {list(fact.shape)}, config.json says {list(shape)}",
+                "take the config.json that belongs to these weights",
             )
         )
     if fact.dtype not in FLOAT_BYTES:

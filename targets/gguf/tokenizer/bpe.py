@@ -29,6 +29,8 @@ def bpe_entries(files: TokenizerFiles, vocab_rows: int, notes: list[str]) -> tup
     _check_model(files.model, where)
     _check_normalizer(tokenizer.get("normalizer"), where, notes)
     pre = find_pre(tokenizer, cleans=bool(files.config.get("clean_up_tokenization_spaces")), where=where)
+    if pre.inexact:
+        notes.append(f"llama.cpp's '{pre.name}' splits {pre.inexact} in a way of its own: some words get other tokens")
     base = base_tokens(files)
     added = added_tokens(files)
     stripping = [token["content"] for token in added.values() if token.get("lstrip") or token.get("rstrip")]
@@ -37,7 +39,7 @@ def bpe_entries(files: TokenizerFiles, vocab_rows: int, notes: list[str]) -> tup
     vocabulary = build_vocabulary(where, base, added, vocab_rows, notes)
     return vocabulary, [
         string("tokenizer.ggml.model", "gpt2"),
-        string("tokenizer.ggml.pre", pre),
+        string("tokenizer.ggml.pre", pre.name),
         array("tokenizer.ggml.tokens", vocabulary.texts, "STRING"),
         array("tokenizer.ggml.token_type", vocabulary.types, "INT32"),
         array("tokenizer.ggml.merges", [f"{a} {b}" for a, b in merge_pairs(files.model, base, where)], "STRING"),

@@ -47,6 +47,7 @@ DEEPSEEK3 = (
 )
 
 # Canonical steps: "byte-level" maps bytes to letters, "gpt2+byte-level" splits by GPT2 first (ByteLevel's use_regex).
+_CASE = "capital and small letters outside ASCII, and combining marks"
 _KANA_HAN = "[一-龥\u3040-ゟ\u30a0-ヿ]+"
 _BYTES, _GPT2_BYTES, _DIGITS = "byte-level", "gpt2+byte-level", "digit by digit"
 
@@ -59,12 +60,14 @@ class PreTokenizer:
     steps: canonical steps (see `describe`)
     ignore_merges: a whole word that is a token is taken as it is
     cleans: llama.cpp removes spaces before punctuation when it turns tokens into text
+    inexact: where llama.cpp's own regex differs from the tokenizer's; always outside ASCII
     """
 
     name: str
     steps: tuple[str, ...]
     ignore_merges: bool = False
     cleans: bool = False
+    inexact: str = ""
 
 
 # Where two names split alike, `cleans` decides, else the first. Source: src/llama-vocab.cpp of llama.cpp b11434.
@@ -78,18 +81,22 @@ KNOWN = (
     PreTokenizer("qwen2", (QWEN2, _BYTES)),
     PreTokenizer("stablelm2", (QWEN2, _BYTES), cleans=True),
     PreTokenizer("qwen35", (QWEN35, _BYTES)),
-    PreTokenizer("tekken", (TEKKEN, _BYTES), ignore_merges=True),
-    PreTokenizer("gpt-4o", (GPT4O, _BYTES)),
+    PreTokenizer("tekken", (TEKKEN, _BYTES), ignore_merges=True, inexact=_CASE),
+    PreTokenizer("gpt-4o", (GPT4O, _BYTES), inexact=_CASE),
     PreTokenizer("seed-coder", (SEED_CODER, _BYTES)),
     PreTokenizer("bailingmoe", (BAILING, _BYTES)),
     PreTokenizer("minicpm5", (r"\p{N}{1,3}", MINICPM5, _BYTES), ignore_merges=True, cleans=True),
     PreTokenizer("deepseek-v3", (r"\p{N}{1,3}", _KANA_HAN, DEEPSEEK3, _BYTES)),
-    PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", _DIGITS, _BYTES)),
+    PreTokenizer(
+        "deepseek-coder",
+        (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", _DIGITS, _BYTES),
+        inexact="CJK spaces",
+    ),
 )
 
 
-def find_pre(tokenizer: dict[str, Any], *, cleans: bool, where: Path) -> str:
-    """llama.cpp's name for the way in which `tokenizer` (tokenizer.json) splits text.
+def find_pre(tokenizer: dict[str, Any], *, cleans: bool, where: Path) -> PreTokenizer:
+    """llama.cpp's entry for the way in which `tokenizer` (tokenizer.json) splits text.
 
     cleans: the tokenizer's clean_up_tokenization_spaces
     Raises UnsupportedError that shows the structure and the nearest known names.
@@ -98,7 +105,7 @@ def find_pre(tokenizer: dict[str, Any], *, cleans: bool, where: Path) -> str:
     ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
     fitting = [known for known in KNOWN if known.steps == steps and known.ignore_merges == ignore_merges]
     if fitting:
-        return next((known.name for known in fitting if known.cleans == cleans), fitting[0].name)
+        return next((known for known in fitting if known.cleans == cleans), fitting[0])
     shown = " → ".join(steps) + (" (ignore_merges)" if ignore_merges else "")
     near = ", ".join(_nearest(steps, ignore_merges=ignore_merges))
     raise UnsupportedError(

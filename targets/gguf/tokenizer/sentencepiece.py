@@ -110,12 +110,7 @@ def space_prefix(files: TokenizerFiles, spm: SpmModel | None, vocabulary: Vocabu
             replaced = True
         elif kind == "Metaspace" and step.get("replacement") == _SPACE and _splits_nothing(step, vocabulary):
             replaced = True
-            scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
-            prefix = prefix or scheme != "never"
-            if scheme != "never":
-                notes.append("llama.cpp puts a space before text that starts with one; the model's tokenizer does not")
-            if scheme == "first":
-                notes.append("llama.cpp puts a space before text after a special token; the model's tokenizer does not")
+            prefix = _metaspace_prefix(step, notes) or prefix
         elif not (kind == "Split" and step.get("pattern") == {"String": " "} and replaced):
             # A split by spaces, where no spaces are left (Gemma), does nothing.
             other.append(str(step.get("type")))
@@ -123,6 +118,16 @@ def space_prefix(files: TokenizerFiles, spm: SpmModel | None, vocabulary: Vocabu
         shown = ", ".join(other) or "spaces are not turned into ▁"
         raise UnsupportedError(f"{files.where}: llama.cpp cannot prepare text for SentencePiece as this does: {shown}")
     return prefix
+
+
+def _metaspace_prefix(step: dict[str, Any], notes: list[str]) -> bool:
+    """Whether a Metaspace puts a space before the text; notes where llama.cpp's way of doing so differs."""
+    scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+    if scheme != "never":
+        notes.append("llama.cpp puts a space before text that starts with one; the model's tokenizer does not")
+    if scheme == "first":
+        notes.append("llama.cpp puts a space before text after a special token; the model's tokenizer does not")
+    return bool(scheme != "never")
 
 
 def _splits_nothing(step: dict[str, Any], vocabulary: Vocabulary) -> bool:

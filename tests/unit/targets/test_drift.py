@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 
 import numpy as np
 import pytest
+
 from targets.drift import (
     THRESHOLDS,
     Drift,
@@ -97,7 +99,7 @@ def test_thresholds_go_by_bits_and_grow_stricter() -> None:
     assert thresholds_for(5.9).max_mean_kl == 0.2
     assert thresholds_for(5.899).max_mean_kl == 0.55
     assert thresholds_for(0.0) is THRESHOLDS[-1][1]
-    for (more, strict), (less, loose) in zip(THRESHOLDS, THRESHOLDS[1:], strict=False):
+    for (more, strict), (less, loose) in itertools.pairwise(THRESHOLDS):
         assert more > less
         for name in ("max_mean_kl", "max_p99_kl", "max_perplexity_ratio"):
             assert getattr(strict, name) < getattr(loose, name)

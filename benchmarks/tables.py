@@ -1,0 +1,137 @@
+"""Fill the tables of the documentation from benchmarks/results/*.json and from the code: no number is typed by hand.
+
+    python -m benchmarks.tables [--check]
+
+Text between the markers of a page is replaced; a result that is not there yet is named as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import convert_speed, kl_parity, record
+from benchmarks.paths import ROOT
+from runtime.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+VERBS = ("export", "verify", "measure", "check", "devices", "formats")
+DOCS = ROOT / "docs"
+MARKER = "<!-- table: {} -->"
+
+
+def _result(name: str, render: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    def table() -> str:
+        content = record.load(name)
+        return f"{render(content)}\n\n{record.describe(content)}" if content else "*Not run yet.*"
+
+    return table
+
+
+def _markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    cells = list(header)
+    lines = [cells, ["---"] * len(cells), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def devices() -> str:
+    """The profiles that packlight carries."""
+    from targets.device import list_devices
+
+    header = ("id", "device", "memory", "usable by one app", "kind of that figure", "bandwidth", "cores")
+    return _markdown(
+        header,
+        (
+            (f"`{d.id}`", d.name, format_bytes(d.memory_bytes), format_bytes(d.usable_bytes), d.sources["usable"].kind,
+             f"{d.bandwidth_bytes_per_s / 1e9:.1f} GB/s", d.cores)
+            for d in list_devices()
+        ),
+    )  # fmt: skip
+
+
+def presets() -> str:
+    """The quantization presets of the GGUF target."""
+    from targets import get_target
+
+    return _markdown(("preset", "what"), ((f"`{name}`", text) for name, text in get_target("gguf").presets().items()))
+
+
+def thresholds() -> str:
+    """The default limits of drift."""
+    from targets.drift import THRESHOLDS
+
+    header = (
+        "bits per weight, at least",
+        "mean KL, at most",
+        "99th percentile",
+        "perplexity ratio",
+        "same top-1, at least",
+    )
+    return _markdown(header, ((least, *astuple(limits)) for least, limits in THRESHOLDS))
+
+
+def command_line() -> str:
+    """`--help` of every verb, as an 80-column terminal without colours shows it."""
+    packlight = str(Path(sys.executable).with_name("packlight"))
+    env = {**os.environ, "COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1"}
+    parts = []
+    for verb in VERBS:
+        done = subprocess.run([packlight, verb, "--help"], env=env, capture_output=True, text=True, check=True)
+        text = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+        parts.append(f"## packlight {verb}\n\n```text\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "benchmarks.md": {
+        "convert_speed": _result("convert_speed", convert_speed.table),
+        "kl_parity": _result("kl_parity", kl_parity.table),
+    },
+    "how-to/devices.md": {"devices": devices},
+    "reference/cli.md": {"cli": command_line},
+    "reference/presets.md": {"presets": presets},
+    "reference/thresholds.md": {"thresholds": thresholds},
+}
+
+
+def fill(page: str, tables: dict[str, Callable[[], str]], where: str) -> str:
+    """`page` with everything between each table's marker and the next end marker replaced."""
+    end = MARKER.format("end")
+    for name, render in tables.items():
+        start = MARKER.format(name)
+        before, found, rest = page.partition(start)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise SystemExit(f"{where}: needs a line {start} and after it a line {end}")
+        page = f"{before}{start}\n\n{render()}\n\n{end}{after}"
+    return page
+
+
+def main() -> None:
+    """Write the pages, or with --check only say which are out of date."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="exit status 1 where a page is out of date")
+    args = parser.parse_args()
+    stale = []
+    for name, tables in PAGES.items():
+        path = DOCS / name
+        page = path.read_text(encoding="utf-8")
+        filled = fill(page, tables, name)
+        if filled != page:
+            stale.append(name)
+            if not args.check:
+                path.write_text(filled, encoding="utf-8")
+    if args.check and stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run python -m benchmarks.tables")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The Typer application and the console script."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from exporter.cli import verbs
+from exporter.cli.command import with_groups
+from exporter.cli.help import SectionedCommand
+from exporter.cli.options import Against, ArtifactPath, BudgetOptions, Job, Running, Threads, Verifying
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+app = typer.Typer(
+    name="packlight",
+    help="Compress a language model for a phone or an edge box, and prove that it fits.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 met; 1 a budget or a parity check failed; 2 bad input or usage.",
+)
+
+for _verb, _groups in (
+    (verbs.export, (Job, BudgetOptions, Running, Verifying)),
+    (verbs.verify, (ArtifactPath, Against, Verifying, Threads)),
+    (verbs.measure, (ArtifactPath, BudgetOptions, Running)),
+    (verbs.check, (ArtifactPath, BudgetOptions, Running)),
+    (verbs.devices, ()),
+    (verbs.formats, ()),
+):
+    app.command(name=_verb.__name__, cls=SectionedCommand)(with_groups(_verb, _groups))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from exporter.report.report import version
+
+        typer.echo(f"packlight {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Compress a language model for a phone or an edge box, and prove that it fits."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of a handler
+    """Leave as an interrupt does, so that temporary files are removed; the status is the shell's for the signal."""
+    sys.exit(128 + number)

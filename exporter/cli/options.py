@@ -1,0 +1,185 @@
+"""The options of the verbs in groups, each a frozen dataclass that turns itself into what the library takes.
+
+A verb names the groups that it has; `exporter.cli.command` gives them to Typer as one signature. Nothing heavy is
+imported here: `packlight --help` reads this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003  Typer reads the annotations at run time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from exporter.pipeline import Limits
+    from exporter.verify import VerifyOptions
+    from runtime.budget import Budget
+    from runtime.measurement import RunOptions, Trials
+    from targets.drift import Thresholds
+
+
+def _option(names: str, help: str, panel: str, metavar: str | None = None, **more: Any) -> Any:  # noqa: ANN401  Typer's own
+    """A Typer option; `names` separated by spaces."""
+    return typer.Option(*names.split(), help=help, rich_help_panel=panel, metavar=metavar, show_default=False, **more)
+
+
+_SIZE, _SECONDS, _MS, _SPEED, _NUMBER, _COUNT, _NAME = "SIZE", "SECONDS", "MS", "TOKENS/S", "X", "N", "NAME"
+_JOB, _BUDGET, _RUN, _DRIFT, _OUTPUT = "The job", "The budget", "How it is run", "Verifying", "Output"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What every verb has."""
+
+    json: Annotated[bool, _option("--json", "One JSON document on standard output.", _OUTPUT)] = False
+    quiet: Annotated[bool, _option("--quiet -q", "No progress and no table; errors only.", _OUTPUT)] = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to export, and to where."""
+
+    model: Annotated[
+        str, typer.Argument(help="A model directory, a hub id or a .gguf file.", metavar="MODEL", show_default=False)
+    ]
+    out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
+    format: Annotated[str, _option("--format", "Artifact format; default gguf.", _JOB, _NAME)] = "gguf"
+    quant: Annotated[str, _option("--quant", "Quantization preset; default q4_k_m.", _JOB, _NAME)] = "q4_k_m"
+    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
+    overwrite: Annotated[bool, _option("--overwrite", "Replace an earlier export in OUT.", _JOB)] = False
+    no_verify: Annotated[bool, _option("--no-verify", "Leave out the comparison with MODEL.", _JOB)] = False
+    no_measure: Annotated[bool, _option("--no-measure", "Leave out memory and speed.", _JOB)] = False
+
+
+@dataclass(frozen=True)
+class ArtifactPath:
+    """An artifact on disk."""
+
+    artifact: Annotated[
+        Path, typer.Argument(help="An exported directory, or a .gguf file.", metavar="ARTIFACT", show_default=False)
+    ]
+
+
+@dataclass(frozen=True)
+class Against:
+    """The source of an artifact."""
+
+    against: Annotated[
+        str, _option("--against", "The model it was made from: directory, hub id or .gguf.", _DRIFT, "MODEL")
+    ]
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """Limits of size, memory and speed, and the device to fit."""
+
+    device: Annotated[
+        str | None, _option("--device", "A device of 'packlight devices', or a .toml file.", _BUDGET, _NAME)
+    ] = None
+    max_memory: Annotated[str | None, _option("--max-memory", "Peak resident memory: 300MB.", _BUDGET, _SIZE)] = None
+    max_size: Annotated[str | None, _option("--max-size", "Size of the file: 120MB.", _BUDGET, _SIZE)] = None
+    max_load: Annotated[float | None, _option("--max-load", "Time to load.", _BUDGET, _SECONDS, min=0)] = None
+    max_first_token: Annotated[
+        float | None, _option("--max-first-token", "Time to the first token.", _BUDGET, _MS, min=0)
+    ] = None
+    min_prefill: Annotated[float | None, _option("--min-prefill", "Reading the prompt.", _BUDGET, _SPEED, min=0)] = None
+    min_speed: Annotated[float | None, _option("--min-speed", "Generating.", _BUDGET, _SPEED, min=0)] = None
+
+    def limits(self, drift: Thresholds | None = None) -> Limits:
+        """For the library. Raises UserError for a bad size or an unknown device."""
+        from exporter.pipeline import Limits
+        from targets.device import load_device
+
+        return Limits(self._budget(), load_device(self.device) if self.device else None, drift)
+
+    def _budget(self) -> Budget:
+        from runtime.budget import Budget
+        from runtime.units import parse_bytes
+
+        return Budget(
+            max_memory_bytes=parse_bytes(self.max_memory) if self.max_memory is not None else None,
+            max_artifact_bytes=parse_bytes(self.max_size) if self.max_size is not None else None,
+            max_load_s=self.max_load,
+            max_first_token_ms=self.max_first_token,
+            min_prefill_tokens_per_s=self.min_prefill,
+            min_decode_tokens_per_s=self.min_speed,
+        )
+
+
+@dataclass(frozen=True)
+class Running:
+    """How an engine runs the artifact, and how much is measured."""
+
+    context: Annotated[int, _option("--context", "Tokens of context; default 2048.", _RUN, _COUNT, min=16)] = 2048
+    threads: Annotated[
+        int | None, _option("--threads", "Compute threads; default the cores, at most 4.", _RUN, _COUNT, min=1)
+    ] = None
+    batch: Annotated[int, _option("--batch", "Prompt tokens at once; default 512.", _RUN, _COUNT, min=1)] = 512
+    no_mmap: Annotated[bool, _option("--no-mmap", "Read the weights, do not map them.", _RUN)] = False
+    kv_type: Annotated[str, _option("--kv-type", "Type of the KV cache: f16, q8_0, …", _RUN, _NAME)] = "f16"
+    trials: Annotated[int, _option("--trials", "Trials after a warm-up; default 5.", _RUN, _COUNT, min=1)] = 5
+    prompt_tokens: Annotated[
+        int, _option("--prompt-tokens", "Prompt of a trial; default 512.", _RUN, _COUNT, min=1)
+    ] = 512
+    decode_tokens: Annotated[
+        int, _option("--decode-tokens", "Generated in a trial; default 64.", _RUN, _COUNT, min=1)
+    ] = 64
+
+    timeout: Annotated[float, _option("--timeout", "Give up measuring; default 600.", _RUN, _SECONDS, min=1)] = 600.0
+
+    def options(self) -> tuple[RunOptions, Trials]:
+        """For the library."""
+        from runtime.measurement import RunOptions, Trials
+
+        run = RunOptions(self.threads, self.context, self.batch, not self.no_mmap, self.kv_type.lower())
+        trials = Trials(self.prompt_tokens, self.decode_tokens, self.trials, self.timeout)
+        return run, trials
+
+
+@dataclass(frozen=True)
+class Verifying:
+    """How the artifact is compared with its source, and the limits of the drift."""
+
+    text: Annotated[
+        Path | None, _option("--text", "Text to compare on (UTF-8); default Python's own help.", _DRIFT, "FILE")
+    ] = None
+    chunks: Annotated[int, _option("--chunks", "Windows of 512 tokens; default 8.", _DRIFT, _COUNT, min=1)] = 8
+    max_kl: Annotated[float | None, _option("--max-kl", "Mean KL divergence, in nats.", _DRIFT, _NUMBER, min=0)] = None
+    max_kl_p99: Annotated[
+        float | None, _option("--max-kl-p99", "KL divergence, 99th percentile.", _DRIFT, _NUMBER, min=0)
+    ] = None
+    max_perplexity_ratio: Annotated[
+        float | None, _option("--max-perplexity-ratio", "Against the source's.", _DRIFT, _NUMBER, min=0)
+    ] = None
+    min_same_top1: Annotated[
+        float | None, _option("--min-same-top1", "Share of equal best tokens, 0 to 1.", _DRIFT, _NUMBER, min=0, max=1)
+    ] = None
+    trust_remote_code: Annotated[
+        bool, _option("--trust-remote-code", "Run Python code that MODEL carries.", _DRIFT)
+    ] = False
+
+    def thresholds(self) -> Thresholds | None:
+        """The limits that were named; None where there are none, so that the defaults hold."""
+        from targets.drift import Thresholds
+
+        named = Thresholds(self.max_kl, self.max_kl_p99, self.max_perplexity_ratio, self.min_same_top1)
+        return None if named == Thresholds() else named
+
+    def options(self, threads: int | None) -> VerifyOptions:
+        """For the library."""
+        from exporter.verify import VerifyOptions
+
+        return VerifyOptions(
+            text=self.text, chunks=self.chunks, threads=threads, trust_remote_code=self.trust_remote_code
+        )
+
+
+@dataclass(frozen=True)
+class Threads:
+    """For a verb that runs engines but measures no speed."""
+
+    threads: Annotated[
+        int | None, _option("--threads", "Compute threads; default the engines' own.", _DRIFT, _COUNT, min=1)
+    ] = None

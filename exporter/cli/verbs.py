@@ -1,0 +1,140 @@
+"""The verbs. Each fills a request from its options, makes one library call, and shows what comes back.
+
+A verb returns its exit status. Everything heavy is imported inside.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from exporter.cli.command import command_line
+from exporter.cli.terminal import progress, show_report, show_rows
+
+if TYPE_CHECKING:
+    from exporter.cli.options import (
+        Against,
+        ArtifactPath,
+        BudgetOptions,
+        Job,
+        Output,
+        Running,
+        Threads,
+        Verifying,
+    )
+    from exporter.report.report import Report
+    from targets.device import Device
+
+
+def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifying, output: Output) -> int:
+    """Compress MODEL for a target; verify, measure and report."""
+    from exporter.pipeline import ExportRequest
+    from exporter.pipeline import export as run
+
+    options, trials = running.options()
+    request = ExportRequest(
+        model=job.model,
+        out=job.out,
+        format=job.format,
+        quant=job.quant,
+        limits=budget.limits(verifying.thresholds()),
+        options=options,
+        trials=trials,
+        verify=None if job.no_verify else verifying.options(running.threads),
+        measure=not job.no_measure,
+        overwrite=job.overwrite,
+        trust_remote_code=verifying.trust_remote_code,
+        revision=job.revision,
+        command=command_line(),
+    )
+    with progress(output) as reporter:
+        report = run(request, reporter)
+    return _finish(report, output, f"{report.artifact.entry_path}")
+
+
+def verify(path: ArtifactPath, against: Against, verifying: Verifying, threads: Threads, output: Output) -> int:
+    """Compare ARTIFACT with the model that it was made from."""
+    from exporter.pipeline import Limits, verify_artifact
+
+    limits = Limits(drift=verifying.thresholds())
+    with progress(output) as reporter:
+        report = verify_artifact(
+            path.artifact, against.against, limits, verifying.options(threads.threads), command_line(), reporter
+        )
+    return _finish(report, output)
+
+
+def measure(path: ArtifactPath, budget: BudgetOptions, running: Running, output: Output) -> int:
+    """Measure the memory and the speed of ARTIFACT."""
+    from exporter.pipeline import measure_artifact
+
+    with progress(output) as reporter:
+        report = measure_artifact(path.artifact, budget.limits(), running.options(), command_line(), reporter)
+    return _finish(report, output)
+
+
+def check(path: ArtifactPath, budget: BudgetOptions, running: Running, output: Output) -> int:
+    """Run ARTIFACT under a hard memory cap: does it fit?"""
+    from exporter.pipeline import check_artifact
+
+    with progress(output) as reporter:
+        report = check_artifact(path.artifact, budget.limits(), running.options(), command_line(), reporter)
+    return _finish(report, output)
+
+
+def devices(output: Output) -> int:
+    """List the device profiles, every figure with its kind."""
+    from targets.device import list_devices
+
+    profiles = list_devices()
+    if output.json:
+        _print_json([device.to_json() for device in profiles])
+    elif not output.quiet:
+        show_rows(("device", "memory", "usable by one app", "bandwidth", "cores"), map(_device_row, profiles))
+        typer.echo("= computed from the interface, ~ estimate, * measured; the others are the maker's own figures.")
+        typer.echo("Sources: packlight devices --json. Your own: --device path/to/device.toml")
+    return 0
+
+
+def formats(output: Output) -> int:
+    """List the formats and their quantization presets."""
+    from targets import TARGETS, get_target
+
+    presets = {name: get_target(name).presets() for name in TARGETS}
+    if output.json:
+        _print_json(presets)
+    elif not output.quiet:
+        rows = [(name, preset, text) for name, known in presets.items() for preset, text in known.items()]
+        show_rows(("format", "quant", ""), rows)
+    return 0
+
+
+_MARKS = {"vendor": "", "measured": "*", "computed": "=", "estimate": "~"}
+
+
+def _device_row(device: Device) -> tuple[str, ...]:
+    def marked(figure: str, text: str) -> str:
+        return _MARKS[device.sources[figure].kind] + text
+
+    return (
+        device.id,
+        marked("memory", f"{device.memory_bytes / 1e9:.1f} GB"),
+        marked("usable", f"{device.usable_bytes / 1e9:.1f} GB"),
+        marked("bandwidth", f"{device.bandwidth_bytes_per_s / 1e9:.1f} GB/s"),
+        marked("cores", str(device.cores)),
+    )
+
+
+def _finish(report: Report, output: Output, where: str = "") -> int:
+    """Show a report and give its exit status."""
+    if output.json:
+        _print_json(report.to_json())
+    elif not output.quiet:
+        show_report(report, where)
+    return report.exit_status
+
+
+def _print_json(document: Any) -> None:  # noqa: ANN401  whatever json.dumps takes
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))

@@ -1,0 +1,284 @@
+"""The jobs of packlight, each as its steps: export a model, verify an artifact, measure an artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from exporter.recipe import Recipe
+from exporter.report.report import Provenance, Report, utc_now, version
+from exporter.staging import publish, refuse_occupied, staging
+from runtime.artifact import open_artifact, write_manifest
+from runtime.atomic import write_text
+from runtime.budget import Budget, Line, at_most, judge
+from runtime.errors import CheckFailed, EngineError, UnsupportedError, UserError
+from runtime.host import host_facts
+from runtime.measurement import RunOptions, Trials
+from runtime.units import format_bytes
+from targets import get_target
+from targets.base import EmitOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from exporter.progress import Reporter
+    from exporter.verify import VerifyOptions
+    from runtime.artifact import Artifact
+    from runtime.measurement import Measurement
+    from targets.base import Target
+    from targets.device import Device
+    from targets.drift import Drift, Thresholds
+    from targets.facts import ModelFacts
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an artifact is held against. drift: limits that replace the defaults for its bits per weight."""
+
+    budget: Budget = field(default_factory=Budget)
+    device: Device | None = None
+    drift: Thresholds | None = None
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """One export, as the user asked for it.
+
+    model: a directory, a hub id or a .gguf file; revision: of a hub id
+    verify: None leaves verifying out; measure: False leaves measuring out
+    command: as typed, for the record
+    """
+
+    model: str
+    out: Path
+    format: str
+    quant: str
+    limits: Limits = field(default_factory=Limits)
+    options: RunOptions = field(default_factory=RunOptions)
+    trials: Trials = field(default_factory=Trials)
+    verify: VerifyOptions | None = None
+    measure: bool = True
+    overwrite: bool = False
+    trust_remote_code: bool = False
+    revision: str | None = None
+    command: str = ""
+
+
+def export(request: ExportRequest, reporter: Reporter) -> Report:
+    """Do the main job and return its report; a failed check is in the report, not an error.
+
+    Raises UserError and its kin before anything is written; OUT is then as it was.
+    """
+    # Absolute, so that OUT has a name and a parent; links in its parents stay what they are.
+    out = request.out.absolute()
+    target = _check_request(request, out)
+    reporter.step(f"reading {request.model}")
+    facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
+    options = EmitOptions(Recipe.from_quant(request.quant, target.presets()).quant)
+    refuse_problems(target, facts, options)
+    with staging(out) as room:
+        reporter.step(f"writing {request.format} {options.quant}")
+        artifact = target.emit(facts, options, room, reporter.advance)
+        report = examine(request, artifact, facts, reporter)
+        report = report.at(dataclasses.replace(artifact, root=out))
+        write_documents(report, facts, room, request.options.context)
+        publish(room, out)
+    return report
+
+
+def examine(request: ExportRequest, artifact: Artifact, facts: ModelFacts, reporter: Reporter) -> Report:
+    """Verify and measure what was written, and hold it against the limits."""
+    findings = Findings()
+    if request.verify is not None:
+        findings.verify(artifact, facts, request.verify, reporter)
+    if request.measure:
+        findings.measure(artifact, (request.options, request.trials), request.command, reporter)
+    left_out = {"verified": request.verify is None, "measured": not request.measure}
+    skipped = tuple(part for part, left in left_out.items() if left)
+    return findings.report(artifact, request.limits, provenance(request.command, facts), skipped)
+
+
+@dataclass
+class Findings:
+    """What was found so far. A part that could not be done leaves a failing line: the artifact is kept and says so."""
+
+    drift: Drift | None = None
+    measurement: Measurement | None = None
+    broken: list[Line] = field(default_factory=list)
+
+    def verify(self, artifact: Artifact, facts: ModelFacts, options: VerifyOptions, reporter: Reporter) -> None:
+        """Compare the artifact with its source."""
+        from exporter.verify import verify
+
+        reporter.step("verifying against the source")
+        try:
+            self.drift = verify(artifact, facts, options, reporter.advance)
+        except (CheckFailed, EngineError) as error:
+            self.broken.append(Line("verify", str(error), "", ok=False, value=1.0, limit=0.0))
+
+    def measure(self, artifact: Artifact, how: tuple[RunOptions, Trials], command: str, reporter: Reporter) -> None:
+        """Run the artifact in a fresh process."""
+        from runtime.measure import measure
+
+        reporter.step("measuring in a fresh process")
+        try:
+            self.measurement = measure(artifact, *how, progress=reporter.note, command=command)
+        except (CheckFailed, EngineError) as error:
+            self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
+
+    def report(
+        self, artifact: Artifact, limits: Limits, where_from: Provenance, skipped: tuple[str, ...] = ()
+    ) -> Report:
+        """The report, its lines in the order people read them."""
+        lines = [*_size_lines(artifact, limits), *self.broken]
+        notes: list[str] = []
+        if self.measurement is not None:
+            # The size line stands first already.
+            lines += judge(artifact.total_bytes, self.measurement, limits.budget)[1:]
+            notes += self.measurement.notes
+        if self.measurement is not None and limits.device is not None:
+            lines.append(_fits_line(self.measurement, limits.device))
+            notes += _device_notes(limits.device)
+        if self.drift is not None:
+            lines += _drift_lines(self.drift, limits.drift, artifact)
+            notes += self.drift.notes
+        return Report(
+            artifact, tuple(lines), where_from, limits.device, self.measurement, self.drift, skipped, tuple(notes)
+        )
+
+
+def verify_artifact(
+    path: Path, model: str, limits: Limits, options: VerifyOptions, command: str, reporter: Reporter
+) -> Report:
+    """Compare an artifact on disk with MODEL."""
+    from exporter.verify import bits_per_weight
+
+    artifact = open_artifact(path)
+    reporter.step(f"reading {model}")
+    facts = resolve_model(model, trust_remote_code=options.trust_remote_code)
+    # A bare file does not say its bits per weight, which its limits go by; with the source they are known.
+    artifact = dataclasses.replace(artifact, bits_per_weight=bits_per_weight(artifact, facts))
+    findings = Findings()
+    findings.verify(artifact, facts, options, reporter)
+    return findings.report(artifact, limits, provenance(command, facts))
+
+
+def measure_artifact(
+    path: Path, limits: Limits, how: tuple[RunOptions, Trials], command: str, reporter: Reporter
+) -> Report:
+    """Measure an artifact on disk."""
+    artifact = open_artifact(path)
+    findings = Findings()
+    findings.measure(artifact, how, command, reporter)
+    return findings.report(artifact, limits, provenance(command))
+
+
+def check_artifact(
+    path: Path, limits: Limits, how: tuple[RunOptions, Trials], command: str, reporter: Reporter
+) -> Report:
+    """Measure an artifact on disk under a hard cap of exactly the memory budget."""
+    from runtime.check import check
+
+    cap = limits.budget.max_memory_bytes
+    if cap is None:
+        raise UserError("check needs a memory budget; add --max-memory, for example --max-memory 700MB")
+    artifact = open_artifact(path)
+    reporter.step(f"running under a cap of {format_bytes(cap)}")
+    verdict = check(artifact, *how, cap_bytes=cap, progress=reporter.note, command=command)
+    findings = Findings(measurement=verdict.measurement)
+    needed = verdict.needed_bytes
+    findings.broken.append(
+        Line("fits the cap", verdict.text, f"≤ {format_bytes(cap)}", verdict.fits, float(needed or 0), float(cap))
+    )
+    return findings.report(artifact, limits, provenance(command))
+
+
+def resolve_model(model: str, *, trust_remote_code: bool, revision: str | None = None) -> ModelFacts:
+    """The facts of MODEL."""
+    from exporter.checkpoint import resolve
+
+    return resolve(model, trust_remote_code=trust_remote_code, revision=revision)
+
+
+def refuse_problems(target: Target, facts: ModelFacts, options: EmitOptions) -> None:
+    """Raise UnsupportedError with every problem that the target finds, one a line."""
+    problems = target.check(facts, options)
+    if problems:
+        raise UnsupportedError("\n".join(map(str, problems)))
+
+
+def provenance(command: str, facts: ModelFacts | None = None) -> Provenance:
+    """Where and when this runs, and the hub's commit of a source that lies in its cache."""
+    cached = facts is not None and facts.path.parent.name == "snapshots"
+    return Provenance(command, utc_now(), version(), host_facts(), facts.path.name if facts and cached else None)
+
+
+def write_documents(report: Report, facts: ModelFacts, room: Path, context: int) -> None:
+    """Write report.json, README.md, Modelfile and manifest.json beside the artifact's files in `room`."""
+    from exporter.report.card import model_card
+    from exporter.report.modelfile import Chat, modelfile
+
+    artifact = report.artifact
+    if artifact.format == "gguf":
+        from targets.gguf_reading import read_gguf_metadata
+
+        metadata = {entry.key: entry.value for entry in read_gguf_metadata(room / artifact.entry)}
+        write_text(room / "Modelfile", modelfile(artifact.entry, context, Chat.of_gguf(metadata)))
+    write_text(room / "README.md", model_card(report, facts, context))
+    write_text(room / "report.json", json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_manifest(dataclasses.replace(artifact, root=room), report.manifest_extra())
+
+
+def _check_request(request: ExportRequest, out: Path) -> Target:
+    """Everything that can be wrong with a request before MODEL is looked at. Raises UserError."""
+    budget, device = request.limits.budget, request.limits.device
+    target = get_target(request.format)
+    if device is not None and request.format not in device.formats:
+        raise UserError(f"{device.id}: does not run '{request.format}'; it runs {', '.join(device.formats)}")
+    speeds = dataclasses.replace(budget, max_artifact_bytes=None)
+    if not request.measure and speeds != Budget():
+        raise UserError("a memory, load or speed budget needs a measurement; leave out --no-measure or the budget")
+    if request.verify is None and request.limits.drift is not None:
+        raise UserError("a drift budget needs verifying; leave out --no-verify or the budget")
+    if request.verify is not None and request.verify.text is not None:
+        from exporter.verify.text import load_text
+
+        load_text(request.verify.text)
+    refuse_occupied(out, overwrite=request.overwrite)
+    return target
+
+
+def _size_lines(artifact: Artifact, limits: Limits) -> list[Line]:
+    most, size = limits.budget.max_artifact_bytes, artifact.total_bytes
+    lines = [at_most("size", size, most, format_bytes(size), format_bytes(most or 0))]
+    if artifact.bits_per_weight:
+        lines.append(at_most("bits per weight", artifact.bits_per_weight, None, f"{artifact.bits_per_weight:.2f}"))
+    return lines
+
+
+def _fits_line(measurement: Measurement, device: Device) -> Line:
+    peak, usable = measurement.peak_rss_bytes, device.usable_bytes
+    text = f"{format_bytes(peak)} on this host"
+    return at_most(f"fits {device.id}", peak, usable, text, format_bytes(usable))
+
+
+def _device_notes(device: Device) -> list[str]:
+    usable = device.sources["usable"]
+    return [
+        f"memory, load and speed were measured on this host, not on the {device.name}",
+        f"usable memory of the {device.name}, {format_bytes(device.usable_bytes)}: {usable.kind}, {usable.text}",
+    ]
+
+
+def _drift_lines(drift: Drift, overrides: Thresholds | None, artifact: Artifact) -> list[Line]:
+    """The drift's lines; limits that the user named replace the defaults, one by one."""
+    from targets.drift import judge as judge_drift
+    from targets.drift import thresholds_for
+
+    limits = thresholds_for(artifact.bits_per_weight)
+    if overrides is not None:
+        named = {key: value for key, value in dataclasses.asdict(overrides).items() if value is not None}
+        limits = dataclasses.replace(limits, **named)
+    return judge_drift(drift, limits)

@@ -1,0 +1,7 @@
+"""What an export says of itself: report.json, a model card, a Modelfile, and the table on the terminal."""
+
+from __future__ import annotations
+
+from exporter.report.report import Report
+
+__all__ = ["Report"]

@@ -1,0 +1,84 @@
+"""The model card: README.md with front matter that a hub reads, the numbers, and how to run the file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.report.table import markdown_table
+from runtime.units import format_bytes
+
+if TYPE_CHECKING:
+    from exporter.report.report import Report
+    from targets.facts import ModelFacts
+
+_HERE = Path(__file__).parent
+_KEPT_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag", "base_model", "datasets")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def front_matter(readme: str) -> dict[str, str]:
+    """Top-level entries of a card's YAML front matter that hold for a quantized copy too, each as its own lines.
+
+    Nothing is parsed: an entry is the line of its key and the indented or listed lines below it, copied as they are.
+    """
+    match = re.match(r"---\r?\n(.*?)^---\s*$", readme, re.DOTALL | re.MULTILINE)
+    entries: dict[str, list[str]] = {}
+    key = ""
+    for line in match[1].splitlines() if match else []:
+        if found := re.match(r"([A-Za-z_][\w-]*)\s*:", line):
+            key = found[1]
+            entries[key] = [line.rstrip()]
+        elif key and line.startswith((" ", "-")) and line.strip():
+            entries[key].append(line.rstrip())
+    return {key: "\n".join(lines) for key, lines in entries.items() if key in _KEPT_KEYS}
+
+
+def model_card(report: Report, facts: ModelFacts, context: int) -> str:
+    """README.md of an export. context: tokens of context to run it with."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    kept = front_matter(_source_readme(facts))
+    if "base_model" not in kept and _HUB_ID.fullmatch(facts.requested) and not Path(facts.requested).exists():
+        kept["base_model"] = f"base_model: {facts.requested}"
+    measured = report.measurement
+    return environment.get_template("card.md.j2").render(
+        report=report,
+        artifact=report.artifact,
+        kept=[kept[key] for key in _KEPT_KEYS if key in kept],
+        has_base="base_model" in kept,
+        table=markdown_table(report.lines),
+        size=format_bytes(report.artifact.total_bytes),
+        context=context,
+        measured=measured,
+        memory=_memory_rows(report),
+        drift=report.drift,
+        host=measured.host if measured else report.provenance.host,
+    )
+
+
+def _memory_rows(report: Report) -> list[tuple[str, str]]:
+    """Where the resident bytes lie."""
+    if report.measurement is None:
+        return []
+    split = report.measurement.memory
+    return [
+        ("weights", format_bytes(split.weights_bytes)),
+        ("KV cache", format_bytes(split.kv_cache_bytes)),
+        ("compute buffers", format_bytes(split.compute_bytes)),
+        ("the rest of the process", format_bytes(split.other_bytes)),
+        ("growth over a second turn", format_bytes(report.measurement.second_turn_growth_bytes)),
+    ]
+
+
+def _source_readme(facts: ModelFacts) -> str:
+    """The source's own card, empty where it has none."""
+    path = facts.path / "README.md"
+    if facts.source != "huggingface" or not path.is_file():
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,153 @@
+"""Whether text reaches the artifact as the same token ids as it reaches the source: `Parity`."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import partial
+from typing import TYPE_CHECKING
+
+from exporter.verify.chat import CONVERSATIONS, outcome, render
+from targets.drift import Parity, TokenMismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from exporter.verify.reference import Reference
+    from runtime.sessions.base import Session
+
+HARD_STRINGS: tuple[str, ...] = (
+    "",
+    "Hello, world!",
+    " leading space",
+    "trailing space ",
+    "two  three   four    spaces",
+    "                                 ",
+    "\n",
+    "\n\n\n",
+    "line one\nline two\r\nline three\n",
+    "\ttab\t\ttabs",
+    " \n \n\t \n",
+    "no-break\u00a0space, thin\u2009space, ideographic\u3000space, zero\u200bwidth",
+    "0 1 12 123 1234 12345 1234567890",
+    "3.14159 1,000,000 1e-9 0xFF 2026-11-05T12:34:56Z",
+    "²³¹ ½ ⅓ Ⅷ ٣ ३",
+    "don't won't I'll we've they're she'd I'm DON'T",
+    "'s 't 're 've 'm 'll 'd \u2019s \u2019t",
+    "camelCase snake_case SCREAMING_CASE kebab-case",
+    "def f(x: int) -> int:\n    return x ** 2  # square\n",
+    "for (int i = 0; i < n; ++i) { a[i] += b[i] << 2; }",
+    '{"key": [1, 2.5, null, true], "nested": {"a": "\\n"}}',
+    '<html><body class="x">&amp; &lt;</body></html>',
+    "https://example.org/a/b?c=d&e=%20f#g",
+    "SELECT * FROM t WHERE a != 'b' -- comment",
+    "!@#$%^&*()_+-=[]{}|;':\",./<>?`~",
+    "......!!!???---===***",
+    "\U0001f600\U0001f680 \U0001f44d\U0001f3fd",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f3f3\ufe0f\u200d\U0001f308 \U0001f1eb\U0001f1f7",
+    "cafe\u0301 nai\u0308ve A\u030a o\u0302\u0323",
+    "café naïve Å ộ ﬁ ﬀ",
+    "你好,世界!今天天气怎么样?",
+    "こんにちは世界。カタカナとひらがな",
+    "안녕하세요 세계",
+    "Привет, мир! Ёлка и ещё",
+    "مرحبا بالعالم",
+    "שלום עולם",
+    "नमस्ते दुनिया",
+    "สวัสดีชาวโลก",
+    "Straße GROẞ İstanbul \u0131I ǆ ŉ",
+    "mixed 中文 and English 123 и русский\n",
+    "\u0001\u007f\ufffd\U0010fffd",
+    "a" * 70,
+    "naïve_имя2 = 'строка'  # コメント",
+)
+"""What tokenizers get wrong: spaces, newlines, digits, contractions, code, emoji, combining marks, scripts."""
+
+
+def check_parity(reference: Reference, session: Session) -> tuple[Parity, list[str]]:
+    """Compare the two tokenizers and chat templates; also notes for the reader."""
+    strings = [*HARD_STRINGS, *special_strings(reference.special_tokens)]
+    plain, unnormalized = _mismatches(reference, session, strings, add_special=False)
+    special, _ = _mismatches(reference, session, strings, add_special=True)
+    notes = []
+    if unnormalized:
+        notes.append(
+            f"the source's tokenizer normalises Unicode and the engine does not: {unnormalized} of {len(strings)}"
+            " hard strings have equal token ids only once they are in NFC"
+        )
+    # A text that differs without special tokens says nothing about BOS.
+    differing = {mismatch.text for mismatch in plain}
+    bos = [mismatch for mismatch in special if mismatch.text not in differing]
+    chat, difference = _check_chat(reference, session)
+    parity = Parity(
+        n_strings=len(strings),
+        mismatches=tuple(plain),
+        bos=not bos,
+        bos_difference=describe(bos[0]) if bos else None,
+        chat_template=chat,
+        chat_difference=difference,
+    )
+    return parity, notes
+
+
+def special_strings(tokens: Iterable[str]) -> list[str]:
+    """Hard strings around the special tokens of a model: alone, inside a sentence, doubled."""
+    return [text for token in tokens for text in (token, f"before {token} after", f"x{token}{token}\n{token} y")]
+
+
+def describe(mismatch: TokenMismatch) -> str:
+    """One mismatch for people: the text and the ids from the first that differs."""
+    pairs = zip(mismatch.source_ids, mismatch.artifact_ids, strict=False)
+    shorter = min(len(mismatch.source_ids), len(mismatch.artifact_ids))
+    at = next((index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), shorter)
+    source, artifact = (list(ids[at : at + 4]) for ids in (mismatch.source_ids, mismatch.artifact_ids))
+    return f"{mismatch.text[:40]!r}: from token {at} on, source {source}, artifact {artifact}"
+
+
+def _mismatches(
+    reference: Reference, session: Session, strings: Iterable[str], *, add_special: bool
+) -> tuple[list[TokenMismatch], int]:
+    """The strings whose ids differ, and how many more differ only because the engine does not normalise to NFC."""
+    found, unnormalized = [], 0
+    for text in strings:
+        ours = reference.tokenize(text, add_special=add_special)
+        theirs = session.tokenize(text, add_special=add_special)
+        if ours == theirs:
+            continue
+        composed = unicodedata.normalize("NFC", text)
+        if composed != text and ours == session.tokenize(composed, add_special=add_special):
+            unnormalized += 1
+            continue
+        found.append(TokenMismatch(text, add_special, tuple(ours), tuple(theirs)))
+    return found, unnormalized
+
+
+def _check_chat(reference: Reference, session: Session) -> tuple[bool | None, str | None]:
+    template = session.chat_template()
+    if not reference.has_chat_template and template is None:
+        return None, None
+    if template is None:
+        return False, "the source has a chat template, the artifact has none"
+    if not reference.has_chat_template:
+        return False, "the artifact has a chat template, the source has none"
+    names = {"bos_token": session.special_text("bos"), "eos_token": session.special_text("eos")}
+    for index, conversation in enumerate(CONVERSATIONS):
+        for prompt in (False, True):
+            ours = outcome(partial(reference.render, conversation, prompt=prompt))
+            theirs = outcome(partial(render, template, conversation, names, prompt=prompt))
+            difference = _text_difference(ours, theirs) or _id_difference(reference, session, ours)
+            if difference:
+                return False, f"conversation {index + 1}{', generation prompt' if prompt else ''}: {difference}"
+    return True, None
+
+
+def _text_difference(ours: str, theirs: str) -> str | None:
+    if ours == theirs:
+        return None
+    shorter = min(len(ours), len(theirs))
+    at = next((index for index in range(shorter) if ours[index] != theirs[index]), shorter)
+    return f"from character {at} on, source {ours[at : at + 40]!r}, artifact {theirs[at : at + 40]!r}"
+
+
+def _id_difference(reference: Reference, session: Session, text: str) -> str | None:
+    found, _ = _mismatches(reference, session, [text], add_special=False)
+    return describe(found[0]) if found else None

@@ -1,0 +1,180 @@
+"""The source model, as the artifact is compared with it: in torch, or, where MODEL is a .gguf, in llama.cpp."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import TYPE_CHECKING, Any, Protocol
+
+from exporter.verify.chat import render
+from runtime.artifact import open_artifact
+from runtime.errors import ModelError
+from runtime.sessions import open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+    from types import ModuleType
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from runtime.measurement import RunOptions
+
+MAX_SPECIAL_TOKENS = 12
+"""Special tokens that go into hard strings; some models declare hundreds of reserved ones."""
+
+
+class Reference(Protocol):
+    """The source model, open. Token ids are plain ints.
+
+    description: what it is and how it runs, for the record
+    n_vocab: columns of the logits
+    bos_id: the token that the tokenizer puts before a text; None where it adds none
+    special_tokens: texts of special tokens, the model's own
+    """
+
+    description: str
+    n_vocab: int
+    bos_id: int | None
+    special_tokens: tuple[str, ...]
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `render` can be called."""
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of `text`; special tokens written in the text are recognised."""
+
+    def logits(self, ids: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
+        """Logits at the positions from `first` on of a fresh context, shape (len(ids) - first, n_vocab)."""
+
+    def render(self, conversation: Sequence[dict[str, str]], *, prompt: bool) -> str:
+        """The conversation under the source's chat template; raises what the template raises."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+def bos_of(tokenize: Callable[..., list[int]]) -> int | None:
+    """The token that `tokenize(text, add_special=True)` puts first; None where it adds none."""
+    plain, special = tokenize("a", add_special=False), tokenize("a", add_special=True)
+    added = len(special) > len(plain) and special[1 : 1 + len(plain)] == plain
+    return special[0] if added else None
+
+
+class GgufReference:
+    """A .gguf source, run in llama.cpp."""
+
+    def __init__(self, path: Path, options: RunOptions) -> None:
+        self._session = open_session(open_artifact(path), options)
+        self.description = f"{path.name} in {self._session.engine}"
+        self.n_vocab = self._session.n_vocab
+        self.bos_id = bos_of(self.tokenize)
+        self._names = {f"{which}_token": self._session.special_text(which) for which in ("bos", "eos")}
+        self.special_tokens = tuple(dict.fromkeys(text for text in self._names.values() if text))
+        self._template = self._session.chat_template()
+
+    @property
+    def has_chat_template(self) -> bool:
+        """See `Reference`."""
+        return self._template is not None
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """See `Reference`."""
+        return self._session.tokenize(text, add_special=add_special)
+
+    def logits(self, ids: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
+        """See `Reference`."""
+        return self._session.all_logits(ids)[first:]
+
+    def render(self, conversation: Sequence[dict[str, str]], *, prompt: bool) -> str:
+        """See `Reference`. Raises ModelError without a template."""
+        if self._template is None:
+            raise ModelError(f"{self.description}: has no chat template")
+        return render(self._template, conversation, self._names, prompt=prompt)
+
+    def close(self) -> None:
+        """See `Reference`."""
+        self._session.close()
+
+
+class TransformersReference:
+    """A Hugging Face directory, run by transformers in torch on the CPU. Weights come from safetensors only."""
+
+    def __init__(
+        self, path: Path, *, dtype: str = "float32", threads: int | None = None, trust_remote_code: bool = False
+    ) -> None:
+        import torch
+        import transformers
+
+        self._torch = torch
+        self._threads_before = torch.get_num_threads()
+        common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+        with _quiet(transformers):
+            try:
+                self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, **common)
+                self._model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                    path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **common
+                )
+            except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise ModelError(f"{path}: transformers cannot load it ({reason}); check the directory") from error
+        if missing := sorted(loading["missing_keys"]):
+            # transformers fills them with random numbers and goes on.
+            raise ModelError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]}; get them all")
+        self._model.eval()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._can_skip = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+        self.description = f"{path.name} in {versions}, {dtype}"
+        self.n_vocab = int(self._model.get_output_embeddings().weight.shape[0])
+        self.bos_id = bos_of(self.tokenize)
+        self.special_tokens = tuple(dict.fromkeys(self._tokenizer.all_special_tokens))[:MAX_SPECIAL_TOKENS]
+
+    @property
+    def has_chat_template(self) -> bool:
+        """See `Reference`."""
+        return bool(self._tokenizer.chat_template)
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """See `Reference`."""
+        ids = self._tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"]
+        return [int(token) for token in ids]
+
+    def logits(self, ids: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
+        """See `Reference`."""
+        inputs = self._torch.tensor([list(ids)], dtype=self._torch.long)
+        # The head is a third of a small model: it runs for the positions that are asked for only.
+        skip = {"logits_to_keep": len(ids) - first} if self._can_skip else {}
+        with self._torch.no_grad():
+            output = self._model(input_ids=inputs, use_cache=False, **skip).logits[0]
+        wanted = output[len(output) - (len(ids) - first) :]
+        array: npt.NDArray[np.float32] = wanted.to(self._torch.float32).numpy()
+        return array
+
+    def render(self, conversation: Sequence[dict[str, str]], *, prompt: bool) -> str:
+        """See `Reference`."""
+        turns = [dict(turn) for turn in conversation]
+        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt))
+
+    def close(self) -> None:
+        """See `Reference`."""
+        self._torch.set_num_threads(self._threads_before)
+        del self._model
+
+
+@contextlib.contextmanager
+def _quiet(transformers: ModuleType) -> Iterator[None]:
+    """transformers writes progress bars and warnings to the terminal while it loads; a library must not."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,114 @@
+"""The job of the README on the real model: export within a budget, then every other verb on what it made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.artifact import damage, open_artifact
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "SmolLM2-135M-Instruct-Q4_K_M.gguf"
+
+
+def packlight(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("packlight")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.fixture(scope="module")
+def exported(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("main-job") / "out"
+    ran = packlight(
+        "export", smollm2_dir, "--device", "raspberry-pi-5", "--format", "gguf", "--quant", "q4_k_m",
+        "--context", "2048", "--max-memory", "300MB", "--min-speed", "1", "-o", out, "--json",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return out, json.loads(ran.stdout)
+
+
+def test_the_directory_is_whole(exported: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = exported
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [NAME, "Modelfile", "README.md", "manifest.json", "report.json"]
+    )
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    artifact = open_artifact(out)
+    assert damage(artifact) == []
+    assert artifact.entry == NAME
+    # 134.5 million weights at the fallback types of rows of 576; llama-quantize's own file has the same bits
+    assert artifact.n_params == 134515008
+    assert artifact.bits_per_weight == pytest.approx(6.165, abs=0.001)
+    assert f"FROM ./{NAME}" in (out / "Modelfile").read_text()
+
+
+def test_the_report_has_every_quantity_and_one_verdict(exported: tuple[Path, dict[str, Any]]) -> None:
+    out, printed = exported
+    report = json.loads((out / "report.json").read_text())
+    assert report["verdict"] == printed["verdict"] == "met"
+    lines = {line["name"]: line for line in report["lines"]}
+    for name in ("size", "bits per weight", "peak memory", "load", "first token", "prefill", "decode",
+                 "KL divergence", "perplexity ratio", "same top-1"):  # fmt: skip
+        assert lines[name]["value"] >= 0, name
+    assert lines["peak memory"]["limit"] == 300_000_000
+    # mapped weights, a context of 2048 and an interpreter: more than the file, less than the budget
+    assert 105_000_000 < lines["peak memory"]["value"] < 300_000_000
+    assert not any(line["ok"] is False for line in report["lines"])
+
+
+def test_a_budget_that_is_missed_is_status_1_and_the_artifact_is_kept(smollm2_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = packlight(
+        "export", smollm2_dir, "--format", "gguf", "--quant", "q4_k_m", "--max-size", "100MB", "--no-verify", "-o", out,
+        "--trials", "1",
+    )  # fmt: skip
+    assert ran.returncode == 1, ran.stderr
+    assert (out / NAME).is_file()
+    assert json.loads((out / "manifest.json").read_text())["verdict"] == "failed"
+
+
+def test_verify_measure_and_check_on_the_exported_directory(
+    exported: tuple[Path, dict[str, Any]], smollm2_dir: Path
+) -> None:
+    out, _ = exported
+    verified = packlight("verify", out, "--against", smollm2_dir, "--chunks", "2", "--json")
+    assert verified.returncode == 0, verified.stderr
+    measured = packlight("measure", out, "--trials", "1", "--json")
+    assert measured.returncode == 0, measured.stderr
+    fits = packlight("check", out, "--max-memory", "400MB", "--trials", "1", "--json")
+    assert fits.returncode == 0, fits.stderr
+    tight = packlight("check", out, "--max-memory", "60MB", "--trials", "1")
+    assert tight.returncode == 1, tight.stderr
+    assert "does not fit: needed" in tight.stdout + tight.stderr
+    assert "Traceback" not in tight.stderr
+
+
+def test_llama_completion_runs_the_file_and_answers(exported: tuple[Path, dict[str, Any]]) -> None:
+    from benchmarks.tools import tool
+
+    out, _ = exported
+    ran = subprocess.run(
+        [tool("llama-completion"), "-m", out / NAME, "-p", "What is the capital of France?", "-n", "48", "--temp", "0",
+         "-t", "2", "--jinja", "-st", "--no-display-prompt"],
+        capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "Paris" in ran.stdout
+
+
+def test_a_gguf_is_a_model_too(exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, _ = exported
+    again = tmp_path / "again"
+    ran = packlight("export", out / NAME, "--format", "gguf", "--quant", "q4_0", "--no-measure", "--chunks", "2",
+                    "--max-kl", "1", "-o", again)  # fmt: skip
+    assert ran.returncode in (0, 1), ran.stderr
+    assert (again / "SmolLM2-135M-Instruct-Q4_0.gguf").is_file()

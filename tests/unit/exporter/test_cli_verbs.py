@@ -1,0 +1,234 @@
+"""The command line with doubles for the engines: exit statuses, messages, JSON, and what is left on disk."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from exporter.cli.app import app
+from runtime.artifact import Artifact, record
+from runtime.check import CapVerdict
+from runtime.errors import EngineError, ModelError
+from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat
+from targets.base import Problem
+from targets.facts import ModelFacts
+
+
+class FakeTarget:
+    """Writes a file of 1000 bytes. problems and error are what it finds and raises."""
+
+    name = "gguf"
+    problems: tuple[Problem, ...] = ()
+    error: BaseException | None = None
+
+    def presets(self):
+        return {"q4_k_m": "4 bits", "q8_0": "8 bits"}
+
+    def check(self, _facts, _options):
+        return list(self.problems)
+
+    def emit(self, facts, options, out, progress):
+        path = out / f"Tiny-{options.quant.upper()}.bin"
+        path.write_bytes(bytes(1000))
+        if self.error is not None:
+            raise self.error
+        progress("quantizing", 1000, 1000)
+        return Artifact(
+            out,
+            "fake",
+            path.name,
+            "Tiny",
+            options.quant,
+            1600,
+            5.0,
+            64,
+            facts.requested,
+            files={path.name: record(path)},
+        )
+
+
+def fake_measure(artifact, options, trials, *, progress, command):
+    progress("trial 1")
+    one = Stat.of([20.0])
+    return Measurement(
+        load_s=0.5, first_token_ms=one, prefill_tokens_per_s=one, decode_tokens_per_s=one, peak_rss_bytes=200_000_000,
+        memory=MemorySplit(1, 2, 3, 4), second_turn_growth_bytes=0, major_page_faults=0, options=options,
+        trials=trials, host={"cpu": "Test"}, command=command,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def target(monkeypatch, tmp_path):
+    fake = FakeTarget()
+    monkeypatch.setattr("exporter.pipeline.get_target", lambda _name: fake)
+    facts = ModelFacts("huggingface", tmp_path / "model", "Tiny", "./model", {}, {})
+    monkeypatch.setattr("exporter.checkpoint.resolve", lambda _model, **_options: facts)
+    monkeypatch.setattr("runtime.measure.measure", fake_measure)
+    return fake
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def export(out, *more):
+    return run("export", "./model", "-o", out, "--no-verify", *more)
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_a_budget_that_is_met(target, tmp_path):
+    out = tmp_path / "out"
+    done = export(out, "--max-memory", "300MB", "--min-speed", "10", "--device", "raspberry-pi-5")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-2:] == [f"written: {out}/Tiny-Q4_K_M.bin", "verdict: not verified"]
+    shown = [line.split("  ") for line in done.stdout.splitlines() if line.startswith("fits")]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in shown]
+    assert cells == [["fits raspberry-pi-5", "200.0 MB on this host", "≤ 6,979.3 MB", "yes"]]
+    assert "not on the Raspberry Pi 5 (8 GB)" in done.stdout
+    assert names(out) == ["README.md", "Tiny-Q4_K_M.bin", "manifest.json", "report.json"]
+    report = json.loads((out / "report.json").read_text())
+    assert report["artifact"]["root"] == str(out)
+    assert [line["name"] for line in report["lines"]] == [
+        "size", "bits per weight", "peak memory", "load", "first token", "prefill", "decode", "fits raspberry-pi-5",
+    ]  # fmt: skip
+
+
+def test_a_budget_that_is_not_met_keeps_the_artifact_and_says_so(target, tmp_path):
+    out = tmp_path / "out"
+    done = export(out, "--max-memory", "150MB")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[-1] == "verdict: failed: peak memory 200.0 MB (budget ≤ 150.0 MB)"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["verdict"] == "failed"
+    assert [line["name"] for line in manifest["failing"]] == ["peak memory"]
+    assert (out / "Tiny-Q4_K_M.bin").stat().st_size == 1000
+
+
+def test_an_engine_that_refuses_the_artifact_is_a_failed_check(target, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise EngineError("llama.cpp: unknown architecture")
+
+    monkeypatch.setattr("runtime.measure.measure", refuse)
+    done = export(tmp_path / "out")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[-1] == "verdict: failed: measure llama.cpp: unknown architecture"
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["verdict"] == "failed"
+
+
+def test_json_is_the_only_thing_on_standard_output(target, tmp_path):
+    done = export(tmp_path / "out", "--json", "--no-measure")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["verdict"] == "not verified, not measured"
+    assert "writing gguf q4_k_m" in done.stderr
+
+
+def test_quiet_says_nothing(target, tmp_path):
+    done = export(tmp_path / "out", "--quiet")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_problems_are_listed_all_at_once_and_nothing_is_written(target, tmp_path):
+    target.problems = (Problem("a", "is odd", "make it even"), Problem("b", "is missing", "add it"))
+    done = export(tmp_path / "out", "--quiet")
+    assert done.exit_code == 2
+    assert done.stderr == "error: a: is odd; make it even\nb: is missing; add it\n"
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ModelError("w: is NaN; train again"), 2, "error: w: is NaN; train again\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted; nothing was left behind\n"),
+        (OSError(28, "No space left on device", "/out/m"), 2, "error: /out/m: No space left on device\n"),
+    ],
+)
+def test_a_failure_while_writing_leaves_nothing(target, tmp_path, error, status, message):
+    target.error = error
+    done = export(tmp_path / "out", "--quiet")
+    assert (done.exit_code, done.stderr) == (status, message)
+    assert names(tmp_path) == []
+
+
+def test_an_error_as_json(target, tmp_path):
+    target.error = ModelError("w: is NaN; train again")
+    done = export(tmp_path / "out", "--json", "--quiet")
+    assert json.loads(done.stdout) == {"error": "w: is NaN; train again", "exit_status": 2}
+
+
+def test_overwriting(target, tmp_path):
+    out = tmp_path / "out"
+    assert export(out).exit_code == 0
+    refused = export(out, "--quiet", "--quant", "q8_0")
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"error: {out}: is not empty; name another directory, or add --overwrite to replace an earlier export\n"
+    )
+    assert export(out, "--overwrite", "--quant", "Q8_0").exit_code == 0
+    assert "Tiny-Q8_0.bin" in names(out)
+    assert "Tiny-Q4_K_M.bin" not in names(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-memory", "lots"], "'lots' is not a size: write a number and a unit, for example 700MB or 0.5GiB"),
+        (["--quant", "q4_k_x"],
+         "unknown quantization 'q4_k_x': did you mean q4_k_m? 'packlight formats' lists them all"),
+        (["--no-measure", "--min-speed", "3"],
+         "a memory, load or speed budget needs a measurement; leave out --no-measure or the budget"),
+        (["--max-kl", "0.1"], "a drift budget needs verifying; leave out --no-verify or the budget"),
+        (["--device", "toaster.toml"],
+         "toaster.toml: cannot be read (No such file or directory); 'packlight devices' lists the profiles"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_one_line_and_status_2(target, tmp_path, arguments, message):
+    done = export(tmp_path / "out", "--quiet", *arguments)
+    assert (done.exit_code, done.stderr) == (2, f"error: {message}\n")
+    assert names(tmp_path) == []
+
+
+def test_typers_own_usage_errors_are_status_2():
+    assert run("export").exit_code == 2
+    assert run("exprt").exit_code == 2
+    assert run("export", "m", "-o", "x", "--context", "0").exit_code == 2
+
+
+@pytest.mark.parametrize(("fits", "status", "verdict"), [(True, 0, "met"), (False, 1, "failed")])
+def test_check(tmp_path, monkeypatch, fits, status, verdict):
+    asked = []
+
+    def check(artifact, options, trials, cap_bytes, *, progress, command):
+        asked.append((options, cap_bytes))
+        return CapVerdict(fits, 200, None, "cgroup-v1", "one sentence")
+
+    monkeypatch.setattr("runtime.check.check", check)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    done = run("check", tmp_path / "m.gguf", "--max-memory", "100", "--json", "--threads", "3", "--no-mmap")
+    assert done.exit_code == status
+    assert asked == [(RunOptions(threads=3, mmap=False), 100)]
+    document = json.loads(done.stdout)
+    assert document["verdict"] == verdict
+    assert document["lines"][-1] == {
+        "name": "fits the cap", "value": 200.0, "limit": 100.0, "ok": fits, "text": "one sentence",
+        "limit_text": "≤ 0.0 MB",
+    }  # fmt: skip
+
+
+def test_check_needs_a_budget(tmp_path):
+    done = run("check", tmp_path / "m.gguf", "--quiet")
+    assert done.exit_code == 2
+    assert done.stderr == "error: check needs a memory budget; add --max-memory, for example --max-memory 700MB\n"
+
+
+def test_lists():
+    listed = {device["id"] for device in json.loads(run("devices", "--json").stdout)}
+    assert "raspberry-pi-5" in listed
+    assert "raspberry-pi-5    8.6 GB    ~7.0 GB" in run("devices").stdout
+    assert "q4_k_m" in json.loads(run("formats", "--json").stdout)["gguf"]
+    assert run("--version").stdout.startswith("packlight 0.")

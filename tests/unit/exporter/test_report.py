@@ -1,0 +1,136 @@
+"""The report: one verdict, the table, the card, and JSON that says the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from exporter.report import Report
+from exporter.report.card import front_matter, model_card
+from exporter.report.report import Provenance
+from exporter.report.table import markdown_table, plain_table, verdict_text
+from runtime.artifact import Artifact, FileRecord
+from runtime.budget import Line, at_least, at_most
+from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat, Trials
+from targets.device import load_device
+from targets.facts import ModelFacts
+
+SIZE = at_most("size", 105_454_496, None, "105.5 MB")
+PEAK = at_most("peak memory", 223_800_000, 300_000_000, "223.8 MB", "300.0 MB")
+SLOW = at_least("decode", 8.0, 10.0, "8.0 tokens/s", "10.0 tokens/s")
+
+
+def stat(value):
+    return Stat.of([value])
+
+
+MEASUREMENT = Measurement(
+    load_s=0.25, first_token_ms=stat(360.0), prefill_tokens_per_s=stat(178.0), decode_tokens_per_s=stat(8.0),
+    peak_rss_bytes=223_800_000, memory=MemorySplit(105_000_000, 47_000_000, 30_000_000, 41_800_000),
+    second_turn_growth_bytes=1_000_000, major_page_faults=0, options=RunOptions(threads=2), trials=Trials(count=3),
+    host={"cpu": "Test CPU", "os": "Linux 6"}, command="packlight measure",
+)  # fmt: skip
+
+
+@pytest.fixture
+def make(tmp_path):
+    def report(*lines, **fields):
+        artifact = Artifact(
+            tmp_path, "gguf", "Tiny-Q4_K_M.gguf", "Tiny", "q4_k_m", 134_515_008, 6.165, 8192, "./tiny",
+            files={"Tiny-Q4_K_M.gguf": FileRecord(105_454_496, "ab" * 32)},
+        )  # fmt: skip
+        where_from = Provenance("packlight export ./tiny", "2026-11-22T20:00:00Z", "0.1.0", {"cpu": "Test CPU"})
+        return Report(artifact, lines, where_from, **fields)
+
+    return report
+
+
+def test_verdicts(make):
+    assert (make(SIZE, PEAK).verdict, make(SIZE, PEAK).exit_status) == ("met", 0)
+    assert (make(PEAK, SLOW).verdict, make(PEAK, SLOW).exit_status) == ("failed", 1)
+    assert make(SIZE, skipped=("measured",)).verdict == "not measured"
+    assert make(SIZE, skipped=("verified", "measured")).verdict == "not verified, not measured"
+    assert make(SLOW, skipped=("verified",)).verdict == "failed"
+
+
+def test_json_says_the_same(make):
+    document = json.loads(json.dumps(make(SIZE, PEAK, SLOW, measurement=MEASUREMENT).to_json()))
+    assert document["verdict"] == "failed"
+    assert document["failing"] == ["decode"]
+    assert document["lines"][1] == {
+        "name": "peak memory", "value": 223_800_000, "limit": 300_000_000, "ok": True, "text": "223.8 MB",
+        "limit_text": "≤ 300.0 MB",
+    }  # fmt: skip
+    assert document["artifact"]["files"]["Tiny-Q4_K_M.gguf"]["bytes"] == 105_454_496
+    assert Measurement.from_json(document["measurement"]) == MEASUREMENT
+    assert document["drift"] is None
+
+
+def test_the_manifest_names_the_failing_lines(make):
+    extra = make(SIZE, SLOW).manifest_extra()
+    assert extra["verdict"] == "failed"
+    assert extra["failing"] == [
+        {"name": "decode", "value": 8.0, "limit": 10.0, "ok": False, "text": "8.0 tokens/s",
+         "limit_text": "≥ 10.0 tokens/s"}
+    ]  # fmt: skip
+
+
+def test_tables():
+    odd = Line("token ids", "2 differ,\n the first: 'a|b'", "equal", ok=False, value=2, limit=0)
+    assert plain_table([SIZE, PEAK, odd]).splitlines() == [
+        "quantity     measured                    budget      ok",
+        "size         105.5 MB",
+        "peak memory  223.8 MB                    ≤ 300.0 MB  yes",
+        "token ids    2 differ, the first: 'a|b'  equal       NO",
+    ]
+    assert markdown_table([odd]).splitlines()[2] == "| token ids | 2 differ, the first: 'a\\|b' | equal | NO |"
+
+
+def test_the_verdict_line(make):
+    assert verdict_text(make(SIZE)) == "verdict: met"
+    assert verdict_text(make(PEAK, SLOW)) == "verdict: failed: decode 8.0 tokens/s (budget ≥ 10.0 tokens/s)"
+
+
+def test_front_matter_keeps_what_holds_for_a_copy():
+    readme = (
+        "---\nlicense: apache-2.0\nlanguage:\n- en\n- fr\nlibrary_name: transformers\nbase_model: org/base\n---\n# X\n"
+    )
+    assert front_matter(readme) == {
+        "license": "license: apache-2.0",
+        "language": "language:\n- en\n- fr",
+        "base_model": "base_model: org/base",
+    }
+    assert front_matter("# No front matter\nlicense: mit\n") == {}
+    assert front_matter("---\nlicense: mit\nnever closed\n") == {}
+
+
+def test_a_card_of_a_measured_artifact(make, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: org/base\n---\n", encoding="utf-8")
+    facts = ModelFacts("huggingface", tmp_path, "Tiny", "./tiny", {}, {})
+    report = make(SIZE, PEAK, measurement=MEASUREMENT, device=load_device("raspberry-pi-5"), skipped=("verified",))
+    card = model_card(report, facts, 2048)
+    assert card.startswith(
+        "---\nlicense: mit\nbase_model: org/base\nbase_model_relation: quantized\nquantized_by: packlight\n"
+        "tags:\n- gguf\n- q4_k_m\n- packlight\n---\n# Tiny, GGUF Q4_K_M\n"
+    )
+    for expected in (
+        "Verdict: **not verified** for Raspberry Pi 5 (8 GB).",
+        "| peak memory | 223.8 MB | ≤ 300.0 MB | yes |",
+        "measured on this host: Test CPU, 2 threads,",
+        "They are not figures of the Raspberry Pi 5 (8 GB).",
+        "| KV cache | 47.0 MB |",
+        "Drift from the source was not verified.",
+        "llama-cli -m Tiny-Q4_K_M.gguf -c 2048",
+        "ollama create my-model -f Modelfile",
+        'Llama("Tiny-Q4_K_M.gguf", n_ctx=2048)',
+        "| command | `packlight export ./tiny` |",
+        f"| sha256 of Tiny-Q4_K_M.gguf | `{'ab' * 32}` |",
+    ):
+        assert expected in card
+
+
+def test_a_card_of_a_hub_model_without_a_card_of_its_own(make, tmp_path):
+    card = model_card(make(SIZE), ModelFacts("huggingface", tmp_path, "Tiny", "org/Tiny", {}, {}), 512)
+    assert card.startswith("---\nbase_model: org/Tiny\nbase_model_relation: quantized\nquantized_by: packlight\n")
+    assert "Memory, load and speed were not measured." in card

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from support.doubles import TEMPLATE, FakeReference, FakeSession
+
+from exporter.verify.parity import HARD_STRINGS, check_parity, describe, special_strings
+from targets.drift import TokenMismatch
+
+
+def test_hard_strings_are_many_distinct_and_as_written() -> None:
+    assert len(HARD_STRINGS) == len(set(HARD_STRINGS)) >= 40
+    assert any(unicodedata.normalize("NFC", text) != text for text in HARD_STRINGS)
+    assert any("\r\n" in text for text in HARD_STRINGS)
+
+
+def test_equal_models_have_parity() -> None:
+    parity, notes = check_parity(FakeReference(add_bos=True), FakeSession(add_bos=True))
+    assert (parity.mismatches, parity.bos, parity.chat_template, notes) == ((), True, True, [])
+    assert parity.n_strings == len(HARD_STRINGS) + 3 * 2
+
+
+def test_special_tokens_of_the_model_are_put_into_text() -> None:
+    assert special_strings(["<s>"]) == ["<s>", "before <s> after", "x<s><s>\n<s> y"]
+
+    class Deaf(FakeSession):
+        def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+            return super().tokenize("", add_special=add_special) + list(text.encode())
+
+    parity, _ = check_parity(FakeReference(), Deaf())
+    assert {m.text for m in parity.mismatches} == set(special_strings(["<s>", "</s>"]))
+    assert parity.bos  # texts that differ anyway say nothing about BOS
+
+
+@pytest.mark.parametrize("source_adds", [True, False])
+def test_bos_flag_is_compared_apart_from_token_ids(source_adds: bool) -> None:
+    parity, _ = check_parity(FakeReference(add_bos=source_adds), FakeSession(add_bos=not source_adds))
+    assert parity.mismatches == ()
+    assert not parity.bos
+    assert "256" in str(parity.bos_difference)
+
+
+def test_an_engine_that_does_not_normalise_gets_a_note() -> None:
+    class Composing(FakeReference):
+        def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+            return super().tokenize(unicodedata.normalize("NFC", text), add_special=add_special)
+
+    parity, notes = check_parity(Composing(), FakeSession())
+    assert parity.mismatches == ()
+    assert len(notes) == 1
+    assert "NFC" in notes[0]
+
+
+def test_the_chat_template_is_compared_by_what_it_renders() -> None:
+    def chat(source: str | None, artifact: str | None) -> tuple[bool | None, str | None]:
+        parity, _ = check_parity(FakeReference(template=source), FakeSession(template=artifact))
+        return parity.chat_template, parity.chat_difference
+
+    assert chat(TEMPLATE, TEMPLATE + "{# a comment #}") == (True, None)
+    assert chat(None, None) == (None, None)
+    assert chat(TEMPLATE, None) == (False, "the source has a chat template, the artifact has none")
+    assert chat(None, TEMPLATE) == (False, "the artifact has a chat template, the source has none")
+    holds, difference = chat(TEMPLATE, TEMPLATE.replace("assistant:", "assistant: "))
+    assert holds is False
+    assert difference is not None
+    assert difference.startswith("conversation 1, generation prompt: from character")
+    refusing = "{{ raise_exception('no') }}"
+    assert chat(refusing, refusing) == (True, None)
+    assert chat(TEMPLATE, refusing)[0] is False
+
+
+def test_the_artifacts_own_special_texts_go_into_its_template() -> None:
+    class OtherEos(FakeSession):
+        def special_text(self, which: str) -> str | None:
+            return {"bos": "<s>", "eos": "<eos>"}[which]
+
+    parity, _ = check_parity(FakeReference(), OtherEos())
+    assert parity.chat_template is False
+
+
+def test_a_mismatch_is_described_from_where_it_starts() -> None:
+    assert describe(TokenMismatch("12", False, (5, 6, 7), (5, 9))) == (
+        "'12': from token 1 on, source [6, 7], artifact [9]"
+    )
+    assert describe(TokenMismatch("1", True, (5,), (5, 9))) == "'1': from token 1 on, source [], artifact [9]"
