@@ -125,24 +125,28 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def _pair(row: dict[str, Any], key: str, unit: float, form: str) -> list[str]:
+    """Theirs and ours; empty where the road was not taken or the figure not recorded."""
+    found = (row.get(road, {}).get(key) for road in ("official", "ours"))
+    return ["" if value is None else f"{value / unit:{form}}" for value in found]
+
+
 def table(content: dict[str, Any]) -> str:
     """The result as Markdown."""
-    lines = [
-        "| model | preset | official, s | ours, s | ratio (limit) | official peak, MB | ours, MB | ratio (limit) "
-        "| official wrote, MB | ours wrote, MB | file, MB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    header = (
+        "model", "preset", "official, s", "ours, s", "ratio (limit)", "official CPU, s", "ours CPU, s",
+        "official peak, MB", "ours, MB", "ratio (limit)", "official wrote, MB", "ours wrote, MB", "file, MB",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(header)} |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
     for row in content["rows"]:
-        mine, size = row["ours"], row["file_bytes"]["ours"] / 1e6
-        peak, written = f"{mine['peak_rss_bytes'] / 1e6:.0f}", f"{mine['written_bytes'] / 1e6:.1f}"
-        cells = [row["model"], row["quant"].upper(), "", f"{mine['wall_s']:.2f}", "", "", peak, "", "", written]
-        cells.append(f"{size:.1f}")
-        if "official" in row:
-            theirs = row["official"]
-            limit = f" ({row['wall_limit']})" if row["wall_limit"] else ""
-            cells[2], cells[4] = f"{theirs['wall_s']:.2f}", f"{row['wall_ratio']:.2f}{limit}"
-            cells[5], cells[7] = f"{theirs['peak_rss_bytes'] / 1e6:.0f}", f"{row['memory_ratio']:.2f} ({MEMORY_LIMIT})"
-            cells[8] = f"{theirs['written_bytes'] / 1e6:.1f}"
+        limit = f" ({row['wall_limit']})" if row.get("wall_limit") else ""
+        cells = [row["model"], row["quant"].upper()]
+        cells += _pair(row, "wall_s", 1, ".2f")
+        cells.append(f"{row['wall_ratio']:.2f}{limit}" if "wall_ratio" in row else "")
+        cells += _pair(row, "cpu_s", 1, ".2f")
+        cells += _pair(row, "peak_rss_bytes", 1e6, ".0f")
+        cells.append(f"{row['memory_ratio']:.2f} ({MEMORY_LIMIT})" if "memory_ratio" in row else "")
+        cells += [*_pair(row, "written_bytes", 1e6, ".1f"), f"{row['file_bytes']['ours'] / 1e6:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     for quant, ratio in growth(content["rows"]).items():
         lines += [

@@ -63,7 +63,8 @@ def code_sha256() -> str:
 
 
 def save(name: str, content: dict[str, Any]) -> Path:
-    """Write `benchmarks/results/<name>.json`."""
+    """Write `benchmarks/results/<name>.json`; it says so where the code was edited during the run."""
+    content = {**content, "code_changed_during_run": content["code_sha256"] != code_sha256()}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -88,4 +89,5 @@ def describe(content: dict[str, Any]) -> str:
         f"{host['memory_bytes'] / 1e9:.1f} GB, {host['os']}, Python {host['python']}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f"; load average at the start {content['load_average'][0]}."
+        + (" The code was edited while it ran." if content.get("code_changed_during_run") else "")
     )

@@ -1,4 +1,4 @@
-"""Run a command and say what it cost: wall seconds, peak resident bytes, bytes written.
+"""Run a command and say what it cost: wall and processor seconds, peak resident bytes, bytes written.
 
 The command is started by a launcher of its own, a bare interpreter: the kernel's high-water mark of a child
 begins at what its parent held when it forked, and a benchmark that has imported numpy holds too much.
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 TIMEOUT_S = 3600
@@ -22,11 +22,13 @@ TIMEOUT_S = 3600
 class Cost:
     """What one process cost, its own children that it waited for included.
 
+    cpu_s: seconds of processors, user and system: what other jobs on the machine change least
     peak_rss_bytes: the largest resident set that one process of it reached
     written_bytes: what it handed to write(), or dirtied through a mapping, whichever is more
     """
 
     wall_s: float
+    cpu_s: float
     peak_rss_bytes: int
     written_bytes: int
 
@@ -34,6 +36,7 @@ class Cost:
         """The cost of this process followed by `after`: times and bytes add up, of the peaks the higher counts."""
         return Cost(
             self.wall_s + after.wall_s,
+            self.cpu_s + after.cpu_s,
             max(self.peak_rss_bytes, after.peak_rss_bytes),
             self.written_bytes + after.written_bytes,
         )
@@ -51,7 +54,7 @@ def run(command: list[str], threads: int, env: dict[str, str] | None = None) -> 
     if report["status"]:
         tail = "\n".join((lines[:-1] + done.stderr.strip().splitlines())[-15:])
         raise RuntimeError(f"exit status {report['status']}: {' '.join(command)}\n{tail}")
-    return Cost(report["wall_s"], report["peak_rss_bytes"], report["written_bytes"])
+    return Cost(**{field.name: report[field.name] for field in fields(Cost)})
 
 
 def _launch(processors: str, command: list[str]) -> int:
@@ -66,6 +69,7 @@ def _launch(processors: str, command: list[str]) -> int:
     result = {
         "status": os.waitstatus_to_exitcode(status),
         "wall_s": wall_s,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
         "peak_rss_bytes": usage.ru_maxrss * 1024,
         "written_bytes": max(int(counters["wchar"]), int(counters["write_bytes"])),
     }

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from targets.facts import ModelFacts
 
 
+MOST_PROBLEMS = 12
+"""Problems that are listed; a wrong config.json makes every tensor of every layer one."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What an artifact is held against. drift: limits that replace the defaults for its bits per weight."""
@@ -133,7 +137,7 @@ class Findings:
     ) -> Report:
         """The report, its lines in the order people read them."""
         lines = [*_size_lines(artifact, limits), *self.broken]
-        notes: list[str] = []
+        notes: list[str] = list(artifact.contract.get("notes", ()))
         if self.measurement is not None:
             # The size line stands first already.
             lines += judge(artifact.total_bytes, self.measurement, limits.budget)[1:]
@@ -203,10 +207,11 @@ def resolve_model(model: str, *, trust_remote_code: bool, revision: str | None =
 
 
 def refuse_problems(target: Target, facts: ModelFacts, options: EmitOptions) -> None:
-    """Raise UnsupportedError with every problem that the target finds, one a line."""
+    """Raise UnsupportedError with the problems that the target finds, one a line, at most a screenful."""
     problems = target.check(facts, options)
     if problems:
-        raise UnsupportedError("\n".join(map(str, problems)))
+        more = [f"… and {len(problems) - MOST_PROBLEMS} more like these"] if len(problems) > MOST_PROBLEMS else []
+        raise UnsupportedError("\n".join([*map(str, problems[:MOST_PROBLEMS]), *more]))
 
 
 def provenance(command: str, facts: ModelFacts | None = None) -> Provenance:

@@ -64,7 +64,10 @@ class Cap:
     def limit_hits(self) -> int | None:
         """How often the kernel had to reclaim memory because of the cap; None where it does not say."""
         if self.method == "cgroup-v1":
-            return _number(self.directory, "memory.failcnt", r"(\d+)")
+            # With equal limits for memory and for memory and swap, it is the second that counts the hits.
+            counts = [_number(self.directory, f"memory.{part}failcnt", r"(\d+)") for part in ("", "memsw.")]
+            known = [count for count in counts if count is not None]
+            return sum(known) if known else None
         return _number(self.directory, "memory.events", r"^max (\d+)")
 
     def oom_kills(self) -> int | None:

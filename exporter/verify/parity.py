@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -63,21 +65,25 @@ HARD_STRINGS: tuple[str, ...] = (
 """What tokenizers get wrong: spaces, newlines, digits, contractions, code, emoji, combining marks, scripts."""
 
 
+ENGINE_HABITS = {
+    "composed": "the source's tokenizer composes characters (NFC) and the engine does not: {n} texts have equal"
+    " token ids only after composing",
+    "spaced": "the engine puts a space before text that starts with one or follows a special token and the source's"
+    " tokenizer does not: {n} texts have its token ids only with that space",
+}
+"""What an engine does differently with every file, however it was made: a note and not a fault of the artifact."""
+
+
 def check_parity(reference: Reference, session: Session) -> tuple[Parity, list[str]]:
     """Compare the two tokenizers and chat templates; also notes for the reader."""
     strings = [*HARD_STRINGS, *special_strings(reference.special_tokens)]
-    plain, unnormalized = _mismatches(reference, session, strings, add_special=False)
-    special, _ = _mismatches(reference, session, strings, add_special=True)
-    notes = []
-    if unnormalized:
-        notes.append(
-            f"the source's tokenizer normalises Unicode and the engine does not: {unnormalized} of {len(strings)}"
-            " hard strings have equal token ids only once they are in NFC"
-        )
+    habits: Counter[str] = Counter()
+    plain = _mismatches(reference, session, strings, habits, add_special=False)
+    special = _mismatches(reference, session, strings, Counter(), add_special=True)
     # A text that differs without special tokens says nothing about BOS.
     differing = {mismatch.text for mismatch in plain}
     bos = [mismatch for mismatch in special if mismatch.text not in differing]
-    chat, difference = _check_chat(reference, session)
+    chat, difference = _check_chat(reference, session, habits)
     parity = Parity(
         n_strings=len(strings),
         mismatches=tuple(plain),
@@ -86,7 +92,7 @@ def check_parity(reference: Reference, session: Session) -> tuple[Parity, list[s
         chat_template=chat,
         chat_difference=difference,
     )
-    return parity, notes
+    return parity, [text.format(n=habits[habit]) for habit, text in ENGINE_HABITS.items() if habits[habit]]
 
 
 def special_strings(tokens: Iterable[str]) -> list[str]:
@@ -104,24 +110,39 @@ def describe(mismatch: TokenMismatch) -> str:
 
 
 def _mismatches(
-    reference: Reference, session: Session, strings: Iterable[str], *, add_special: bool
-) -> tuple[list[TokenMismatch], int]:
-    """The strings whose ids differ, and how many more differ only because the engine does not normalise to NFC."""
-    found, unnormalized = [], 0
+    reference: Reference, session: Session, strings: Iterable[str], habits: Counter[str], *, add_special: bool
+) -> list[TokenMismatch]:
+    """The strings whose ids differ; those that differ by a habit of the engine are counted in `habits` instead."""
+    found = []
     for text in strings:
         ours = reference.tokenize(text, add_special=add_special)
         theirs = session.tokenize(text, add_special=add_special)
         if ours == theirs:
             continue
-        composed = unicodedata.normalize("NFC", text)
+        composed, spaced = unicodedata.normalize("NFC", text), _spaced(text, reference.added_tokens)
         if composed != text and ours == session.tokenize(composed, add_special=add_special):
-            unnormalized += 1
-            continue
-        found.append(TokenMismatch(text, add_special, tuple(ours), tuple(theirs)))
-    return found, unnormalized
+            habits["composed"] += 1
+        elif spaced != text and theirs == reference.tokenize(spaced, add_special=add_special):
+            habits["spaced"] += 1
+        else:
+            found.append(TokenMismatch(text, add_special, tuple(ours), tuple(theirs)))
+    return found
 
 
-def _check_chat(reference: Reference, session: Session) -> tuple[bool | None, str | None]:
+def _spaced(text: str, added_tokens: Iterable[str]) -> str:
+    """One more space where llama.cpp's SentencePiece puts it: before a leading space, after each added token.
+
+    Text that starts with a letter is left alone: there the file's own add_space_prefix decides, which can be wrong.
+    """
+    longest_first = sorted(added_tokens, key=len, reverse=True)
+    if longest_first:
+        text = re.sub(f"({'|'.join(map(re.escape, longest_first))})", "\\1\0", text)
+        # Nothing goes between two added tokens nor behind the last one.
+        text = re.sub(f"\0(?=({'|'.join(map(re.escape, longest_first))})|$)", "", text)
+    return (" " if text.startswith(" ") else "") + text.replace("\0", " ")
+
+
+def _check_chat(reference: Reference, session: Session, habits: Counter[str]) -> tuple[bool | None, str | None]:
     template = session.chat_template()
     if not reference.has_chat_template and template is None:
         return None, None
@@ -134,7 +155,7 @@ def _check_chat(reference: Reference, session: Session) -> tuple[bool | None, st
         for prompt in (False, True):
             ours = outcome(partial(reference.render, conversation, prompt=prompt))
             theirs = outcome(partial(render, template, conversation, names, prompt=prompt))
-            difference = _text_difference(ours, theirs) or _id_difference(reference, session, ours)
+            difference = _text_difference(ours, theirs) or _id_difference(reference, session, ours, habits)
             if difference:
                 return False, f"conversation {index + 1}{', generation prompt' if prompt else ''}: {difference}"
     return True, None
@@ -148,6 +169,6 @@ def _text_difference(ours: str, theirs: str) -> str | None:
     return f"from character {at} on, source {ours[at : at + 40]!r}, artifact {theirs[at : at + 40]!r}"
 
 
-def _id_difference(reference: Reference, session: Session, text: str) -> str | None:
-    found, _ = _mismatches(reference, session, [text], add_special=False)
+def _id_difference(reference: Reference, session: Session, text: str, habits: Counter[str]) -> str | None:
+    found = _mismatches(reference, session, [text], habits, add_special=False)
     return describe(found[0]) if found else None

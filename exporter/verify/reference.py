@@ -32,12 +32,14 @@ class Reference(Protocol):
     n_vocab: columns of the logits
     bos_id: the token that the tokenizer puts before a text; None where it adds none
     special_tokens: texts of special tokens, the model's own
+    added_tokens: texts that the tokenizer takes out of a text before it splits the rest
     """
 
     description: str
     n_vocab: int
     bos_id: int | None
     special_tokens: tuple[str, ...]
+    added_tokens: tuple[str, ...]
 
     @property
     def has_chat_template(self) -> bool:
@@ -73,6 +75,7 @@ class GgufReference:
         self.bos_id = bos_of(self.tokenize)
         self._names = {f"{which}_token": self._session.special_text(which) for which in ("bos", "eos")}
         self.special_tokens = tuple(dict.fromkeys(text for text in self._names.values() if text))
+        self.added_tokens = self.special_tokens
         self._template = self._session.chat_template()
 
     @property
@@ -132,6 +135,7 @@ class TransformersReference:
         self.n_vocab = int(self._model.get_output_embeddings().weight.shape[0])
         self.bos_id = bos_of(self.tokenize)
         self.special_tokens = tuple(dict.fromkeys(self._tokenizer.all_special_tokens))[:MAX_SPECIAL_TOKENS]
+        self.added_tokens = tuple(self._tokenizer.get_added_vocab())
 
     @property
     def has_chat_template(self) -> bool:

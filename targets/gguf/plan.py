@@ -45,6 +45,7 @@ class Plan:
     tensors: list[tuple[OutTensor, header.Placed]]
     header: bytes
     context_length: int
+    notes: tuple[str, ...] = ()
 
     @property
     def n_params(self) -> int:
@@ -79,12 +80,16 @@ def find_preset(name: str) -> Preset:
 
 @dataclass(frozen=True)
 class Content:
-    """What goes into a file, before types are chosen: name, metadata, tensors in order, and what presets ask for."""
+    """What goes into a file, before types are chosen: name, metadata, tensors in order, and what presets ask for.
+
+    notes: what llama.cpp will do otherwise than the source, for the report
+    """
 
     name: ModelName
     metadata: list[KeyValue]
     tensors: list[OutTensor]
     shape: ModelShape
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
@@ -122,7 +127,7 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         *architecture.hyper_parameters(config),
         *tokenizer.entries,
     ]
-    return Content(name, metadata, tensors, shape), []
+    return Content(name, metadata, tensors, shape, tuple(tokenizer.notes)), []
 
 
 def _is_70b(arch: str, config: dict[str, Any]) -> bool:
@@ -148,6 +153,7 @@ def _lay_out(preset: Preset, content: Content) -> Plan:
         tensors=list(zip(content.tensors, placed, strict=True)),
         header=header.encode(metadata, placed),
         context_length=int(by_key.get(f"{by_key['general.architecture']}.context_length", 0)),
+        notes=content.notes,
     )
 
 

@@ -11,6 +11,7 @@ from targets.gguf.plan import Content, count_params
 from targets.gguf.presets import ModelShape
 from targets.gguf.types import TYPES
 from targets.gguf_reading import read_gguf_metadata
+from targets.weights import FLOAT_BYTES
 
 if TYPE_CHECKING:
     from targets.facts import ModelFacts
@@ -43,8 +44,20 @@ def read_content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
             metadata=[entry for entry in metadata if entry.key not in _REWRITTEN],
             tensors=tensors,
             shape=shape,
+            notes=_losses(facts),
         ),
         _unreadable(facts),
+    )
+
+
+def _losses(facts: ModelFacts) -> tuple[str, ...]:
+    """That the source was quantized before, where it was."""
+    kinds = {fact.dtype for fact in facts.tensors.values() if len(fact.shape) > 1} - FLOAT_BYTES.keys()
+    if not kinds:
+        return ()
+    return (
+        f"the source is quantized already ({', '.join(sorted(kinds))}): what that lost stays lost, and drift is "
+        "measured against it, not against the original model",
     )
 
 

@@ -65,7 +65,7 @@ class GgufTarget:
             bits_per_weight=plan.bits_per_weight,
             context_length=plan.context_length,
             source=facts.requested,
-            contract={"engine": "llama.cpp", "tensors": _type_counts(plan)},
+            contract={"engine": "llama.cpp", "tensors": _type_counts(plan), "notes": list(plan.notes)},
             files={path.name: record(path)},
         )
 

@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.hard_strings import HARD_STRINGS
+from support.parity import emit
 from support.tiny_models import FAMILIES, embedding_rows, write_tokenizer
 from support.tiny_tokenizers import corpus, tiny_tokenizer
 from support.vocab_gguf import LlamaVocab, write_vocab
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
+from runtime.measurement import RunOptions
+from runtime.sessions import open_session
 from targets.gguf.tokenizer import tokenizer_metadata
 from targets.gguf.tokenizer.pretokenizers import KNOWN, PreTokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _ALPHABET = "aAsStT'  \t\n\r019.,!-_/()éÉ你あ한👍\u0301ǅßʰªΩѣ\u00a0\u3000²½…“”$+<>|~"
@@ -62,6 +66,16 @@ def test_same_ids_but_for_text_that_is_not_composed(family: str, tmp_path: Path)
     assert differing
     assert all(unicodedata.normalize("NFC", text) != text for text in differing)
     assert any("NFC" in note for note in notes)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama3", "llama2", "gemma3"])
+def test_same_ids_from_an_exported_file(family: str, tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    directory = tiny_model_dir(family)
+    session = open_session(emit(directory, tmp_path), RunOptions(context=64))
+    theirs = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    differing = [text for text in HARD_STRINGS if session.tokenize(text, add_special=True) != theirs.encode(text).ids]
+    session.close()
+    assert differing == []
 
 
 def test_mistral_differs_only_where_llamacpp_adds_a_space(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class FakeReference(_ByteModel):
     """Stands for a source model."""
 
     description = "fake source"
-    special_tokens = ("<s>", "</s>")
+    special_tokens = added_tokens = ("<s>", "</s>")
 
     @property
     def bos_id(self) -> int | None:

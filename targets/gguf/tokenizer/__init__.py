@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from targets.gguf.tokenizer.sentencepiece import is_sentencepiece, spm_entries
 from targets.gguf.tokenizer.special import special_entries
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from targets.gguf.keyvalue import KeyValue
@@ -43,8 +46,21 @@ def tokenizer_metadata(directory: Path, config: dict[str, Any], vocab_rows: int)
     Raises ModelError where the files are missing or damaged, UnsupportedError where llama.cpp has no such tokenizer.
     """
     notes: list[str] = []
-    files = read_files(directory)
-    kind = spm_entries if is_sentencepiece(files) else bpe_entries
-    vocabulary, entries = kind(files, vocab_rows, notes)
-    entries = [*entries, *special_entries(files, config, vocabulary, notes), *chat_entries(files)]
+    with _without_collector():
+        files = read_files(directory)
+        kind = spm_entries if is_sentencepiece(files) else bpe_entries
+        vocabulary, entries = kind(files, vocab_rows, notes)
+        entries = [*entries, *special_entries(files, config, vocabulary, notes), *chat_entries(files)]
     return TokenizerMetadata(entries, notes)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A large vocabulary is half a million tuples, none in a cycle, that the collector would walk again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -75,7 +75,8 @@ def token_scores(
     for rank, (left, right) in enumerate(merges):
         made = left + right
         if made != last:
-            scattered = scattered or made in ranks
+            # Runs of one character (spaces) are tied in SentencePiece too; there every order ends in the same tokens.
+            scattered = scattered or (made in ranks and len(set(made)) > 1)
             ranks.setdefault(made, rank)
             last = made
     floor = -float(len(vocabulary.texts) + len(merges) + 1)

@@ -10,10 +10,15 @@ from benchmarks import convert_speed, spawn, tables
 
 
 def _row(model: str, official_s: float | None, ours_s: float, peak: int) -> dict:
-    ours = {"wall_s": ours_s, "peak_rss_bytes": peak, "written_bytes": 1_020_000}
+    ours = {"wall_s": ours_s, "cpu_s": 2 * ours_s, "peak_rss_bytes": peak, "written_bytes": 1_020_000}
     row = {"model": model, "quant": "q8_0", "file_bytes": {"ours": 1_000_000}, "ours": ours, "written_ratio": 1.02}
     if official_s is not None:
-        row["official"] = {"wall_s": official_s, "peak_rss_bytes": 10 * peak, "written_bytes": 3_000_000}
+        row["official"] = {
+            "wall_s": official_s,
+            "cpu_s": 1.5 * official_s,
+            "peak_rss_bytes": 10 * peak,
+            "written_bytes": 3_000_000,
+        }
         row |= {"wall_ratio": ours_s / official_s, "memory_ratio": 0.1, "wall_limit": 0.4}
     return row
 
@@ -27,12 +32,12 @@ def test_limits_are_judged():
 
 def test_table_has_the_ratio_beside_its_limit():
     table = convert_speed.table({"rows": [_row("1B", 10.0, 3.0, 100_000_000)]})
-    assert "| 10.00 | 3.00 | 0.30 (0.4) | 1000 | 100 | 0.10 (0.4) | 3.0 | 1.0 | 1.0 |" in table
+    assert "| 10.00 | 3.00 | 0.30 (0.4) | 15.00 | 6.00 | 1000 | 100 | 0.10 (0.4) | 3.0 | 1.0 | 1.0 |" in table
 
 
 def test_costs_of_two_steps():
-    first, second = spawn.Cost(1.0, 500, 10), spawn.Cost(2.0, 300, 20)
-    assert first.then(second) == spawn.Cost(3.0, 500, 30)
+    first, second = spawn.Cost(1.0, 1.5, 500, 10), spawn.Cost(2.0, 4.0, 300, 20)
+    assert first.then(second) == spawn.Cost(3.0, 5.5, 500, 30)
 
 
 def test_cost_of_a_process(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
@@ -50,6 +51,27 @@ def test_an_engine_that_does_not_normalise_gets_a_note() -> None:
     assert parity.mismatches == ()
     assert len(notes) == 1
     assert "NFC" in notes[0]
+
+
+class Spacing(FakeSession):
+    """Puts a space before the first text and after every special token, as llama.cpp's SentencePiece does."""
+
+    def __init__(self, *, at_letters: bool) -> None:
+        super().__init__()
+        self.at_letters = at_letters
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        text = re.sub("(<s>|</s>)(?!<s>|</s>|$)", r"\1 ", text)
+        prefix = " " if text.startswith(" ") or (self.at_letters and text) else ""
+        return super().tokenize(prefix + text, add_special=add_special)
+
+
+def test_an_engine_that_adds_spaces_gets_a_note_but_a_wrong_prefix_flag_fails() -> None:
+    parity, notes = check_parity(FakeReference(), Spacing(at_letters=False))
+    assert (parity.mismatches, parity.bos, parity.chat_template) == ((), True, True)
+    assert ["puts a space" in note for note in notes] == [True]
+    parity, _ = check_parity(FakeReference(), Spacing(at_letters=True))
+    assert "Hello, world!" in {mismatch.text for mismatch in parity.mismatches}
 
 
 def test_the_chat_template_is_compared_by_what_it_renders() -> None:

@@ -137,9 +137,19 @@ def test_requantizing_a_gguf_keeps_its_metadata_and_equals_the_direct_road(model
     direct = emit(model, tmp_path / "direct", preset="q4_k_m")
     twice = emit(full.entry_path, tmp_path / "twice", preset="q4_k_m")
     assert twice.entry == direct.entry
+    assert twice.contract["notes"] == direct.contract["notes"] == []
     ours, reference = (gguf.GGUFReader(a.entry_path) for a in (twice, direct))
     assert {t.name: t.data.tobytes() for t in ours.tensors} == {t.name: t.data.tobytes() for t in reference.tensors}
     assert {k: f.contents() for k, f in ours.fields.items()} == {k: f.contents() for k, f in reference.fields.items()}
+
+
+def test_requantizing_a_quantized_file_says_what_is_lost(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = emit(model, tmp_path / "a", preset="q5_0")
+    again = emit(first.entry_path, tmp_path / "b", preset="q4_0")
+    (note,) = again.contract["notes"]
+    assert note.startswith("the source is quantized already (Q5_0, Q8_0): what that lost stays lost")
 
 
 _KILL = """

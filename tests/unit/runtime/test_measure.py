@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import measure as measure_module
+from runtime.artifact import open_artifact
+from runtime.cap import capped
+from runtime.check import check, check_with
+from runtime.errors import EngineError, OutOfMemory, TimedOut, UserError
+from runtime.measure import child_environment, measure
+from runtime.measurement import RunOptions, Trials
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "golden-q4_k_m.gguf"
+OPTIONS = RunOptions(threads=1, context=64)
+TRIALS = Trials(prompt_tokens=8, decode_tokens=2, count=2)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is capped on Linux only")
+
+
+def fake_worker(monkeypatch, tmp_path, body):
+    """Have `measure` start a program of ours in place of the worker's interpreter."""
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\nimport sys, os\nsay = lambda t: print(t, flush=True)\n{body}\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(measure_module.sys, "executable", str(script))
+
+
+def test_a_real_run_is_recorded_whole():
+    phases = []
+    done = measure(open_artifact(GOLDEN), OPTIONS, TRIALS, progress=phases.append, command="here")
+    assert phases[0] == "starting"
+    assert phases[-1] == "done"
+    assert len(done.decode_tokens_per_s.values) == 2
+    split = done.memory
+    total = split.weights_bytes + split.kv_cache_bytes + split.compute_bytes + split.other_bytes
+    assert total == done.peak_rss_bytes
+    assert done.host["engine"].startswith("llama.cpp")
+    assert (done.command, done.cap, done.options.threads) == ("here", None, 1)
+
+
+def test_a_prompt_that_does_not_fit_is_cut_and_noted():
+    done = measure(open_artifact(GOLDEN), OPTIONS, Trials(500, 16, 1))
+    assert (done.trials.prompt_tokens, done.trials.decode_tokens) == (48, 16)
+    assert "cut from 500 + 16 tokens to 48 + 16" in done.notes[0]
+
+
+def test_openmp_is_set_afresh(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("KMP_BLOCKTIME", "infinite")
+    child = child_environment(3)
+    assert (child["OMP_WAIT_POLICY"], child["OMP_NUM_THREADS"], child["GOMP_SPINCOUNT"]) == ("PASSIVE", "3", "0")
+    assert "KMP_BLOCKTIME" not in child
+
+
+def test_the_workers_own_error_arrives_as_one_line(tmp_path):
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(GOLDEN.read_bytes()[:-5000])
+    with pytest.raises(EngineError, match=r"cut\.gguf: llama\.cpp does not load it: .*not within the file bounds"):
+        measure(open_artifact(path), OPTIONS, TRIALS)
+    with pytest.raises(UserError, match="KV cache"):
+        measure(open_artifact(GOLDEN), RunOptions(kv_type="no"), TRIALS)
+    with pytest.raises(UserError, match="too small to measure"):
+        measure(open_artifact(GOLDEN), RunOptions(context=4), TRIALS)
+
+
+def test_a_crash_names_the_phase_and_the_last_words(monkeypatch, tmp_path):
+    body = """say('{"phase": "warm-up"}'); sys.stderr.write('noise\\nlast words\\n'); sys.stderr.flush(); os.abort()"""
+    fake_worker(monkeypatch, tmp_path, body)
+    with pytest.raises(EngineError, match=r"died \(SIGABRT\) while warm-up: last words") as caught:
+        measure(open_artifact(GOLDEN), OPTIONS, TRIALS)
+    assert not isinstance(caught.value, OutOfMemory)
+
+
+def test_bad_alloc_is_out_of_memory(monkeypatch, tmp_path):
+    body = (
+        """say('{"phase": "loading"}'); sys.stderr.write("what():  std::bad_alloc"); sys.stderr.flush(); os.abort()"""
+    )
+    fake_worker(monkeypatch, tmp_path, body)
+    with pytest.raises(OutOfMemory) as caught:
+        measure(open_artifact(GOLDEN), OPTIONS, TRIALS)
+    assert caught.value.phase == "loading"
+
+
+def test_a_run_that_hangs_is_given_up(monkeypatch, tmp_path):
+    fake_worker(monkeypatch, tmp_path, 'import time; say(\'{"phase": "loading"}\'); time.sleep(600)')
+    with pytest.raises(TimedOut, match=r"took longer than 1 s, while loading"):
+        measure(open_artifact(GOLDEN), OPTIONS, Trials(timeout_s=1.0))
+
+
+def test_ctrl_c_kills_the_child(monkeypatch, tmp_path):
+    fake_worker(monkeypatch, tmp_path, 'import time; say(\'{"phase": "%d"}\' % os.getpid()); time.sleep(600)')
+    seen = []
+
+    def interrupt(phase):
+        seen.append(int(phase))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(open_artifact(GOLDEN), OPTIONS, TRIALS, progress=interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(seen[0], 0)
+
+
+@linux
+def test_check_under_a_real_cap():
+    artifact = open_artifact(GOLDEN)
+    fits = check(artifact, OPTIONS, TRIALS, 500_000_000)
+    assert fits.fits, fits.text
+    assert fits.measurement.cap["bytes"] == 500_000_000
+    assert fits.text.startswith("fits: peak ")
+    small = check(artifact, OPTIONS, TRIALS, 8_000_000)
+    assert not small.fits
+    assert small.needed_bytes == small.measurement.peak_rss_bytes > 8_000_000
+    assert small.text.startswith("does not fit: needed ")
+
+
+@linux
+@pytest.mark.parametrize("method", ["rlimit-data", "rlimit-as"])
+def test_check_where_there_are_no_cgroups(method):
+    artifact = open_artifact(GOLDEN)
+
+    def runner(cap):
+        return measure_module.measure_under(cap, artifact, OPTIONS, TRIALS)
+
+    verdict = check_with((method,), 8_000_000, runner)
+    assert (verdict.fits, verdict.method) == (False, method)
+    assert method in verdict.text
+    assert check_with((method,), 2_000_000_000, runner).fits
+
+
+@linux
+def test_completed_over_the_cap_does_not_fit():
+    free = measure(open_artifact(GOLDEN), OPTIONS, TRIALS)
+    verdict = check_with(("rlimit-data",), free.peak_rss_bytes - 1, lambda _: free)
+    assert not verdict.fits
+    assert "counts private writable memory" in verdict.text
+    assert check_with(("rlimit-data",), free.peak_rss_bytes, lambda _: free).fits
+
+
+@linux
+def test_a_failure_that_is_not_memory_is_no_verdict(tmp_path):
+    path = tmp_path / "not.gguf"
+    path.write_bytes(b"hello world")
+    with capped(500_000_000), pytest.raises(EngineError, match="invalid magic"):
+        check(open_artifact(path), OPTIONS, TRIALS, 500_000_000)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+
+import pytest
+
+from runtime import memory
+
+STATUS = "Name:\tpython3\nVmPeak:\t  999999 kB\nVmHWM:\t  203456 kB\nVmRSS:\t  198000 kB\nRssAnon:\t   90000 kB\n"
+SMAPS = """\
+7f0000000000-7f0005c1a000 r--s 00000000 fe:00 4242                       /models/a b.gguf
+Size:              94312 kB
+Rss:               90000 kB
+Pss:               90000 kB
+VmFlags: rd mr me ms
+7f0006000000-7f0006001000 r--s 05c1a000 fe:00 4242                       /models/a b.gguf
+Rss:                   4 kB
+7f0007000000-7f0008000000 rw-p 00000000 00:00 0
+Rss:               16384 kB
+7f0009000000-7f0009001000 r-xp 00000000 fe:00 17                         /usr/lib/libc.so.6
+Rss:                 800 kB
+"""
+needs_proc = pytest.mark.skipif(not memory.PROC.exists(), reason="this system has no /proc")
+
+
+def test_status_is_read_in_bytes():
+    assert memory.parse_status(STATUS) == memory.Resident(203456 * 1024, 198000 * 1024, "VmHWM")
+    assert memory.parse_status("VmRSS:\t 1 kB\n") is None
+
+
+def test_smaps_sums_one_file_only():
+    assert memory.parse_smaps(SMAPS, "/models/a b.gguf") == 90004 * 1024
+    assert memory.parse_smaps(SMAPS, "/models/other.gguf") == 0
+
+
+@needs_proc
+def test_a_mapped_file_is_resident_once_it_is_read(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(1 << 20))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        assert sum(view[:: mmap.PAGESIZE]) == 0
+        assert memory.mapped_bytes(path) == 1 << 20
+    assert memory.mapped_bytes(path) == 0
+
+
+@needs_proc
+def test_the_peak_of_a_child_does_not_start_at_its_parents_size():
+    ballast = bytearray(b"x") * (150 << 20)
+    code = "from runtime.memory import resident; r = resident(); print(r.peak_bytes, r.source)"
+    peak, source = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    assert source == "VmHWM"
+    assert int(peak) < 100 << 20 < len(ballast)
+
+
+def test_without_proc_the_peak_is_getrusage(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "PROC", tmp_path)
+    assert memory.resident().source == "ru_maxrss"
+    assert memory.resident().peak_bytes > 5 << 20
+    assert memory.anonymous_bytes() is None
+    assert memory.mapped_bytes(tmp_path) is None
