@@ -149,7 +149,7 @@ def test_requantizing_a_quantized_file_says_what_is_lost(model: Path, tmp_path: 
     first = emit(model, tmp_path / "a", preset="q5_0")
     again = emit(first.entry_path, tmp_path / "b", preset="q4_0")
     (note,) = again.contract["notes"]
-    assert note.startswith("the source is quantized already (Q5_0, Q8_0): what that lost stays lost")
+    assert note.startswith("the source is quantized already (Q5_0, Q6_K): what that lost stays lost")
 
 
 _KILL = """
