@@ -126,6 +126,7 @@ class TransformersReference:
         if missing := sorted(loading["missing_keys"]):
             # transformers fills them with random numbers and goes on.
             raise ModelError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]}; get them all")
+        self._file_tokenizer = _tokenizer_of_file(path)
         self._model.eval()
         if threads is not None:
             torch.set_num_threads(threads)
@@ -144,6 +145,8 @@ class TransformersReference:
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """See `Reference`."""
+        if self._file_tokenizer is not None:
+            return list(self._file_tokenizer.encode(text, add_special_tokens=add_special).ids)
         ids = self._tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"]
         return [int(token) for token in ids]
 
@@ -167,6 +170,23 @@ class TransformersReference:
         """See `Reference`."""
         self._torch.set_num_threads(self._threads_before)
         del self._model
+
+
+def _tokenizer_of_file(path: Path) -> Any:  # noqa: ANN401 - tokenizers is untyped
+    """The tokenizer that tokenizer.json describes; None where there is no such file.
+
+    transformers 5 builds the tokenizers of some classes anew and drops what the file says of them: under the class
+    name GPT2Tokenizer, SmolLM2 loses the step that splits digits. The file is what the model was trained with.
+    """
+    import tokenizers
+
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return None
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 @contextlib.contextmanager

@@ -45,6 +45,24 @@ def test_logits_from_a_position_on_are_the_tail_of_all(tiny_llama: Path) -> None
     assert torch.get_num_threads() == before
 
 
+def test_token_ids_are_those_of_the_file_where_transformers_builds_another_tokenizer(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    path = tmp_path / "model"
+    shutil.copytree(tiny_llama, path)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
+    text = "a   12 3"
+    of_file = Tokenizer.from_file(str(path / "tokenizer.json")).encode(text).ids
+    assert AutoTokenizer.from_pretrained(path)(text)["input_ids"] != of_file  # the reason for this test
+    reference = TransformersReference(path)
+    assert reference.tokenize(text, add_special=True) == of_file
+    reference.close()
+
+
 def test_tokens_and_templates_are_those_of_transformers(tiny_llama: Path, tiny_llama2: Path) -> None:
     from transformers import AutoTokenizer
 
