@@ -86,10 +86,18 @@ def publish(room: Path, out: Path) -> None:
 
 
 def remove_stale(out: Path) -> None:
-    """Delete staging directories of OUT whose makers are dead: nobody holds their lock."""
+    """Delete staging directories of OUT whose makers are dead: nobody holds their lock.
+
+    A process that was killed between the two renames of `publish` left OUT's earlier content under another name:
+    that is put back.
+    """
     ours = re.compile(rf"\.{re.escape(out.name)}\.\d+(\.previous)?{re.escape(SUFFIX)}")
     for path in out.parent.iterdir():
-        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+        if not ours.fullmatch(path.name) or not path.is_dir() or path.is_symlink():
+            continue
+        if ".previous." in path.name and not os.path.lexists(out):
+            path.rename(out)
+        else:
             _remove_unlocked(path)
 
 

@@ -62,13 +62,21 @@ class Cap:
         return [sys.executable, "-I", "-S", str(_LAUNCHER), *how, *argv]
 
     def limit_hits(self) -> int | None:
-        """How often the kernel had to reclaim memory because of the cap; None where it does not say."""
+        """How often the kernel had to reclaim memory because of the cap, at least; None where it does not say."""
         if self.method == "cgroup-v1":
-            # With equal limits for memory and for memory and swap, it is the second that counts the hits.
-            counts = [_number(self.directory, f"memory.{part}failcnt", r"(\d+)") for part in ("", "memsw.")]
-            known = [count for count in counts if count is not None]
-            return sum(known) if known else None
+            return self._limit_hits_v1()
         return _number(self.directory, "memory.events", r"^max (\d+)")
+
+    def _limit_hits_v1(self) -> int | None:
+        def read(name: str) -> int | None:
+            return _number(self.directory, f"memory.{name}", r"(\d+)")
+
+        # Memory and memory with swap have equal limits, and either may be the one that is hit. Newer kernels leave
+        # both counters at 0 even after a kill: there the high-water mark at the limit says that it was reached.
+        counts = [count for count in (read("failcnt"), read("memsw.failcnt")) if count is not None]
+        peak, limit = read("max_usage_in_bytes"), read("limit_in_bytes")
+        reached = int(peak >= limit) if peak is not None and limit is not None else 0
+        return max(sum(counts), reached) if counts else None
 
     def oom_kills(self) -> int | None:
         """Processes killed by the cap; None where the kernel does not say."""

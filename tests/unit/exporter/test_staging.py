@@ -129,3 +129,12 @@ def test_what_may_not_be_written_over(tmp_path):
     assert refusal(out, overwrite=True) == (
         f"{out}: holds no packlight export, so --overwrite leaves it alone; name another"
     )
+
+
+def test_what_a_kill_between_the_renames_took_away_is_put_back(tmp_path):
+    earlier = tmp_path / ".out.1.previous.partial"
+    write_export(earlier, "earlier")
+    with pytest.raises(RuntimeError), staging(tmp_path / "out"):
+        raise RuntimeError
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "m.gguf").read_text() == "earlier"
