@@ -20,9 +20,9 @@ from typing import Any
 from runtime.errors import EngineError
 
 PACKAGE = "llama_cpp"
-SUPPORTED = ((0, 3, 30), (0, 4, 0))
+SUPPORTED = ((0, 3, 36), (0, 4, 0))
 """Versions of llama-cpp-python: at least the first, below the second. Its structs move between releases."""
-INSTALL = "pip install 'llama-cpp-python>=0.3.30,<0.4'"
+INSTALL = "pip install 'llama-cpp-python>=0.3.36,<0.4'"
 
 MODEL_DEFAULTS = {"split_mode": 1, "main_gpu": 0, "use_mmap": True, "vocab_only": False, "check_tensors": False,
                   "use_extra_bufts": True}  # fmt: skip

@@ -52,7 +52,7 @@ class GgufTarget:
         """Write the file into the existing directory `out`. Raises ModelError for NaN or infinite weights."""
         plan = self.plan(facts, options)
         path = out / plan.name.file_name(plan.preset.name)
-        threads = options.threads or os.cpu_count() or 1
+        threads = options.threads or _usable_cores()
         with replacing(path) as temporary:
             _write(temporary, plan, threads, progress)
         return Artifact(
@@ -68,6 +68,11 @@ class GgufTarget:
             contract={"engine": "llama.cpp", "tensors": _type_counts(plan), "notes": list(plan.notes)},
             files={path.name: record(path)},
         )
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on; a container or taskset often gives it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write(path: Path, plan: Plan, threads: int, progress: Progress) -> None:

@@ -91,18 +91,24 @@ def test_verify_measure_and_check_on_the_exported_directory(
     assert "Traceback" not in tight.stderr
 
 
-def test_llama_completion_runs_the_file_and_answers(exported: tuple[Path, dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("Who wrote Romeo and Juliet?", "Shakespeare"), ("What is the chemical formula of water?", "H2O")],
+)
+def test_llama_completion_runs_the_file_and_answers(
+    question: str, answer: str, exported: tuple[Path, dict[str, Any]]
+) -> None:
     from benchmarks.tools import tool
 
     out, _ = exported
     ran = subprocess.run(
-        [tool("llama-completion"), "-m", out / NAME, "-p", "What is the capital of France?", "-n", "48", "--temp", "0",
-         "-t", "2", "--jinja", "-st", "--no-display-prompt"],
+        [tool("llama-completion"), "-m", out / NAME, "-p", question, "-n", "48", "--temp", "0",
+         "-t", "2", "--jinja", "-cnv", "-st", "--no-display-prompt"],
         capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert "Paris" in ran.stdout
+    assert answer in ran.stdout
 
 
 def test_a_gguf_is_a_model_too(exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
