@@ -1,9 +1,9 @@
 # packlight: `make demo` and `make test` work from a fresh clone.
 #
-# PYTHON       the Python 3.11 (or newer) that makes .venv
+# PYTHON       the Python 3.11 (or newer) that makes .venv; else the first of python3.11, 3.12, 3.13 and python3
 # TORCH_INDEX  where pip may find a torch without CUDA: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
-PYTHON ?= python3.11
+PYTHON ?=
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
@@ -12,20 +12,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-MODEL := .cache/models/SmolLM2-135M-Instruct
+BENCHMARKS := convert_speed kl_parity startup
 PACKAGES := exporter targets runtime
 
 # Spinning OpenMP threads cost a factor of ten as soon as anything else runs.
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test lint bench docs clean
+.PHONY: help install demo test tools lint bench docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   install, then export the real SmolLM2-135M-Instruct within a budget, into demo/out"
 	@echo "make test   install, then lint, types, layers and every test, the slow ones too"
-	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make lint   ruff, mypy, import-linter, generated documentation up to date"
+	@echo "make tools  build llama.cpp's own tools, to compare with (once, about five minutes)"
 	@echo "make bench  the tables of docs/benchmarks.md (an hour on two cores, 20 GB of disk)"
 	@echo "make docs   the documentation into site/"
 	@echo "make clean  everything that these make, but the cache of models and tools (.cache)"
@@ -33,7 +34,11 @@ help:
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# A venv that failed on its way has a python but no pip: it is not taken for complete, nor left behind.
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		python=$$(PYTHON='$(PYTHON)' sh .ci/find-python) && { \
+			"$$python" -m venv $(VENV) || { rm -rf $(VENV); \
+			echo "$$python -m venv: failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; }; }; }
 	$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
@@ -43,8 +48,8 @@ $(DOCS_STAMP): $(STAMP)
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m benchmarks.models smollm2
-	$(BIN)/packlight export $(MODEL) --device raspberry-pi-5 --format gguf --quant q4_k_m \
+	model=$$($(BIN)/python -m benchmarks.models smollm2 | tail -n 1) && test -d "$$model" && \
+	$(BIN)/packlight export "$$model" --device raspberry-pi-5 --format gguf --quant q4_k_m \
 		--context 2048 --max-memory 300MB --min-speed 10 -o demo/out --overwrite
 
 lint: $(STAMP)
@@ -52,14 +57,23 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m benchmarks.tables --check
 
-test: lint
+# Here and not inside a test: compiling takes longer than a test may. Does nothing where they are built.
+tools: $(STAMP)
+	$(BIN)/python -m benchmarks.tools
+
+test: lint tools
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks.convert_speed
-	$(BIN)/python -m benchmarks.kl_parity
-	$(BIN)/python -m benchmarks.tables
+# Every script runs and has its table, whatever the others found; a limit that does not hold fails at the end.
+bench: $(STAMP) tools
+	@status=0; for name in $(BENCHMARKS); do \
+		echo "python -m benchmarks.$$name"; \
+		$(BIN)/python -m benchmarks.$$name || { echo "benchmarks.$$name: failed" >&2; status=1; }; \
+	done; \
+	$(BIN)/python -m benchmarks.tables || status=1; \
+	exit $$status
 
 docs: $(DOCS_STAMP)
 	$(BIN)/python -m benchmarks.tables

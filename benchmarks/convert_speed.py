@@ -131,28 +131,35 @@ def _pair(row: dict[str, Any], key: str, unit: float, form: str) -> list[str]:
     return ["" if value is None else f"{value / unit:{form}}" for value in found]
 
 
+def _ratio(row: dict[str, Any], key: str, limit: float | None) -> str:
+    """A ratio beside its limit, marked where it is over; empty where the official road was not taken."""
+    if key not in row:
+        return ""
+    text = f"{row[key]:.2f}" if limit is None else f"{row[key]:.2f} ({limit})"
+    return record.judged(text, limit is None or row[key] <= limit)
+
+
 def table(content: dict[str, Any]) -> str:
-    """The result as Markdown."""
+    """The result as Markdown; what does not hold is marked."""
     header = (
         "model", "preset", "official, s", "ours, s", "ratio (limit)", "official CPU, s", "ours CPU, s",
         "official peak, MB", "ours, MB", "ratio (limit)", "official wrote, MB", "ours wrote, MB", "file, MB",
     )  # fmt: skip
     lines = [f"| {' | '.join(header)} |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
     for row in content["rows"]:
-        limit = f" ({row['wall_limit']})" if row.get("wall_limit") else ""
         cells = [row["model"], row["quant"].upper()]
         cells += _pair(row, "wall_s", 1, ".2f")
-        cells.append(f"{row['wall_ratio']:.2f}{limit}" if "wall_ratio" in row else "")
+        cells.append(_ratio(row, "wall_ratio", row.get("wall_limit")))
         cells += _pair(row, "cpu_s", 1, ".2f")
         cells += _pair(row, "peak_rss_bytes", 1e6, ".0f")
-        cells.append(f"{row['memory_ratio']:.2f} ({MEMORY_LIMIT})" if "memory_ratio" in row else "")
-        cells += [*_pair(row, "written_bytes", 1e6, ".1f"), f"{row['file_bytes']['ours'] / 1e6:.1f}"]
+        cells.append(_ratio(row, "memory_ratio", MEMORY_LIMIT))
+        theirs, written = _pair(row, "written_bytes", 1e6, ".1f")
+        written = record.judged(written, row["written_ratio"] <= WRITTEN_LIMIT)
+        cells += [theirs, written, f"{row['file_bytes']['ours'] / 1e6:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     for quant, ratio in growth(content["rows"]).items():
-        lines += [
-            "",
-            f"Peak memory of ours from 1 B to 3 B, {quant.upper()}: {ratio:.2f} times (limit {GROWTH_LIMIT}).",
-        ]
+        growth_text = record.judged(f"{ratio:.2f} times (limit {GROWTH_LIMIT})", ratio <= GROWTH_LIMIT)
+        lines += ["", f"Peak memory of ours from 1 B to 3 B, {quant.upper()}: {growth_text}."]
     return "\n".join(lines)
 
 

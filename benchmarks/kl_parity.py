@@ -88,9 +88,10 @@ def table(content: dict[str, Any]) -> str:
     ]
     for row in content["rows"]:
         a, b = row["llama_perplexity"], row["packlight"]
+        difference = f"{100 * row['difference']:+.2f} % ({100 * LIMIT:.0f} %)"
         lines.append(
             f"| {row['quant'].upper()} | {a['mean_kl']:.5f} | {b['mean_kl']:.5f} "
-            f"| {100 * row['difference']:+.2f} % ({100 * LIMIT:.0f} %) | {a['p99_kl']:.4f} | {b['p99_kl']:.4f} "
+            f"| {record.judged(difference, abs(row['difference']) <= LIMIT)} | {a['p99_kl']:.4f} | {b['p99_kl']:.4f} "
             f"| {a['perplexity']:.4f} | {b['perplexity']:.4f} "
             f"| {100 * a['same_top1']:.2f} % | {100 * b['same_top1']:.2f} % |"
         )

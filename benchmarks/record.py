@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ def provenance() -> dict[str, Any]:
     return {
         "command": shlex.join([*command.split(), *sys.argv[1:]]),
         "commit": commit(),
+        "dirty": dirty(),
         "code_sha256": code_sha256(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": host_facts(),
@@ -51,6 +54,27 @@ def commit() -> str:
     except OSError:
         return ""
     return next((line.split()[0] for line in packed if line.endswith(f" {reference}")), "")
+
+
+def dirty(root: Path = ROOT) -> bool | None:
+    """Whether tracked files differ from the commit; None where git or its checkout is missing.
+
+    The results and the documentation do not count: the benchmarks write them themselves.
+    """
+    git = shutil.which("git")
+    if git is None:
+        return None
+    # Without optional locks: another git may run here at the same time.
+    command = [git, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--", "."]
+    done = subprocess.run(
+        [*command, ":!benchmarks/results", ":!docs"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return bool(done.stdout.strip()) if done.returncode == 0 else None
+
+
+def judged(text: str, holds: bool) -> str:
+    """`text` as a cell of a Markdown table, marked so that a limit that does not hold cannot be overlooked."""
+    return text if holds else f"**✗ {text}**"
 
 
 def code_sha256() -> str:
@@ -84,7 +108,8 @@ def describe(content: dict[str, Any]) -> str:
     """One Markdown paragraph about where a result comes from."""
     host, versions = content["host"], content["versions"]
     return (
-        f"`{content['command']}` on {content['date'][:10]}, commit `{content['commit'][:12]}` "
+        f"`{content['command']}` on {content['date'][:10]}, commit `{content['commit'][:12]}`"
+        f"{' with uncommitted changes' if content.get('dirty') else ''} "
         f"(code `{content['code_sha256'][:12]}`), {host['cpu']}, {host['cores']} cores, "
         f"{host['memory_bytes'] / 1e9:.1f} GB, {host['os']}, Python {host['python']}; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -15,7 +15,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import convert_speed, kl_parity, record
+from benchmarks import convert_speed, kl_parity, record, startup
 from benchmarks.paths import ROOT
 from runtime.units import format_bytes
 
@@ -94,6 +94,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "benchmarks.md": {
         "convert_speed": _result("convert_speed", convert_speed.table),
         "kl_parity": _result("kl_parity", kl_parity.table),
+        "startup": _result("startup", startup.table),
     },
     "how-to/devices.md": {"devices": devices},
     "reference/cli.md": {"cli": command_line},

@@ -69,9 +69,13 @@ def converter() -> tuple[Path, dict[str, str]]:
 
 def build() -> None:
     """Build TOOLS into HOME/bin."""
-    cmake = shutil.which("cmake")
+    # The PyPI package cmake, of the dev extra, puts its program beside the interpreter; .venv/bin need not be in PATH.
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
     if cmake is None:
-        raise SystemExit("cmake: not found; install cmake and a C++ compiler, or set PACKLIGHT_LLAMA_TOOLS")
+        raise SystemExit(
+            "cmake: not found; `pip install cmake` into this environment (and have a C++ compiler), "
+            "or set PACKLIGHT_LLAMA_TOOLS to a directory of built tools"
+        )
     tree = HOME / "build"
     options = [f"-D{name}={value}" for name, value in OPTIONS.items()]
     jobs = str(os.cpu_count() or 1)

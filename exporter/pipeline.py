@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from exporter.recipe import Recipe
 from exporter.report.report import Provenance, Report, utc_now, version
 from exporter.staging import publish, refuse_occupied, staging
-from runtime.artifact import open_artifact, write_manifest
+from runtime.artifact import damage, open_artifact, write_manifest
 from runtime.atomic import write_text
 from runtime.budget import Budget, Line, at_most, judge
-from runtime.errors import CheckFailed, EngineError, UnsupportedError, UserError
+from runtime.errors import CheckFailed, EngineError, PacklightError, UnsupportedError, UserError
 from runtime.host import host_facts
-from runtime.measurement import RunOptions, Trials
+from runtime.measurement import KV_TYPES, RunOptions, Trials
 from runtime.units import format_bytes
 from targets import get_target
 from targets.base import EmitOptions
@@ -82,6 +82,10 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
     facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
     options = EmitOptions(Recipe.from_quant(request.quant, target.presets()).quant)
     refuse_problems(target, facts, options)
+    if request.verify is not None:
+        from exporter.verify import refuse_too_large
+
+        refuse_too_large(facts, request.verify)
     with staging(out) as room:
         reporter.step(f"writing {request.format} {options.quant}")
         artifact = target.emit(facts, options, room, reporter.advance)
@@ -93,8 +97,12 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
 
 
 def examine(request: ExportRequest, artifact: Artifact, facts: ModelFacts, reporter: Reporter) -> Report:
-    """Verify and measure what was written, and hold it against the limits."""
-    findings = Findings()
+    """Verify and measure what was written, and hold it against the limits.
+
+    Whatever goes wrong now, a source that does not load or a text that is too short, is a failing line: the weights
+    are converted, and nobody wants to lose that.
+    """
+    findings = Findings(tolerated=(PacklightError,))
     if request.verify is not None:
         findings.verify(artifact, facts, request.verify, reporter)
     if request.measure:
@@ -106,11 +114,15 @@ def examine(request: ExportRequest, artifact: Artifact, facts: ModelFacts, repor
 
 @dataclass
 class Findings:
-    """What was found so far. A part that could not be done leaves a failing line: the artifact is kept and says so."""
+    """What was found so far. A part that could not be done leaves a failing line: the artifact is kept and says so.
+
+    tolerated: errors that become such a line; all others are raised
+    """
 
     drift: Drift | None = None
     measurement: Measurement | None = None
     broken: list[Line] = field(default_factory=list)
+    tolerated: tuple[type[PacklightError], ...] = (CheckFailed, EngineError)
 
     def verify(self, artifact: Artifact, facts: ModelFacts, options: VerifyOptions, reporter: Reporter) -> None:
         """Compare the artifact with its source."""
@@ -119,7 +131,7 @@ class Findings:
         reporter.step("verifying against the source")
         try:
             self.drift = verify(artifact, facts, options, reporter.advance)
-        except (CheckFailed, EngineError) as error:
+        except self.tolerated as error:
             self.broken.append(Line("verify", str(error), "", ok=False, value=1.0, limit=0.0))
 
     def measure(self, artifact: Artifact, how: tuple[RunOptions, Trials], command: str, reporter: Reporter) -> None:
@@ -129,7 +141,7 @@ class Findings:
         reporter.step("measuring in a fresh process")
         try:
             self.measurement = measure(artifact, *how, progress=reporter.note, command=command)
-        except (CheckFailed, EngineError) as error:
+        except self.tolerated as error:
             self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
 
     def report(
@@ -153,18 +165,30 @@ class Findings:
         )
 
 
+@dataclass(frozen=True)
+class Source:
+    """MODEL of `verify`: a directory, a hub id (at `revision`) or a .gguf file."""
+
+    model: str
+    revision: str | None = None
+
+
 def verify_artifact(
-    path: Path, model: str, limits: Limits, options: VerifyOptions, command: str, reporter: Reporter
+    path: Path, source: Source, limits: Limits, options: VerifyOptions, command: str, reporter: Reporter
 ) -> Report:
-    """Compare an artifact on disk with MODEL."""
-    from exporter.verify import bits_per_weight
+    """Compare an artifact on disk with its source."""
+    from exporter.verify import bits_per_weight, refuse_too_large
 
     artifact = open_artifact(path)
-    reporter.step(f"reading {model}")
-    facts = resolve_model(model, trust_remote_code=options.trust_remote_code)
+    reporter.step(f"reading {source.model}")
+    facts = resolve_model(source.model, trust_remote_code=options.trust_remote_code, revision=source.revision)
+    refuse_too_large(facts, options)
     # A bare file does not say its bits per weight, which its limits go by; with the source they are known.
     artifact = dataclasses.replace(artifact, bits_per_weight=bits_per_weight(artifact, facts))
     findings = Findings()
+    if damaged := damage(artifact):
+        what = f"differ from the manifest's SHA-256: {', '.join(damaged)}; export the model again"
+        findings.broken.append(Line("files", what, "whole", ok=False, value=float(len(damaged)), limit=0.0))
     findings.verify(artifact, facts, options, reporter)
     return findings.report(artifact, limits, provenance(command, facts))
 
@@ -242,6 +266,8 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
     target = get_target(request.format)
     if device is not None and request.format not in device.formats:
         raise UserError(f"{device.id}: does not run '{request.format}'; it runs {', '.join(device.formats)}")
+    if request.options.kv_type not in KV_TYPES:
+        raise UserError(f"'{request.options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
     speeds = dataclasses.replace(budget, max_artifact_bytes=None)
     if not request.measure and speeds != Budget():
         raise UserError("a memory, load or speed budget needs a measurement; leave out --no-measure or the budget")

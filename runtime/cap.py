@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import EngineError
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,7 +86,7 @@ class Cap:
 
 @contextlib.contextmanager
 def capped(n_bytes: int, methods: Sequence[str] = METHODS) -> Iterator[Cap]:
-    """A cap by the first of `methods` that works here. Raises EngineError where none does."""
+    """A cap by the first of `methods` that works here. Raises UserError where none does."""
     reasons = []
     for method in methods:
         try:
@@ -102,7 +102,7 @@ def capped(n_bytes: int, methods: Sequence[str] = METHODS) -> Iterator[Cap]:
             reasons.append(f"{method}: {reason}")
         finally:
             _close(cap)
-    raise EngineError(f"memory cannot be capped on this host ({'; '.join(reasons)})")
+    raise UserError(f"memory cannot be capped on this host ({'; '.join(reasons)})")
 
 
 def drop_file_cache(path: Path) -> None:

@@ -7,6 +7,9 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""Element types of a KV cache."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -16,7 +19,7 @@ class RunOptions:
     context: tokens of context to allocate
     batch: prompt tokens evaluated at once
     mmap: map the weights instead of reading them
-    kv_type: element type of the KV cache: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0
+    kv_type: element type of the KV cache, one of KV_TYPES
     """
 
     threads: int | None = None

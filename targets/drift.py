@@ -162,12 +162,17 @@ class DriftAccumulator:
         return Statistics(
             mean_kl=float(kl.mean()),
             p99_kl=float(np.percentile(kl, 99)),
-            perplexity=float(np.exp(nll_artifact)),
-            source_perplexity=float(np.exp(nll_source)),
-            perplexity_ratio=float(np.exp(nll_artifact - nll_source)),
+            perplexity=_exp(nll_artifact),
+            source_perplexity=_exp(nll_source),
+            perplexity_ratio=_exp(nll_artifact - nll_source),
             same_top1=self._same / len(kl),
             n_tokens_scored=len(kl),
         )
+
+
+def _exp(value: float) -> float:
+    """exp, but never infinite: a ruined model gets a huge perplexity, and JSON knows no infinity."""
+    return float(np.exp(min(value, 700.0)))
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from exporter.cli import verbs
-from exporter.cli.command import with_groups
+from exporter.cli.command import INTERRUPTED, fail, with_groups
 from exporter.cli.help import SectionedCommand
 from exporter.cli.options import Against, ArtifactPath, BudgetOptions, Job, Running, Threads, Verifying
 
@@ -58,7 +58,26 @@ def _root(
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
-    app()
+    try:
+        status = app(standalone_mode=False)
+    except typer.Abort:
+        status = INTERRUPTED
+    except Exception as error:
+        # Typer bundles its own copy of click: its usage errors are known by their shape
+        if not hasattr(error, "format_message"):
+            raise
+        status = _usage_error(error)
+    sys.exit(status or 0)
+
+
+def _usage_error(error: Any) -> int:  # noqa: ANN401  click's, which Typer bundles
+    """One line for an option that is unknown, missing or out of range; status 2."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return 2
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "packlight"
+    line = " ".join(error.format_message().split())
+    return fail(f"{line} ('{path} --help' lists the options)", 2, as_json="--json" in sys.argv)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signature of a handler

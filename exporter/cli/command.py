@@ -70,15 +70,20 @@ def _guarded(verb: Callable[..., int], filled: list[Any]) -> int:
         return _fail(str(error), error.exit_status, output)
     except OSError as error:
         # A full disk, a directory without permission: nobody is helped by a traceback.
-        if error.filename is None or isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError):
             raise
-        return _fail(f"{error.filename}: {error.strerror}", 2, output)
+        return _fail(f"{error.filename or 'writing'}: {error.strerror or error}", 2, output)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was left behind", INTERRUPTED, output)
 
 
 def _fail(message: str, status: int, output: Output) -> int:
+    return fail(message, status, as_json=output.json)
+
+
+def fail(message: str, status: int, *, as_json: bool) -> int:
+    """Say what went wrong, on standard error and where asked for as a JSON document too; `status` again."""
     typer.echo(f"error: {message}", err=True)
-    if output.json:
+    if as_json:
         typer.echo(json.dumps({"error": message, "exit_status": status}, ensure_ascii=False))
     return status

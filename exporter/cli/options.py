@@ -69,6 +69,7 @@ class Against:
     against: Annotated[
         str, _option("--against", "The model it was made from: directory, hub id or .gguf.", _DRIFT, "MODEL")
     ]
+    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _DRIFT, _NAME)] = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,9 @@ class Verifying:
         Path | None, _option("--text", "Text to compare on (UTF-8); default Python's own help.", _DRIFT, "FILE")
     ] = None
     chunks: Annotated[int, _option("--chunks", "Windows of 512 tokens; default 8.", _DRIFT, _COUNT, min=1)] = 8
+    source_dtype: Annotated[
+        str, _option("--source-dtype", "How MODEL is run: float32 (default), bfloat16, float16.", _DRIFT, _NAME)
+    ] = "float32"
     max_kl: Annotated[float | None, _option("--max-kl", "Mean KL divergence, in nats.", _DRIFT, _NUMBER, min=0)] = None
     max_kl_p99: Annotated[
         float | None, _option("--max-kl-p99", "KL divergence, 99th percentile.", _DRIFT, _NUMBER, min=0)
@@ -172,7 +176,11 @@ class Verifying:
         from exporter.verify import VerifyOptions
 
         return VerifyOptions(
-            text=self.text, chunks=self.chunks, threads=threads, trust_remote_code=self.trust_remote_code
+            text=self.text,
+            chunks=self.chunks,
+            threads=threads,
+            trust_remote_code=self.trust_remote_code,
+            dtype=self.source_dtype,
         )
 
 

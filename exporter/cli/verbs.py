@@ -56,12 +56,17 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
 
 def verify(path: ArtifactPath, against: Against, verifying: Verifying, threads: Threads, output: Output) -> int:
     """Compare ARTIFACT with the model that it was made from."""
-    from exporter.pipeline import Limits, verify_artifact
+    from exporter.pipeline import Limits, Source, verify_artifact
 
     limits = Limits(drift=verifying.thresholds())
     with progress(output) as reporter:
         report = verify_artifact(
-            path.artifact, against.against, limits, verifying.options(threads.threads), command_line(), reporter
+            path.artifact,
+            Source(against.against, against.revision),
+            limits,
+            verifying.options(threads.threads),
+            command_line(),
+            reporter,
         )
     return _finish(report, output)
 

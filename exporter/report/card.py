@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _KEPT_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag", "base_model", "datasets")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def front_matter(readme: str) -> dict[str, str]:
@@ -44,14 +44,16 @@ def model_card(report: Report, facts: ModelFacts, context: int) -> str:
         keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     kept = front_matter(_source_readme(facts))
-    if "base_model" not in kept and _HUB_ID.fullmatch(facts.requested) and not Path(facts.requested).exists():
+    # A model's own card names what it was made from in turn; what this file was made from is known of a hub id only.
+    from_hub = bool(_HUB_ID.fullmatch(facts.requested)) and not Path(facts.requested).exists()
+    if from_hub:
         kept["base_model"] = f"base_model: {facts.requested}"
     measured = report.measurement
     return environment.get_template("card.md.j2").render(
         report=report,
         artifact=report.artifact,
         kept=[kept[key] for key in _KEPT_KEYS if key in kept],
-        has_base="base_model" in kept,
+        is_quantized_base=from_hub,
         table=markdown_table(report.lines),
         size=format_bytes(report.artifact.total_bytes),
         context=context,

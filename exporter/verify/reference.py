@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.verify.chat import render
 from runtime.artifact import open_artifact
-from runtime.errors import ModelError
+from runtime.errors import EngineError, ModelError
 from runtime.sessions import open_session
 
 if TYPE_CHECKING:
@@ -120,13 +120,13 @@ class TransformersReference:
                 self._model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                     path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **common
                 )
-            except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+                self._file_tokenizer = _tokenizer_of_file(path)
+            except Exception as error:
                 reason = " ".join(str(error).split())[:300]
                 raise ModelError(f"{path}: transformers cannot load it ({reason}); check the directory") from error
         if missing := sorted(loading["missing_keys"]):
             # transformers fills them with random numbers and goes on.
             raise ModelError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]}; get them all")
-        self._file_tokenizer = _tokenizer_of_file(path)
         self._model.eval()
         if threads is not None:
             torch.set_num_threads(threads)
@@ -155,8 +155,12 @@ class TransformersReference:
         inputs = self._torch.tensor([list(ids)], dtype=self._torch.long)
         # The head is a third of a small model: it runs for the positions that are asked for only.
         skip = {"logits_to_keep": len(ids) - first} if self._can_skip else {}
-        with self._torch.no_grad():
-            output = self._model(input_ids=inputs, use_cache=False, **skip).logits[0]
+        try:
+            with self._torch.no_grad():
+                output = self._model(input_ids=inputs, use_cache=False, **skip).logits[0]
+        except RuntimeError as error:
+            # torch says so too when it cannot get memory
+            raise EngineError(f"{self.description}: failed ({' '.join(str(error).split())[:200]})") from error
         wanted = output[len(output) - (len(ids) - first) :]
         array: npt.NDArray[np.float32] = wanted.to(self._torch.float32).numpy()
         return array

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from runtime.artifact import Artifact
     from runtime.measurement import RunOptions
 
-KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
+KV_TYPE_IDS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """ggml's type numbers, which are part of the GGUF format and do not move."""
 NOT_QUANTIZED = ("f32", "f16", "bf16")
 LOAD_MODE_NONE, LOAD_MODE_MMAP = 0, 1
@@ -83,15 +83,15 @@ class LlamaCppSession:
 
     def _context_params(self) -> Any:  # noqa: ANN401 - a ctypes struct
         options = self._options
-        if options.kv_type not in KV_TYPES:
-            raise UserError(f"'{options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
+        if options.kv_type not in KV_TYPE_IDS:
+            raise UserError(f"'{options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPE_IDS)}")
         if options.context < 1 or options.batch < 1:
             raise UserError(f"context {options.context} and batch {options.batch} have to be at least 1 token")
         params = self._lib.llama_context_default_params()
         params.n_ctx = options.context
         params.n_batch = params.n_ubatch = min(options.batch, options.context)
         params.n_threads = params.n_threads_batch = options.threads or default_threads()
-        params.type_k = params.type_v = KV_TYPES[options.kv_type]
+        params.type_k = params.type_v = KV_TYPE_IDS[options.kv_type]
         quantized = options.kv_type not in NOT_QUANTIZED
         # llama.cpp can read a quantized V cache only in its flash attention.
         params.flash_attn_type = FLASH_ATTENTION_ON if quantized else FLASH_ATTENTION_AUTO

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import EngineError
+from runtime.errors import UserError
 
 PACKAGE = "llama_cpp"
 SUPPORTED = ((0, 3, 36), (0, 4, 0))
@@ -92,35 +92,35 @@ def buffer_bytes(lines: list[str]) -> dict[str, int]:
 def load_library() -> tuple[Any, str]:
     """The module `llama_cpp.llama_cpp` with its library loaded, and the package's version.
 
-    Raises EngineError where it is missing, of an unsupported version, or its structs have moved.
+    Raises UserError where it is missing, of an unsupported version, or its structs have moved.
     """
     # Threads that spin while they wait make decoding ten times slower as soon as anything else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise EngineError(f"llama.cpp is needed to open a .gguf file and is not installed: {INSTALL}")
+        raise UserError(f"llama.cpp is needed to open a .gguf file and is not installed: {INSTALL}")
     locations = list(spec.submodule_search_locations)
     version = _version(Path(locations[0]) / "__init__.py")
     check_version(version)
     try:
         library = _import_alone(locations)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise EngineError(f"llama-cpp-python {version} does not load ({error}); reinstall it: {INSTALL}") from error
+        raise UserError(f"llama-cpp-python {version} does not load ({error}); reinstall it: {INSTALL}") from error
     check_layout(library, version)
     library.llama_backend_init()
     return library, version
 
 
 def check_version(version: str) -> None:
-    """Raise EngineError where `version` is outside SUPPORTED."""
+    """Raise UserError where `version` is outside SUPPORTED."""
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if not SUPPORTED[0] <= numbers < SUPPORTED[1]:
-        raise EngineError(f"llama-cpp-python {version} is outside the range that packlight supports: {INSTALL}")
+        raise UserError(f"llama-cpp-python {version} is outside the range that packlight supports: {INSTALL}")
 
 
 def check_layout(library: Any, version: str) -> None:  # noqa: ANN401 - a module of ctypes declarations
-    """Raise EngineError where default parameters do not read as expected: the struct layout has moved."""
+    """Raise UserError where default parameters do not read as expected: the struct layout has moved."""
     checks: list[tuple[Any, dict[str, Any]]] = [
         (library.llama_model_default_params(), MODEL_DEFAULTS),
         (library.llama_context_default_params(), CONTEXT_DEFAULTS),
@@ -129,7 +129,7 @@ def check_layout(library: Any, version: str) -> None:  # noqa: ANN401 - a module
         present = {name for name, *_ in params._fields_}
         for name in expected.keys() & present:
             if getattr(params, name) != expected[name]:
-                raise EngineError(
+                raise UserError(
                     f"llama-cpp-python {version}: default {name} reads {getattr(params, name)}, not {expected[name]}; "
                     f"its structs do not fit its library, reinstall it: {INSTALL}"
                 )

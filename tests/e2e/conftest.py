@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.smollm2 import smollm2
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
 def smollm2_dir() -> Path:
-    """SmolLM2-135M-Instruct as a Hugging Face directory in bf16."""
-    subprocess.run([sys.executable, "-m", "benchmarks.models", "smollm2"], cwd=ROOT, check=True, capture_output=True)
-    return ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"
+    """SmolLM2-135M-Instruct as a Hugging Face directory in bf16; written once, found again after."""
+    return smollm2()

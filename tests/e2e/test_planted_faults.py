@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = VerifyOptions(chunks=2, threads=2)
 N_LAYERS, N_HEADS, N_KV_HEADS = 30, 9, 3
 
@@ -55,10 +55,9 @@ FAULTS: dict[str, tuple[Edits, set[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def source() -> ModelFacts:
-    """The real SmolLM2-135M-Instruct; written once, found again after."""
-    subprocess.run([sys.executable, "-m", "benchmarks.models", "smollm2"], cwd=ROOT, check=True, capture_output=True)
-    return resolve(str(ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"))
+def source(smollm2_dir: Path) -> ModelFacts:
+    """The real SmolLM2-135M-Instruct."""
+    return resolve(str(smollm2_dir))
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +119,28 @@ def test_a_planted_fault_is_caught(
     assert expected <= caught
     if not any("weight" in name for name in edits.tensors):
         assert caught == expected  # metadata only: the logits are on the source's ids and stay the same
+
+
+def packlight_verify(model: Path, source: Path) -> tuple[int, set[str], str]:
+    """Exit status, names of the failing lines, and the last line that a person reads."""
+    program = Path(sys.executable).with_name("packlight")
+    command = [program, "verify", model, "--against", source, "--chunks", "1", "--threads", "2"]
+    for_machines, for_people = (
+        subprocess.run([*command, *more], capture_output=True, text=True, timeout=600, check=False)
+        for more in (["--json"], [])
+    )
+    assert for_machines.returncode == for_people.returncode, for_people.stderr
+    lines = json.loads(for_machines.stdout)["lines"]
+    return for_people.returncode, {line["name"] for line in lines if line["ok"] is False}, for_people.stdout
+
+
+def test_the_command_line_says_which_line_failed(exported: Artifact, smollm2_dir: Path, tmp_path: Path) -> None:
+    edits, expected = FAULTS["BOS flag flipped"]
+    broken = edit_gguf(exported.entry_path, tmp_path / "broken.gguf", edits)
+    status, names, shown = packlight_verify(broken, smollm2_dir)
+    assert (status, names) == (1, expected)
+    assert "BOS" in shown.strip().splitlines()[-1]
+    assert packlight_verify(exported.entry_path, smollm2_dir)[:2] == (0, set())
 
 
 def test_a_gguf_source_runs_in_llama_cpp(exported: Artifact, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 
 import pytest
 
-from benchmarks import convert_speed, spawn, tables
+from benchmarks import convert_speed, kl_parity, record, spawn, startup, tables, tools
 
 
 def _row(model: str, official_s: float | None, ours_s: float, peak: int) -> dict:
@@ -33,6 +35,77 @@ def test_limits_are_judged():
 def test_table_has_the_ratio_beside_its_limit():
     table = convert_speed.table({"rows": [_row("1B", 10.0, 3.0, 100_000_000)]})
     assert "| 10.00 | 3.00 | 0.30 (0.4) | 15.00 | 6.00 | 1000 | 100 | 0.10 (0.4) | 3.0 | 1.0 | 1.0 |" in table
+
+
+def test_table_marks_what_is_over_its_limit():
+    row = {**_row("1B", 10.0, 5.0, 100_000_000), "written_ratio": 1.06}
+    table = convert_speed.table({"rows": [row, _row("3B", None, 9.0, 140_000_000)]})
+    assert (
+        "| 10.00 | 5.00 | **✗ 0.50 (0.4)** | 15.00 | 10.00 | 1000 | 100 | 0.10 (0.4) | 3.0 | **✗ 1.0** | 1.0 |" in table
+    )
+    assert "Q8_0: **✗ 1.40 times (limit 1.3)**." in table
+    figures = {"mean_kl": 0.1, "p99_kl": 1.0, "perplexity": 9.0, "same_top1": 0.9}
+    rows = [
+        {"quant": "q4_0", "llama_perplexity": figures, "packlight": figures, "difference": d} for d in (-0.06, 0.04)
+    ]
+    table = kl_parity.table({"rows": rows})
+    assert "| **✗ -6.00 % (5 %)** |" in table
+    assert "| +4.00 % (5 %) |" in table
+
+
+def test_startup_is_judged_by_its_median():
+    def cost(wall_s):
+        return spawn.Cost(wall_s, 0.1, 30_000_000, 0)
+
+    def rows(*walls):
+        return startup.summary({startup.HELP: [cost(w) for w in walls], startup.BARE: [cost(0.02)]})
+
+    assert startup.failures(rows(0.25, 0.9, 0.2)) == []
+    assert startup.failures(rows(0.35, 0.9, 0.2)) == ["packlight --help: 0.350 s over 0.3 s"]
+    assert "| `packlight --help` | 0.250 (0.3) | 0.200 | 0.900 | 0.100 | 30 |" in startup.table(
+        {"rows": rows(0.25, 0.9, 0.2)}
+    )
+    assert "| **✗ 0.350 (0.3)** |" in startup.table({"rows": rows(0.35, 0.9, 0.2)})
+
+
+def test_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    if shutil.which("git") is None:
+        assert record.dirty() is None
+        return
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert record.dirty(tmp_path) is None  # not a checkout
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for path in (tmp_path / "code.py", results / "one.json"):
+        path.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    assert record.dirty(tmp_path) is False
+    (results / "one.json").write_text("2")  # a benchmark before this one wrote it
+    (tmp_path / "untracked").write_text("2")
+    assert record.dirty(tmp_path) is False
+    (tmp_path / "code.py").write_text("2")
+    assert record.dirty(tmp_path) is True
+
+
+def test_cmake_beside_the_interpreter_is_found(tmp_path, monkeypatch):
+    cmake = tmp_path / "cmake"
+    cmake.write_text("#!/bin/sh\nexit 3\n")
+    cmake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setattr(tools, "HOME", tmp_path)
+    monkeypatch.setattr(tools, "source", lambda: tmp_path)
+    monkeypatch.setattr(tools.sys, "executable", str(tmp_path / "nowhere" / "python"))
+    with pytest.raises(SystemExit, match="cmake: not found"):
+        tools.build()
+    monkeypatch.setattr(tools.sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(SystemExit, match=rf"{cmake} -S: failed"):
+        tools.build()
 
 
 def test_costs_of_two_steps():

@@ -111,7 +111,7 @@ def test_a_card_of_a_measured_artifact(make, tmp_path):
     report = make(SIZE, PEAK, measurement=MEASUREMENT, device=load_device("raspberry-pi-5"), skipped=("verified",))
     card = model_card(report, facts, 2048)
     assert card.startswith(
-        "---\nlicense: mit\nbase_model: org/base\nbase_model_relation: quantized\nquantized_by: packlight\n"
+        "---\nlicense: mit\nbase_model: org/base\nquantized_by: packlight\n"
         "tags:\n- gguf\n- q4_k_m\n- packlight\n---\n# Tiny, GGUF Q4_K_M\n"
     )
     for expected in (

@@ -7,7 +7,7 @@ import pytest
 
 from runtime import cap as cap_module
 from runtime.cap import METHODS, capped, drop_file_cache, remove_stale
-from runtime.errors import EngineError
+from runtime.errors import UserError
 
 MB = 10**6
 EAT = "import sys; data = bytearray(b'x') * int(sys.argv[1]); print('ate', len(data))"
@@ -23,7 +23,7 @@ def method(request):
     try:
         with capped(64 * MB, [request.param]):
             pass
-    except EngineError as error:
+    except UserError as error:
         pytest.skip(str(error))
     return request.param
 
@@ -64,7 +64,7 @@ def test_no_method_at_all_says_why(monkeypatch):
 
     monkeypatch.setattr(cap_module, "_open", refuse)
     with (
-        pytest.raises(EngineError, match=r"cannot be capped on this host \(cgroup-v2: not here; .*rlimit-as"),
+        pytest.raises(UserError, match=r"cannot be capped on this host \(cgroup-v2: not here; .*rlimit-as"),
         capped(MB),
     ):
         pass

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from runtime.errors import EngineError
+from runtime.errors import UserError
 from runtime.sessions import llamacpp_library
 from runtime.sessions.llamacpp_library import Log, buffer_bytes, check_layout, check_version
 
@@ -57,7 +57,7 @@ def test_the_cause_is_the_first_error_that_names_one():
 
 @pytest.mark.parametrize("version", ["0.3.29", "0.4.0", "0", "1.0.0"])
 def test_versions_outside_the_range_are_refused(version):
-    with pytest.raises(EngineError, match=r"outside the range .* pip install"):
+    with pytest.raises(UserError, match=r"outside the range .* pip install"):
         check_version(version)
 
 
@@ -68,13 +68,13 @@ def test_a_moved_struct_is_noticed():
     library = types.SimpleNamespace(
         llama_model_default_params=Params, llama_context_default_params=lambda: Params(512, 512)
     )
-    with pytest.raises(EngineError, match="default n_batch reads 512, not 2048"):
+    with pytest.raises(UserError, match="default n_batch reads 512, not 2048"):
         check_layout(library, "0.3.36")
 
 
 def test_a_missing_package_names_the_command(monkeypatch):
     monkeypatch.setattr(llamacpp_library.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(EngineError, match="pip install"):
+    with pytest.raises(UserError, match="pip install"):
         llamacpp_library.load_library.__wrapped__()
 
 

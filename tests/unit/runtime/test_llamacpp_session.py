@@ -12,9 +12,6 @@ from runtime.measurement import RunOptions
 from runtime.sessions import open_session
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "golden-q4_k_m.gguf"
-ROOT = GOLDEN.parents[2]
-# Whatever export of it lies here, of any quantization.
-REAL = sorted([*ROOT.glob("out/*.gguf"), *ROOT.glob("demo/**/*.gguf"), *ROOT.glob(".cache/**/*SmolLM2*.gguf")])
 IDS = [3, 9, 27, 17, 51, 25, 11, 33, 35, 41, 59]
 
 
@@ -92,11 +89,10 @@ def test_bad_options_are_the_users():
 
 
 @pytest.mark.slow
-def test_the_real_model_answers(tmp_path):
-    smollm2 = next((path for path in REAL if path.is_file()), None)
-    if smollm2 is None:
-        pytest.skip("no SmolLM2 .gguf here: `make demo` makes one")
-    with session(smollm2, context=512, threads=2) as engine:
+def test_the_real_model_answers():
+    from benchmarks.smollm2 import gguf_file
+
+    with session(gguf_file(), context=512, threads=2) as engine:
         prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
         ids = engine.tokenize(prompt, add_special=False)
         assert ids[:3] == [1, 4093, 198]  # <|im_start|>, user, newline

@@ -1,0 +1,45 @@
+"""Is there room to run the source in torch? Asked before hours of conversion, not found out by the kernel's killer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import UserError
+from runtime.units import format_bytes
+
+if TYPE_CHECKING:
+    from exporter.verify.run import VerifyOptions
+    from targets.facts import ModelFacts
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a weight by the dtype that the source is run in."""
+
+_MEMINFO = Path("/proc/meminfo")
+
+
+def available_bytes() -> int | None:
+    """Memory that a new process can have, by the kernel's own estimate; None where it makes none."""
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", _MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def refuse_too_large(facts: ModelFacts, options: VerifyOptions) -> None:
+    """Raise UserError where the weights of the source alone are more than the memory at hand.
+
+    A .gguf source runs mapped in llama.cpp and is not refused.
+    """
+    room = available_bytes()
+    if facts.source == "gguf" or room is None:
+        return
+    needed = facts.n_stored_params * DTYPE_BYTES[options.dtype]
+    if needed > room:
+        smaller = "" if DTYPE_BYTES[options.dtype] == 2 else "--source-dtype bfloat16, or "
+        raise UserError(
+            f"{facts.requested}: comparing with it in {options.dtype} needs {format_bytes(needed)} of memory, "
+            f"{format_bytes(room)} are available; use {smaller}--no-verify here and verify on a larger machine"
+        )
