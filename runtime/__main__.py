@@ -60,10 +60,10 @@ def lines(artifact: Artifact, measurement: Measurement) -> list[str]:
         ("compute", split.compute_bytes),
         ("rest", split.other_bytes),
     )
-    shown = [f"{line.name:<12} {line.text}" for line in judge(artifact.total_bytes, measurement, Budget())]
-    shown.append(f"{'memory':<12} " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts))
-    shown.append(f"{'host':<12} " + ", ".join(str(measurement.host[key]) for key in ("cpu", "os", "engine")))
-    return shown + [f"{'note':<12} {note}" for note in measurement.notes]
+    shown = [f"{line.name:<23} {line.text}" for line in judge(artifact.total_bytes, measurement, Budget())]
+    shown.append(f"{'memory':<23} " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts))
+    shown.append(f"{'host':<23} " + ", ".join(str(measurement.host[key]) for key in ("cpu", "os", "engine")))
+    return shown + [f"{'note':<23} {note}" for note in measurement.notes]
 
 
 def run(args: argparse.Namespace, command: str) -> int:

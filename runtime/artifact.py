@@ -122,10 +122,11 @@ def open_artifact(path: Path) -> Artifact:
         artifact = read_manifest(path.parent)
     elif not path.is_file():
         raise ArtifactError(f"{path}: no such file or directory; name an exported directory or a .gguf file")
-    elif (path.parent / MANIFEST).is_file() and (beside := read_manifest(path.parent)).entry == path.name:
-        artifact = beside
     else:
-        return _bare(path)
+        beside = _manifest_of(path)
+        if beside is None:
+            return _bare(path)
+        artifact = beside
     for name, expected in artifact.files.items():
         file = artifact.root / name
         if not file.is_file():
@@ -135,6 +136,16 @@ def open_artifact(path: Path) -> Artifact:
                 f"{file}: has {file.stat().st_size} bytes, {MANIFEST} says {expected.bytes}; export the model again"
             )
     return artifact
+
+
+def _manifest_of(path: Path) -> Artifact | None:
+    """The artifact whose entry `path` is, by the manifest beside it; None where that is another program's or none."""
+    try:
+        content = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(content, dict) and "packlight_manifest" in content and content.get("entry") == path.name
+    return read_manifest(path.parent) if ours else None
 
 
 def _bare(path: Path) -> Artifact:

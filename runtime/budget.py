@@ -58,12 +58,15 @@ def judge(artifact_bytes: int, measurement: Measurement, budget: Budget) -> list
     """The size, memory and speed lines of the verdict, every quantity once, in the order people read them."""
     peak, first = measurement.peak_rss_bytes, measurement.first_token_ms
     prefill, decode = measurement.prefill_tokens_per_s, measurement.decode_tokens_per_s
+    cold = measurement.cold_first_token_ms
+    cold_lines = [at_most("first token, cold file", cold, None, f"{cold:,.0f} ms")] if cold else []
     return [
         at_most("size", artifact_bytes, budget.max_artifact_bytes, format_bytes(artifact_bytes),
                 format_bytes(budget.max_artifact_bytes or 0)),
         at_most("peak memory", peak, budget.max_memory_bytes, format_bytes(peak),
                 format_bytes(budget.max_memory_bytes or 0)),
         at_most("load", measurement.load_s, budget.max_load_s, f"{measurement.load_s:.2f} s", f"{budget.max_load_s} s"),
+        *cold_lines,
         at_most("first token", first.median, budget.max_first_token_ms, f"{first.median:,.0f} ms",
                 f"{budget.max_first_token_ms} ms"),
         at_least("prefill", prefill.median, budget.min_prefill_tokens_per_s, f"{prefill.median:,.1f} tokens/s",

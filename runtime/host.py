@@ -12,9 +12,17 @@ MAX_DEFAULT_THREADS = 4
 """Phones and boards have four fast cores at most; more threads than that do not speed up decoding."""
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on, hyper-threads too; a container or taskset often gives it fewer than all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
 def physical_cores(cpuinfo: str | None = None) -> int:
-    """Cores that this process may use, hyper-threads counted once. `cpuinfo`: text of /proc/cpuinfo."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """At most the usable cores, and at most the machine's cores with hyper-threads counted once.
+
+    `cpuinfo`: text of /proc/cpuinfo.
+    """
+    usable = usable_cores()
     text = _read("/proc/cpuinfo") if cpuinfo is None else cpuinfo
     pairs = set()
     for block in text.split("\n\n"):

@@ -87,6 +87,9 @@ class MemorySplit:
 class Measurement:
     """One measuring run of one artifact. Sizes in bytes, times in seconds or milliseconds as named.
 
+    load_s: opening the file, which is not in the page cache: header, tokenizer, buffers. Mapped weights are not read
+        yet: the first prompt reads them, and cold_first_token_ms is its time; 0 where it was not measured
+    first_token_ms: of later prompts, the weights in memory
     peak_rss_bytes: the kernel's high-water mark (VmHWM) of the child process
     second_turn_growth_bytes: high-water mark after a second conversation turn minus that after the first
     host: what ran it (machine, cpu, os, engine version); it is never the target device's own figure
@@ -106,6 +109,7 @@ class Measurement:
     host: dict[str, Any]
     command: str
     cap: dict[str, Any] | None = None
+    cold_first_token_ms: float = 0.0
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:

@@ -19,10 +19,16 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None or match[2].lower() not in _FACTORS:
         raise UserError(f"'{text}' is not a size: write a number and a unit, for example 700MB or 0.5GiB")
-    size = round(float(match[1]) * _FACTORS[match[2].lower()])
+    number = float(match[1]) * _FACTORS[match[2].lower()]
+    size = round(number) if number < 2**63 else 0
     if size <= 0:
-        raise UserError(f"'{text}' is not a size: it has to be more than zero")
+        raise UserError(f"'{shortened(text)}' is not a size: it has to be more than zero and less than 2**63 bytes")
     return size
+
+
+def shortened(text: str, limit: int = 40) -> str:
+    """`text`, cut where it would fill the line."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def format_bytes(n_bytes: float) -> str:

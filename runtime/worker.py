@@ -149,7 +149,7 @@ def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answer
             answers.notes.append(note)
         prompt = token_ids(session.n_vocab, n_prompt)
         answers.phase("warm-up")
-        run_trial(session, prompt, min(WARM_UP_TOKENS, n_decode))
+        cold = run_trial(session, prompt, min(WARM_UP_TOKENS, n_decode))
         timings = []
         for number in range(trials.count):
             answers.phase(f"trial {number + 1} of {trials.count}")
@@ -161,6 +161,7 @@ def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answer
             answers.notes.append(f"peak memory is {memory.source}: this system has no VmHWM")
         result = {
             "load_s": load_s,
+            "cold_first_token_ms": cold.first_token_s * 1e3,
             "first_token_ms": [timing.first_token_s * 1e3 for timing in timings],
             "prefill_tokens_per_s": [n_prompt / timing.prefill_s for timing in timings],
             "decode_tokens_per_s": [n_decode / timing.decode_s for timing in timings],

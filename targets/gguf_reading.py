@@ -231,8 +231,8 @@ class _Parser:
     def tensor(self, name: str, alignment: int) -> tuple[tuple[int, ...], GgmlType, int, int]:
         """One tensor entry after its name: shape in torch order, type, offset in the data, bytes."""
         n_dims = self.number(_U32)
-        if n_dims > _MAX_DIMS:
-            raise self.error(f"tensor {shown(name)} claims {n_dims} dimensions, over {_MAX_DIMS}")
+        if not 1 <= n_dims <= _MAX_DIMS:
+            raise self.error(f"tensor {shown(name)} claims {n_dims} dimensions, not 1 to {_MAX_DIMS}")
         dims = [self.number(_U64) for _ in range(n_dims)]
         type_id, offset = self.number(_U32), self.number(_U64)
         if type_id not in READABLE_TYPES:
@@ -242,7 +242,7 @@ class _Parser:
         kind, row, count = READABLE_TYPES[type_id], dims[0] if dims else 1, 1
         for dim in dims:
             count *= dim
-        if count >= _MAX_ELEMENTS or not kind.fits(row):
+        if not 0 < count < _MAX_ELEMENTS or not kind.fits(row):
             raise self.error(f"tensor {shown(name)} of type {kind.name} cannot have the dimensions {dims}")
         if offset % alignment:
             raise self.error(f"tensor {shown(name)} starts at {offset}, not a multiple of {alignment}")

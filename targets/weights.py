@@ -27,7 +27,10 @@ FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 class WeightReader:
-    """Reads rows of stored tensors; opens each file once; safe to use from several threads."""
+    """Reads rows of stored tensors; opens each file once.
+
+    Safe to use from several threads once `open` was called for every file.
+    """
 
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}
@@ -58,7 +61,10 @@ class WeightReader:
         view = memoryview(into.data)
         position = fact.offset + offset
         while view:
-            got = os.preadv(self._files[fact.file], [view], position)
+            try:
+                got = os.preadv(self._files[fact.file], [view], position)
+            except OSError as error:
+                raise ModelError(f"{fact.file}: cannot be read ({error.strerror}); check the disk") from error
             if got <= 0:
                 raise ModelError(f"{fact.file}: ends inside tensor {fact.name}; download the file again")
             view, position = view[got:], position + got

@@ -69,7 +69,9 @@ class LlamaCppSession:
             raise EngineError(
                 f"{path}: llama.cpp cannot make a context of {self._options.context} tokens: {self._log.cause()}"
             )
-        self._sampler = self._lib.llama_sampler_init_greedy()
+        # A chain keeps its buffer of candidates; a bare sampler would allocate one for every token.
+        self._sampler = self._lib.llama_sampler_chain_init(self._lib.llama_sampler_chain_default_params())
+        self._lib.llama_sampler_chain_add(self._sampler, self._lib.llama_sampler_init_greedy())
         self._buffers = buffer_bytes(self._log.sizes)  # now: another session will empty the log
 
     def _model_params(self) -> Any:  # noqa: ANN401 - a ctypes struct
@@ -92,6 +94,8 @@ class LlamaCppSession:
         params.n_batch = params.n_ubatch = min(options.batch, options.context)
         params.n_threads = params.n_threads_batch = options.threads or default_threads()
         params.type_k = params.type_v = KV_TYPE_IDS[options.kv_type]
+        # As llama.cpp's own tools run: a sliding layer keeps its window, not the whole context.
+        params.swa_full = False
         quantized = options.kv_type not in NOT_QUANTIZED
         # llama.cpp can read a quantized V cache only in its flash attention.
         params.flash_attn_type = FLASH_ATTENTION_ON if quantized else FLASH_ATTENTION_AUTO

@@ -31,7 +31,8 @@ class ModelName:
         stem = gguf.utility.naming_convention(
             self.name, self.base, self.finetune, self.version, self.size, encoding.upper()
         )
-        return f"{stem}.gguf"
+        # a name is a name, wherever it comes from: never a path
+        return f"{stem.replace('/', '-').lstrip('.')}.gguf"
 
 
 def model_name(name: str, n_params: int, known: dict[str, Any] | None = None) -> ModelName:
@@ -39,11 +40,15 @@ def model_name(name: str, n_params: int, known: dict[str, Any] | None = None) ->
     import gguf
 
     size = gguf.utility.size_label(n_params, 0, 0, 0)
-    if known and known.get("general.basename"):
+    said = {key: value for key, value in (known or {}).items() if isinstance(value, str) and value}
+    if "general.basename" in said:
         return ModelName(
-            str(known.get("general.name", name)), known["general.basename"], known.get("general.size_label", size),
-            known.get("general.finetune"), known.get("general.version"),
-        )  # fmt: skip
+            said.get("general.name", name),
+            said["general.basename"],
+            said.get("general.size_label", size),
+            said.get("general.finetune"),
+            said.get("general.version"),
+        )
     full, _, base, finetune, version, label = gguf.Metadata.get_model_id_components(name, n_params)
     return ModelName(full or name, base, label or size, finetune, version)
 

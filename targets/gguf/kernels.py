@@ -44,13 +44,16 @@ def _library() -> ctypes.CDLL:
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
     ]  # fmt: skip
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
     return library
 
 
 def quantize_rows(values: npt.NDArray[np.float32], kind: GgmlType) -> npt.NDArray[np.uint8]:
     """Encode float32 rows, shape (rows, columns), into the type's bytes, shape (rows, bytes of a row).
 
-    Raises ValueError where the columns do not divide into blocks.
+    Raises ValueError where the columns do not divide into blocks, OverflowError where a value is too large for the
+    type: float16, also that of a block's scale, ends at 65504.
     """
     rows, columns = values.shape
     out = np.empty((rows, kind.row_bytes(columns)), np.uint8)
@@ -61,4 +64,6 @@ def quantize_rows(values: npt.NDArray[np.float32], kind: GgmlType) -> npt.NDArra
     written = _library().ggml_quantize_chunk(kind.id, source.ctypes.data, out.ctypes.data, 0, rows, columns, None)
     if written != out.nbytes:
         raise EngineError(f"ggml wrote {written} bytes of {kind.name} where {out.nbytes} were due; its version differs")
+    if not _library().ggml_validate_row_data(kind.id, out.ctypes.data, out.nbytes):
+        raise OverflowError(f"a value is too large for {kind.name}")
     return out

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import UnsupportedError
+from runtime.errors import ModelError, UnsupportedError
 from targets.gguf import header
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import (
@@ -23,6 +24,9 @@ from targets.gguf.presets import ALIASES, PRESETS, ModelShape, Preset, choose_ty
 from targets.gguf.types import TYPES, GgmlType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from targets.base import EmitOptions, Problem
     from targets.facts import ModelFacts
 
@@ -101,7 +105,10 @@ def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, lis
         content, problems = read_content(facts)
     else:
         content, problems = _read_checkpoint(facts)
-    return (None if content is None else _lay_out(preset, content)), problems
+    if content is None or problems:
+        return None, problems
+    with _damage_in(facts.path):
+        return _lay_out(preset, content), []
 
 
 def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
@@ -110,11 +117,14 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
 
     architecture = architecture_of(facts.architecture)
     config = full_config(architecture, facts)
-    tensors, problems = plan_tensors(architecture, facts)
-    problems += architecture.refuse(config)
-    if problems:
-        return None, problems
-    tokenizer = tokenizer_metadata(facts.path, config, dimensions(config)["vocab"])
+    with _damage_in(facts.path / "config.json"):
+        tensors, problems = plan_tensors(architecture, facts)
+        problems += architecture.refuse(config)
+        if problems:
+            return None, problems
+        hyper_parameters = architecture.hyper_parameters(config)
+    with _damage_in(facts.path / "tokenizer.json"):
+        tokenizer = tokenizer_metadata(facts.path, config, dimensions(config)["vocab"])
     shape = ModelShape(
         n_layers=config["num_hidden_layers"],
         n_gqa=n_heads(config) // n_kv_heads(config),
@@ -124,10 +134,25 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     name = model_name(facts.name, count_params(tensors))
     metadata = [
         *general_metadata(facts.path, architecture.gguf, name),
-        *architecture.hyper_parameters(config),
+        *hyper_parameters,
         *tokenizer.entries,
     ]
     return Content(name, metadata, tensors, shape, tuple(tokenizer.notes)), []
+
+
+@contextlib.contextmanager
+def _damage_in(file: Path) -> Iterator[None]:
+    """Turn what an entry of the wrong kind makes Python raise into a ModelError that names the file.
+
+    JSON that parses can still hold a number where an object belongs, in any of a hundred places.
+    """
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ModelError(
+            f"{file}: an entry is not what it should be ({what}); download or save the file again"
+        ) from error
 
 
 def _is_70b(arch: str, config: dict[str, Any]) -> bool:
@@ -146,13 +171,14 @@ def _lay_out(preset: Preset, content: Content) -> Plan:
         uint32("general.quantization_version", QUANTIZATION_VERSION),
     ]
     by_key = {entry.key: entry.value for entry in metadata}
+    context = by_key.get(f"{by_key['general.architecture']}.context_length", 0)
     return Plan(
         name=content.name,
         preset=preset,
         metadata=metadata,
         tensors=list(zip(content.tensors, placed, strict=True)),
         header=header.encode(metadata, placed),
-        context_length=int(by_key.get(f"{by_key['general.architecture']}.context_length", 0)),
+        context_length=context if isinstance(context, int) else 0,
         notes=content.notes,
     )
 

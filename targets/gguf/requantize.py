@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from targets.base import Problem
+from targets.gguf.architectures import ARCHITECTURES
 from targets.gguf.architectures.base import OutTensor
 from targets.gguf.general import model_name
 from targets.gguf.plan import Content, count_params
@@ -28,6 +29,13 @@ def read_content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     n_layers = known.get(f"{arch}.block_count")
     if not isinstance(arch, str) or not isinstance(n_layers, int):
         problem = Problem(str(facts.path), "lacks general.architecture or block_count", "name a GGUF file of a model")
+        return None, [problem]
+    families = sorted({entry.gguf for entry in ARCHITECTURES.values()})
+    if arch not in families or known.get(f"{arch}.expert_count"):
+        # llama-quantize leaves some tensors of other families alone and gives experts other types: not known here
+        problem = Problem(
+            str(facts.path), f"is a '{arch}' with experts or of another family", f"known: {', '.join(families)}"
+        )
         return None, [problem]
     tensors = [OutTensor(fact.name, fact.shape, fact) for fact in facts.tensors.values()]
     heads, kv_heads = _count(known.get(f"{arch}.attention.head_count")), known.get(f"{arch}.attention.head_count_kv")

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.errors import ModelError
 from targets.gguf.kernels import quantize_rows
-from targets.weights import WeightReader, row_chunks
+from targets.weights import FLOAT_BYTES, WeightReader, row_chunks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -74,10 +75,7 @@ def _chunks(tensor: OutTensor, placed: Placed) -> list[_Chunk]:
 
 def _write_chunk(reader: WeightReader, descriptor: int, data_start: int, chunk: _Chunk) -> int:
     """Bytes written for one chunk."""
-    values = _read(reader, chunk)
-    if chunk.tensor.plus:
-        values = values + np.float32(chunk.tensor.plus)
-    data = quantize_rows(values, chunk.placed.kind)
+    data = _encode(reader, chunk)
     row_bytes = chunk.placed.kind.row_bytes(chunk.tensor.shape[-1])
     position = data_start + chunk.placed.offset + chunk.start * row_bytes
     view = memoryview(data.reshape(-1).data)
@@ -85,6 +83,25 @@ def _write_chunk(reader: WeightReader, descriptor: int, data_start: int, chunk: 
         written = os.pwrite(descriptor, view, position)
         view, position = view[written:], position + written
     return data.nbytes
+
+
+def _encode(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
+    """The bytes of a chunk, shape (rows, bytes of a row). Raises ModelError for values that the type cannot hold."""
+    tensor, kind = chunk.tensor, chunk.placed.kind
+    if tensor.source is not None and tensor.source.dtype == kind.name and kind.name not in FLOAT_BYTES:
+        # decoding and encoding again is not exact; a tensor that has its type already is copied, as llama-quantize does
+        raw = np.empty((chunk.stop - chunk.start, kind.row_bytes(tensor.shape[-1])), np.uint8)
+        reader.read_bytes(tensor.source, chunk.start * raw.shape[1], raw.reshape(-1))
+        return raw
+    values = _read(reader, chunk)
+    if tensor.plus:
+        values = values + np.float32(tensor.plus)
+    try:
+        return quantize_rows(values, kind)
+    except OverflowError as error:
+        raise ModelError(
+            f"tensor {tensor.name}: {error}; use --quant bf16 or f32"
+        ) from error
 
 
 def _read(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.float32]:

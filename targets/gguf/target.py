@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from runtime.artifact import Artifact, record
 from runtime.atomic import replacing
 from runtime.errors import ModelError, UnsupportedError, UserError
+from runtime.host import usable_cores
 from targets.gguf.plan import Plan, make_plan
 from targets.gguf.presets import PRESETS
 from targets.gguf.stream import write_tensors
@@ -52,7 +53,7 @@ class GgufTarget:
         """Write the file into the existing directory `out`. Raises ModelError for NaN or infinite weights."""
         plan = self.plan(facts, options)
         path = out / plan.name.file_name(plan.preset.name)
-        threads = options.threads or _usable_cores()
+        threads = options.threads or usable_cores()
         with replacing(path) as temporary:
             _write(temporary, plan, threads, progress)
         return Artifact(
@@ -70,17 +71,13 @@ class GgufTarget:
         )
 
 
-def _usable_cores() -> int:
-    """Cores that this process may run on; a container or taskset often gives it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _write(path: Path, plan: Plan, threads: int, progress: Progress) -> None:
     """Write the whole file at `path`. Raises UserError where the disk is too small, before any work."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         _reserve(descriptor, path, plan.file_bytes)
-        os.pwrite(descriptor, plan.header, 0)
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(plan.header)
         write_tensors(descriptor, len(plan.header), plan.tensors, threads, progress)
     except OSError as error:
         raise ModelError(

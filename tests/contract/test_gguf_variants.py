@@ -27,6 +27,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-public": ("llama3", {"public_config": True}),
     "llama-f16": ("llama", {"dtype": "f16"}),
     "qwen2-untied": ("qwen2", {"tied": False}),
+    "llama-yarn-attention-factor": ("llama", {"rope_parameters": {**YARN, "attention_factor": 1.3}}),
     "qwen2-yarn": ("qwen2", {"rope_parameters": YARN}),
     "qwen3-public": ("qwen3", {"public_config": True}),
     "gemma3-public": ("gemma3", {"public_config": True}),

@@ -145,9 +145,8 @@ def is_tied(config: Config) -> bool:
 
 
 def full_config(architecture: Architecture, facts: ModelFacts) -> Config:
-    """config.json with the family's defaults for what it leaves out."""
-    given = {key: value for key, value in facts.config.items() if value is not None}
-    return {**architecture.defaults, **given}
+    """config.json with the family's defaults for what it leaves out; an explicit null stays null."""
+    return {**architecture.defaults, **facts.config}
 
 
 def plan_tensors(architecture: Architecture, facts: ModelFacts) -> tuple[list[OutTensor], list[Problem]]:

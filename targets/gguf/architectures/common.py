@@ -71,16 +71,17 @@ def base_hyper_parameters(config: Config, arch: str, default_theta: float = 1000
     ]
 
 
-def base_refusals(config: Config, activation: str) -> list[Problem]:
-    """What no decoder of these families can have in llama.cpp."""
-    found = rope.problems(config)
+def base_refusals(config: Config, activation: str, *more_ropes: str) -> list[Problem]:
+    """What no decoder of these families can have in llama.cpp. more_ropes: rope types that only this family has."""
+    found = rope.problems(config, ("default", "linear", "yarn", *more_ropes))
     actual = config.get("hidden_activation") or config.get("hidden_act") or activation
     if actual != activation:
         found.append(
             Problem("config.json: hidden_act", f"'{actual}' is not '{activation}'", "llama.cpp computes only that")
         )
     if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "quantized")
+        quantization = config["quantization_config"]
+        method = quantization.get("quant_method", "quantized") if isinstance(quantization, dict) else quantization
         found.append(
             Problem(
                 "config.json: quantization_config",

@@ -40,7 +40,7 @@ _BIASES = (
 def _hyper_parameters(config: Config) -> list[KeyValue]:
     entries = base_hyper_parameters(config, "llama")
     window = config.get("sliding_window")
-    if window and window < config["max_position_embeddings"]:
+    if isinstance(window, int) and 0 < window < config["max_position_embeddings"]:
         # llama.cpp's graph attends to the whole context. Up to the window both are the same, so the window is
         # the longest context for which the file is the model.
         entries = [uint32(entry.key, window) if entry.key == "llama.context_length" else entry for entry in entries]
@@ -48,7 +48,7 @@ def _hyper_parameters(config: Config) -> list[KeyValue]:
 
 
 def _refuse(config: Config) -> list[Problem]:
-    return base_refusals(config, "silu")
+    return base_refusals(config, "silu", "llama3")
 
 
 LLAMA = Architecture(
@@ -64,4 +64,5 @@ LLAMA = Architecture(
     hyper_parameters=_hyper_parameters,
     refuse=_refuse,
     extra=rope.llama3_factors,
+    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
 )

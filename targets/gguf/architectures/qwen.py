@@ -45,6 +45,7 @@ QWEN2 = Architecture(
     layer_rules=(*NORMS, *ATTENTION, *_BIASES, *FEED_FORWARD),
     hyper_parameters=lambda config: base_hyper_parameters(config, "qwen2"),
     refuse=_refuse,
+    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 32768},
 )
 
 QWEN3 = Architecture(
@@ -54,4 +55,5 @@ QWEN3 = Architecture(
     layer_rules=(*NORMS, *ATTENTION, *QK_NORMS, *FEED_FORWARD),
     hyper_parameters=lambda config: base_hyper_parameters(config, "qwen3"),
     refuse=_refuse_qwen3,
+    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128},
 )

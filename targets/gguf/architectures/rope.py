@@ -18,14 +18,13 @@ from targets.gguf.keyvalue import KeyValue, float32, string, uint32
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_KNOWN = ("default", "linear", "yarn", "llama3")
-
 
 def parameters(config: Config, attention: str = "full_attention", default_theta: float = 10000.0) -> dict[str, Any]:
     """rope_type, rope_theta and the scaling's own numbers, for one attention type."""
     nested: Mapping[str, Any] = config.get("rope_parameters") or {}
-    found = dict(nested.get(attention, nested) if isinstance(nested.get(attention, nested), dict) else {})
-    found = {key: value for key, value in found.items() if not isinstance(value, dict)}
+    flat = nested if attention == "full_attention" else {}
+    chosen = nested.get(attention) or flat
+    found = {key: value for key, value in chosen.items() if not isinstance(value, dict)}
     if not found and attention == "full_attention":
         found = dict(config.get("rope_scaling") or {})
     if "type" in found:
@@ -48,23 +47,30 @@ def key_values(config: Config, arch: str, default_theta: float = 10000.0) -> lis
     if rope["rope_type"] == "yarn":
         trained = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
         entries.append(uint32(f"{arch}.rope.scaling.original_context_length", trained))
-        optional = {
-            "attention_factor": "attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow",
-        }  # fmt: skip
+        optional = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
         entries += [
             float32(f"{arch}.rope.scaling.{name}", rope[key])
             for key, name in optional.items()
             if rope.get(key) is not None
         ]
+        if rope.get("attention_factor") is not None:
+            # transformers takes it instead of YaRN's own factor, llama.cpp multiplies that by it
+            own = 1.0 + 0.1 * math.log(rope["factor"])
+            entries.append(float32(f"{arch}.rope.scaling.attn_factor", rope["attention_factor"] / own))
     return entries
 
 
-def problems(config: Config) -> list[Problem]:
-    """Scaling methods that are not expressible, or that miss their numbers."""
-    rope = parameters(config)
+def problems(config: Config, known: tuple[str, ...] = ("default", "linear", "yarn")) -> list[Problem]:
+    """Scaling methods that this family's graph in llama.cpp cannot express, or that miss their numbers."""
+    rope, local = parameters(config), parameters(config, "sliding_attention")
     kind = rope["rope_type"]
-    if kind not in _KNOWN:
-        return [Problem("config.json: rope_type", f"'{kind}' is not supported", f"known: {', '.join(_KNOWN)}")]
+    if kind not in known:
+        return [Problem("config.json: rope_type", f"'{kind}' is not supported", f"known here: {', '.join(known)}")]
+    if local["rope_type"] != "default":
+        what = f"'{local['rope_type']}' is not supported for the sliding layers"
+        return [Problem("config.json: rope_parameters", what, "llama.cpp scales only those of full attention")]
+    if kind == "yarn" and (rope.get("mscale") or rope.get("mscale_all_dim")):
+        return [Problem("config.json: mscale", "is set", "llama.cpp has it for DeepSeek only")]
     if kind != "default" and rope.get("factor") is None:
         return [Problem("config.json: rope_parameters", f"'{kind}' has no factor", "complete the config.json")]
     if float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0) != 1.0:

@@ -19,6 +19,7 @@ class TokenizerFiles:
     tokenizer: tokenizer.json, or None
     config, generation, special_map: tokenizer_config.json, generation_config.json and special_tokens_map.json;
         empty where the file is missing
+    added: added_tokens.json, text to id, which older checkpoints have; empty where missing
     spm: the path of tokenizer.model where there is one
     """
 
@@ -27,6 +28,7 @@ class TokenizerFiles:
     config: dict[str, Any]
     generation: dict[str, Any]
     special_map: dict[str, Any]
+    added: dict[str, Any]
     spm: Path | None
 
     @property
@@ -55,6 +57,7 @@ def read_files(directory: Path) -> TokenizerFiles:
         config=_read_object(directory / "tokenizer_config.json") or {},
         generation=_read_object(directory / "generation_config.json") or {},
         special_map=_read_object(directory / "special_tokens_map.json") or {},
+        added=_read_object(directory / "added_tokens.json") or {},
         spm=spm if spm.is_file() else None,
     )
 
@@ -71,12 +74,12 @@ def _read_object(path: Path) -> dict[str, Any] | None:
         return made
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=build)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=build)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is not JSON ({error}); download or save it again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: is not a JSON object; download or save it again")

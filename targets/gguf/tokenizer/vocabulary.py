@@ -58,7 +58,7 @@ def base_tokens(files: TokenizerFiles) -> dict[str, int]:
 
 
 def added_tokens(files: TokenizerFiles) -> dict[int, dict[str, Any]]:
-    """Added tokens by id: those of tokenizer.json, then those that only tokenizer_config.json has.
+    """Added tokens by id: of tokenizer.json, then what only tokenizer_config.json or added_tokens.json has.
 
     Raises ModelError where the two disagree on what an id is.
     """
@@ -75,6 +75,9 @@ def added_tokens(files: TokenizerFiles) -> dict[int, dict[str, Any]]:
                     f"{files.directory / 'tokenizer_config.json'}: token {key} is '{token['content']}', in "
                     f"tokenizer.json it is '{known['content']}'; save the tokenizer again"
                 )
+        for text, token_id in files.added.items():
+            # older checkpoints name their added tokens here only
+            found.setdefault(int(token_id), {"content": text, "special": False})
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{files.where}: an added token is damaged ({error!r}); save the tokenizer again") from error
     return found

@@ -68,3 +68,9 @@ def test_a_bare_file_is_known_by_its_suffix_only(tmp_path):
         open_artifact(tmp_path / "x.bin")
     with pytest.raises(ArtifactError, match="no such file"):
         open_artifact(tmp_path / "y.gguf")
+
+
+def test_another_programs_manifest_beside_a_bare_file_is_none_of_ours(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    (tmp_path / "manifest.json").write_text('{"version": 1}')
+    assert open_artifact(tmp_path / "x.gguf").entry == "x.gguf"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -52,3 +53,10 @@ def test_limits_hold_at_equality_and_fail_one_beyond():
 
 def test_without_a_limit_there_is_no_verdict():
     assert {line.ok for line in judge(100, measurement(), Budget())} == {None}
+
+
+def test_the_cold_first_token_is_a_line_of_its_own_where_it_was_measured():
+    cold = dataclasses.replace(measurement(), cold_first_token_ms=1234.5)
+    lines = {line.name: line for line in judge(100, cold, Budget())}
+    assert (lines["first token, cold file"].text, lines["first token, cold file"].ok) == ("1,234 ms", None)
+    assert "first token, cold file" not in {line.name for line in judge(100, measurement(), Budget())}

@@ -157,7 +157,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "twice": (data(tensor("t", [2], 0, 0), tensor("t", [2], 0, 32)), "has the tensor t twice"),
     "overlap": (data(tensor("t", [16], 0, 0), tensor("u", [2], 0, 32)), "tensors overlap: u and t"),
     "truncated": (data(tensor("t", [64], 0, 32)), "is truncated, has 320 of the 352 bytes"),
-    "split": (header(1, 1) + key("split.count") + struct.pack("<IH", 2, 3) + tensor("t", [0], 0, 0) + bytes(64),
+    "split": (header(1, 1) + key("split.count") + struct.pack("<IH", 2, 3) + tensor("t", [1], 0, 0) + bytes(64),
               "is one of 3 parts of a model; merge them"),
 }  # fmt: skip
 

@@ -58,3 +58,11 @@ def test_a_strided_view_is_encoded_as_its_values() -> None:
 def test_a_row_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="does not divide"):
         quantize_rows(np.zeros((1, 100), np.float32), TYPES["Q8_0"])
+
+
+@pytest.mark.parametrize(("name", "value"), [("F16", 1e5), ("Q8_0", 1e38), ("Q4_K", 1e38)])
+def test_a_value_that_the_type_cannot_hold_is_refused(name: str, value: float) -> None:
+    values = np.zeros((1, 256), np.float32)
+    values[0, 3] = value
+    with pytest.raises(OverflowError, match=f"too large for {name}"):
+        quantize_rows(values, TYPES[name])

@@ -197,3 +197,47 @@ def test_emit_options_reach_the_threads(model: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(target, "write_tensors", spy)
     GgufTarget().emit(resolve(str(model)), EmitOptions("q8_0", 3), tmp_path, no_progress)
     assert seen == [3]
+
+
+def test_a_value_too_large_for_the_type_names_the_tensor(model: Path, tmp_path: Path) -> None:
+    tensors = stored(model)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = 7e4
+    rewrite(model, tensors)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ModelError, match=r"blk\.0\.ffn_up\.weight: a value is too large for F16"):
+        emit(model, out, preset="f16")
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("preset", ["q3_k_s", "q6_k", "q4_0"])
+def test_tensors_that_have_their_type_already_are_copied(preset: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = emit(model, tmp_path / "a", preset=preset).entry_path
+    again = emit(first, tmp_path / "b", preset=preset).entry_path
+    assert again.read_bytes() == first.read_bytes()
+
+
+def test_a_gguf_of_another_family_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    from support.gguf_edit import Edits, edit_gguf
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    source = emit(tiny_llama, tmp_path / "a").entry_path
+    experts = edit_gguf(source, tmp_path / "experts.gguf", Edits(keys={"llama.expert_count": 8}))
+    with pytest.raises(UnsupportedError, match="with experts or of another family; known: gemma3, llama, qwen2, qwen3"):
+        emit(experts, tmp_path / "b")
+
+
+def test_a_name_in_a_gguf_is_never_a_path(tiny_llama: Path, tmp_path: Path) -> None:
+    from support.gguf_edit import Edits, edit_gguf
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    source = emit(tiny_llama, tmp_path / "a").entry_path
+    odd = edit_gguf(
+        source, tmp_path / "odd.gguf", Edits(keys={"general.basename": "x", "general.finetune": "../../up"})
+    )
+    assert emit(odd, tmp_path / "b", preset="q8_0").entry_path.parent == tmp_path / "b"
+    assert len(list((tmp_path / "b").iterdir())) == 1
