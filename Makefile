@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-BENCHMARKS := convert_speed kl_parity startup
+BENCHMARKS := convert_speed kl_parity startup thresholds
 PACKAGES := exporter targets runtime
 
 # Spinning OpenMP threads cost a factor of ten as soon as anything else runs.
@@ -34,8 +34,8 @@ help:
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@# A venv that failed on its way has a python but no pip: it is not taken for complete, nor left behind.
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	@# A venv that failed on its way has a python but no pip of its own: not taken for complete, nor left behind.
+	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.prefix == sys.base_prefix)' >/dev/null 2>&1 || { \
 		python=$$(PYTHON='$(PYTHON)' sh .ci/find-python) && { \
 			"$$python" -m venv $(VENV) || { rm -rf $(VENV); \
 			echo "$$python -m venv: failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; }; }; }

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import convert_speed, kl_parity, record, startup
+from benchmarks import thresholds as room_to_thresholds
 from benchmarks.paths import ROOT
 from runtime.units import format_bytes
 
@@ -99,7 +100,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "how-to/devices.md": {"devices": devices},
     "reference/cli.md": {"cli": command_line},
     "reference/presets.md": {"presets": presets},
-    "reference/thresholds.md": {"thresholds": thresholds},
+    "reference/thresholds.md": {
+        "thresholds": thresholds,
+        "room_to_thresholds": _result("thresholds", room_to_thresholds.table),
+    },
 }
 
 

@@ -42,6 +42,7 @@ ROOM = 1.5
 FIGURES = tuple(PATTERNS)
 MEASURES = ("mean_kl", "p99_kl", "perplexity_ratio", "same_top1")
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output")
+"""Zero q or zero k, every score is zero; zero v or zero output, nothing is added: pairs have to come out equal."""
 LAYERS = (6, 12, 18, 24)
 """Whose matrices are zeroed, one at a time; of 30."""
 ZEROED_IN = "q4_k_m"
@@ -92,6 +93,13 @@ class Source:
         finally:
             session.close()
         return dataclasses.replace(drift, dead_tensors=dead_tensors(artifact, self.facts))
+
+
+def figure(entry: dict[str, Any], measure: str) -> float:
+    """A measure of a row of the result, which holds the two perplexities and not their ratio."""
+    if measure == "perplexity_ratio":
+        return float(entry["perplexity"] / entry["source_perplexity"])
+    return float(entry[measure])
 
 
 def loss(measure: str, value: float) -> float:
@@ -185,7 +193,7 @@ def table(content: dict[str, Any]) -> str:
     ]
     for entry in content["rows"]:
         limits = thresholds_for(entry["bits_per_weight"])
-        cells = [_cell(name, entry[name], limits) for name in MEASURES]
+        cells = [_cell(name, figure(entry, name), limits) for name in MEASURES]
         lines.append(f"| {entry['quant'].upper()} | {entry['bits_per_weight']:.2f} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -194,8 +202,8 @@ def table(content: dict[str, Any]) -> str:
     ]
     lines += [
         f"| {entry['fault']} | {entry['quant'].upper()} | {entry['mean_kl']:.4f} ({entry['honest_mean_kl']:.4f}) "
-        f"| {entry['p99_kl']:.3f} | {entry['perplexity_ratio']:.3f} | {entry['same_top1']:.3f} "
-        f"| {', '.join(entry['fails'])} |"
+        f"| {entry['p99_kl']:.3f} | {figure(entry, 'perplexity_ratio'):.3f} | {entry['same_top1']:.3f} "
+        f"| {'; '.join(entry['fails'])} |"
         for entry in content["faults"]
     ]
     return "\n".join(lines)

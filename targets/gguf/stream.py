@@ -99,9 +99,7 @@ def _encode(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
     try:
         return quantize_rows(values, kind)
     except OverflowError as error:
-        raise ModelError(
-            f"tensor {tensor.name}: {error}; use --quant bf16 or f32"
-        ) from error
+        raise ModelError(f"tensor {tensor.name}: {error}; use --quant bf16 or f32") from error
 
 
 def _read(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.float32]:
