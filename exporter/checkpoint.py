@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import ModelError, UserError
 from targets.facts import shown
-from targets.gguf_reading import read_gguf_facts
+from targets.gguf.reading import read_gguf_facts
 from targets.pickled import conversion_command, pickled_weights
 from targets.safetensors import CONFIG, read_config, read_facts
 

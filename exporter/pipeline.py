@@ -251,7 +251,7 @@ def write_documents(report: Report, facts: ModelFacts, room: Path, context: int)
 
     artifact = report.artifact
     if artifact.format == "gguf":
-        from targets.gguf_reading import read_gguf_metadata
+        from targets.gguf.reading import read_gguf_metadata
 
         metadata = {entry.key: entry.value for entry in read_gguf_metadata(room / artifact.entry)}
         write_text(room / "Modelfile", modelfile(artifact.entry, context, Chat.of_gguf(metadata)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.errors import ModelError
-from targets.gguf_reading import read_gguf_facts
+from targets.gguf.reading import read_gguf_facts
 from targets.weights import WeightReader, row_chunks
 
 if TYPE_CHECKING:

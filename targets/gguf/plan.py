@@ -18,6 +18,7 @@ from targets.gguf.architectures.base import (
     n_kv_heads,
     plan_tensors,
 )
+from targets.gguf.content import Content, count_params
 from targets.gguf.general import ModelName, general_metadata, model_name
 from targets.gguf.keyvalue import KeyValue, uint32
 from targets.gguf.presets import ALIASES, PRESETS, ModelShape, Preset, choose_types
@@ -80,20 +81,6 @@ def find_preset(name: str) -> Preset:
     if wanted not in PRESETS:
         raise UnsupportedError(f"unknown quantization '{name}' for gguf; known: {', '.join(PRESETS)}")
     return PRESETS[wanted]
-
-
-@dataclass(frozen=True)
-class Content:
-    """What goes into a file, before types are chosen: name, metadata, tensors in order, and what presets ask for.
-
-    notes: what llama.cpp will do otherwise than the source, for the report
-    """
-
-    name: ModelName
-    metadata: list[KeyValue]
-    tensors: list[OutTensor]
-    shape: ModelShape
-    notes: tuple[str, ...] = ()
 
 
 def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
@@ -187,8 +174,3 @@ def _kept_type(tensor: OutTensor) -> GgmlType:
     """The type of a tensor that no preset touches: float32, or what a GGUF source had."""
     kept = tensor.source.dtype if tensor.source is not None else "F32"
     return TYPES["F32"] if len(tensor.shape) == 1 or kept not in TYPES else TYPES[kept]
-
-
-def count_params(tensors: list[OutTensor]) -> int:
-    """Weights of the tensors that come from the source."""
-    return sum(tensor.source.n_elements for tensor in tensors if tensor.source is not None)

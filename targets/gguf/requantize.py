@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from targets.base import Problem
 from targets.gguf.architectures import ARCHITECTURES
 from targets.gguf.architectures.base import OutTensor
+from targets.gguf.content import Content, count_params
 from targets.gguf.general import model_name
-from targets.gguf.plan import Content, count_params
 from targets.gguf.presets import ModelShape
+from targets.gguf.reading import read_gguf_metadata
 from targets.gguf.types import TYPES
-from targets.gguf_reading import read_gguf_metadata
 from targets.weights import FLOAT_BYTES
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from targets.gguf_reading import read_gguf_facts
+from targets.gguf.reading import read_gguf_facts
 
 if TYPE_CHECKING:
     from pathlib import Path

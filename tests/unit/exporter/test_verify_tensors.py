@@ -8,7 +8,7 @@ import pytest
 
 from exporter.verify.tensors import dead_tensors
 from runtime.artifact import open_artifact
-from targets.gguf_reading import read_gguf_facts
+from targets.gguf.reading import read_gguf_facts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ from support.golden_model import write_golden_model
 from support.parity import emit
 
 from targets.gguf.presets import PRESETS
-from targets.gguf_reading import read_gguf_facts, read_gguf_metadata
+from targets.gguf.reading import read_gguf_facts, read_gguf_metadata
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 

@@ -11,7 +11,7 @@ import pytest
 
 from runtime.errors import ModelError
 from targets.gguf.keyvalue import KeyValue
-from targets.gguf_reading import READABLE_TYPES, read_gguf_facts, read_gguf_metadata
+from targets.gguf.reading import READABLE_TYPES, read_gguf_facts, read_gguf_metadata
 
 if TYPE_CHECKING:
     from pathlib import Path
