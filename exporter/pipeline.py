@@ -12,7 +12,7 @@ from exporter.report.report import Provenance, Report, utc_now, version
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.artifact import damage, open_artifact, write_manifest
 from runtime.atomic import write_text
-from runtime.budget import Budget, Line, at_most, judge
+from runtime.budget import Budget, Line, at_most, run_lines, size_line
 from runtime.errors import CheckFailed, EngineError, PacklightError, UnsupportedError, UserError
 from runtime.host import host_facts
 from runtime.measurement import KV_TYPES, RunOptions, Trials
@@ -151,8 +151,7 @@ class Findings:
         lines = [*_size_lines(artifact, limits), *self.broken]
         notes: list[str] = list(artifact.contract.get("notes", ()))
         if self.measurement is not None:
-            # The size line stands first already.
-            lines += judge(artifact.total_bytes, self.measurement, limits.budget)[1:]
+            lines += run_lines(self.measurement, limits.budget)
             notes += self.measurement.notes
         if self.measurement is not None and limits.device is not None:
             lines.append(_fits_line(self.measurement, limits.device))
@@ -282,8 +281,7 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
 
 
 def _size_lines(artifact: Artifact, limits: Limits) -> list[Line]:
-    most, size = limits.budget.max_artifact_bytes, artifact.total_bytes
-    lines = [at_most("size", size, most, format_bytes(size), format_bytes(most or 0))]
+    lines = [size_line(artifact.total_bytes, limits.budget)]
     if artifact.bits_per_weight:
         lines.append(at_most("bits per weight", artifact.bits_per_weight, None, f"{artifact.bits_per_weight:.2f}"))
     return lines

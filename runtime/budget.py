@@ -56,13 +56,22 @@ def at_least(name: str, value: float, limit: float | None, text: str, limit_text
 
 def judge(artifact_bytes: int, measurement: Measurement, budget: Budget) -> list[Line]:
     """The size, memory and speed lines of the verdict, every quantity once, in the order people read them."""
+    return [size_line(artifact_bytes, budget), *run_lines(measurement, budget)]
+
+
+def size_line(artifact_bytes: int, budget: Budget) -> Line:
+    """The line of the file's size."""
+    limit = budget.max_artifact_bytes
+    return at_most("size", artifact_bytes, limit, format_bytes(artifact_bytes), format_bytes(limit or 0))
+
+
+def run_lines(measurement: Measurement, budget: Budget) -> list[Line]:
+    """The lines of memory and speed, in the order people read them."""
     peak, first = measurement.peak_rss_bytes, measurement.first_token_ms
     prefill, decode = measurement.prefill_tokens_per_s, measurement.decode_tokens_per_s
     cold = measurement.cold_first_token_ms
     cold_lines = [at_most("first token, cold file", cold, None, f"{cold:,.0f} ms")] if cold else []
     return [
-        at_most("size", artifact_bytes, budget.max_artifact_bytes, format_bytes(artifact_bytes),
-                format_bytes(budget.max_artifact_bytes or 0)),
         at_most("peak memory", peak, budget.max_memory_bytes, format_bytes(peak),
                 format_bytes(budget.max_memory_bytes or 0)),
         at_most("load", measurement.load_s, budget.max_load_s, f"{measurement.load_s:.2f} s", f"{budget.max_load_s} s"),

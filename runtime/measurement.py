@@ -87,9 +87,10 @@ class MemorySplit:
 class Measurement:
     """One measuring run of one artifact. Sizes in bytes, times in seconds or milliseconds as named.
 
-    load_s: opening the file, which is not in the page cache: header, tokenizer, buffers. Mapped weights are not read
-        yet: the first prompt reads them, and cold_first_token_ms is its time; 0 where it was not measured
-    first_token_ms: of later prompts, the weights in memory
+    load_s: opening the file, which is not in the page cache: header, tokenizer, buffers, and the weights, read or, with
+        mmap, as far as the engine asks for them ahead (llama.cpp does on Linux)
+    cold_first_token_ms: of the first prompt after that, which pays for what is left; 0 where it was not measured
+    first_token_ms: of later prompts
     peak_rss_bytes: the kernel's high-water mark (VmHWM) of the child process
     second_turn_growth_bytes: high-water mark after a second conversation turn minus that after the first
     host: what ran it (machine, cpu, os, engine version); it is never the target device's own figure

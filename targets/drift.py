@@ -51,17 +51,13 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Drift:
-    """Distance of an artifact from its source model, on the same token ids.
+class Statistics:
+    """The numeric part of a `Drift`: over the scored positions of an evaluation text.
 
     mean_kl, p99_kl: KL(P_source || Q_artifact) in nats over the scored positions, mean and 99th percentile
     perplexity, source_perplexity: of the text's next tokens; perplexity_ratio: artifact / source
     same_top1: share of positions, 0 to 1, whose most probable token is the same
-    n_tokens_scored: positions; n_chunks windows of chunk_tokens tokens, the second half of each scored
-    text_name, text_sha256: the evaluation text
-    engine: what ran the artifact; reference: what ran the source
-    dead_tensors: matrices of the artifact that are all zeros, where the source's are not
-    notes: what a reader has to know, such as columns left out of padded vocabularies
+    n_tokens_scored: positions
     """
 
     mean_kl: float
@@ -71,6 +67,19 @@ class Drift:
     perplexity_ratio: float
     same_top1: float
     n_tokens_scored: int
+
+
+@dataclass(frozen=True)
+class Drift(Statistics):
+    """Distance of an artifact from its source model, on the same token ids.
+
+    n_chunks: windows of chunk_tokens tokens, the second half of each scored
+    text_name, text_sha256: the evaluation text
+    engine: what ran the artifact; reference: what ran the source
+    dead_tensors: matrices of the artifact that are all zeros, where the source's are not
+    notes: what a reader has to know, such as columns left out of padded vocabularies
+    """
+
     n_chunks: int
     chunk_tokens: int
     text_name: str
@@ -113,19 +122,6 @@ def kl_divergence(log_p: npt.NDArray[np.float64], log_q: npt.NDArray[np.float64]
     """
     kl: npt.NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
     return np.maximum(kl, 0.0)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """The numeric part of `Drift`; see there."""
-
-    mean_kl: float
-    p99_kl: float
-    perplexity: float
-    source_perplexity: float
-    perplexity_ratio: float
-    same_top1: float
-    n_tokens_scored: int
 
 
 class DriftAccumulator:

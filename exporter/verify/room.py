@@ -6,15 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.verify.run import DTYPE_BYTES
 from runtime.errors import UserError
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from exporter.verify.run import VerifyOptions
     from targets.facts import ModelFacts
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a weight by the dtype that the source is run in."""
 
 _MEMINFO = Path("/proc/meminfo")
 

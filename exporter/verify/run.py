@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
 
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a weight by the dtype that the source is run in."""
+
 MIN_CONTEXT = 8
 CHARACTERS_PER_TOKEN = 64
 """More than any text has: only so much of a long text is tokenized. A cut changes the tokens beside it only."""
@@ -66,8 +69,8 @@ class VerifyOptions:
             raise UserError(f"chunks is {self.chunks}: at least one has to be compared")
         if self.context < MIN_CONTEXT or self.context % 2:
             raise UserError(f"context is {self.context}: it has to be an even number of at least {MIN_CONTEXT} tokens")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"'{self.dtype}' is not a dtype of the source; known: float32, bfloat16, float16")
+        if self.dtype not in DTYPE_BYTES:
+            raise UserError(f"'{self.dtype}' is not a dtype of the source; known: {', '.join(DTYPE_BYTES)}")
 
 
 def verify(artifact: Artifact, facts: ModelFacts, options: VerifyOptions, progress: Progress) -> Drift:

@@ -105,7 +105,7 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     architecture = architecture_of(facts.architecture)
     config = full_config(architecture, facts)
     with _damage_in(facts.path / "config.json"):
-        tensors, problems = plan_tensors(architecture, facts)
+        tensors, problems = plan_tensors(architecture, config, facts)
         problems += architecture.refuse(config)
         if problems:
             return None, problems

@@ -149,9 +149,13 @@ def full_config(architecture: Architecture, facts: ModelFacts) -> Config:
     return {**architecture.defaults, **facts.config}
 
 
-def plan_tensors(architecture: Architecture, facts: ModelFacts) -> tuple[list[OutTensor], list[Problem]]:
-    """Account for every stored tensor: what is written, in order, and every problem found on the way."""
-    config = full_config(architecture, facts)
+def plan_tensors(
+    architecture: Architecture, config: Config, facts: ModelFacts
+) -> tuple[list[OutTensor], list[Problem]]:
+    """Account for every stored tensor: what is written, in order, and every problem found on the way.
+
+    config: as `full_config` gives it
+    """
     dims = dimensions(config)
     stored = _strip(architecture, facts.tensors)
     planned: list[OutTensor] = []

@@ -73,7 +73,7 @@ def base_hyper_parameters(config: Config, arch: str, default_theta: float = 1000
 
 def base_refusals(config: Config, activation: str, *more_ropes: str) -> list[Problem]:
     """What no decoder of these families can have in llama.cpp. more_ropes: rope types that only this family has."""
-    found = rope.problems(config, ("default", "linear", "yarn", *more_ropes))
+    found = rope.problems(config, *more_ropes)
     actual = config.get("hidden_activation") or config.get("hidden_act") or activation
     if actual != activation:
         found.append(

@@ -60,8 +60,12 @@ def key_values(config: Config, arch: str, default_theta: float = 10000.0) -> lis
     return entries
 
 
-def problems(config: Config, known: tuple[str, ...] = ("default", "linear", "yarn")) -> list[Problem]:
-    """Scaling methods that this family's graph in llama.cpp cannot express, or that miss their numbers."""
+def problems(config: Config, *more: str) -> list[Problem]:
+    """Scaling methods that a graph in llama.cpp cannot express, or that miss their numbers.
+
+    more: types that this family has beside those of all.
+    """
+    known = ("default", "linear", "yarn", *more)
     rope, local = parameters(config), parameters(config, "sliding_attention")
     kind = rope["rope_type"]
     if kind not in known:

@@ -103,7 +103,9 @@ def test_what_may_be_written_over(tmp_path):
     out.mkdir()
     refuse_occupied(out, overwrite=False)
     write_export(out)
+    before = names(out)
     refuse_occupied(out, overwrite=True)
+    assert names(out) == before  # asking changes nothing
 
 
 def refusal(out, *, overwrite):
