@@ -54,9 +54,10 @@ def parser() -> argparse.ArgumentParser:
 def lines(artifact: Artifact, measurement: Measurement) -> list[str]:
     """The figures as plain text, one a line."""
     split = measurement.memory
+    cache = [] if measurement.of_encoder else [("KV cache", split.kv_cache_bytes)]
     parts = (
         ("weights", split.weights_bytes),
-        ("KV cache", split.kv_cache_bytes),
+        *cache,
         ("compute", split.compute_bytes),
         ("rest", split.other_bytes),
     )

@@ -62,9 +62,14 @@ class Artifact:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes that have to be shipped: the entry file (for GGUF it holds the tokenizer too)."""
-        record = self.files.get(self.entry)
-        return record.bytes if record else self.entry_path.stat().st_size
+        """Bytes that have to be shipped: weights, graph, tokenizer and settings (a .gguf file holds them all)."""
+        return sum(record.bytes for record in self.files.values()) or self.entry_path.stat().st_size
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the graph and its weights alone."""
+        names = self.contract.get("model_files", [self.entry])
+        return sum((self.root / name).stat().st_size for name in names)
 
 
 def sha256_of(path: Path) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,3 +42,8 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically, UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  whatever json.dumps takes
+    """Write `document` to `path` atomically, as indented JSON."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

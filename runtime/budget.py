@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
-    from runtime.measurement import Measurement
+    from runtime.measurement import Measurement, Stat
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits that the user named; None is no limit. Speeds are medians, in tokens per second."""
+    """Limits that the user named; None is no limit. Speeds are medians, in tokens per second.
+
+    max_first_token_ms and min_decode_tokens_per_s hold for models that generate, max_latency_ms for encoders.
+    """
 
     max_memory_bytes: int | None = None
     max_artifact_bytes: int | None = None
@@ -21,6 +24,7 @@ class Budget:
     max_first_token_ms: float | None = None
     min_prefill_tokens_per_s: float | None = None
     min_decode_tokens_per_s: float | None = None
+    max_latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,20 +70,40 @@ def size_line(artifact_bytes: int, budget: Budget) -> Line:
 
 
 def run_lines(measurement: Measurement, budget: Budget) -> list[Line]:
-    """The lines of memory and speed, in the order people read them."""
-    peak, first = measurement.peak_rss_bytes, measurement.first_token_ms
-    prefill, decode = measurement.prefill_tokens_per_s, measurement.decode_tokens_per_s
-    cold = measurement.cold_first_token_ms
-    cold_lines = [at_most("first token, cold file", cold, None, f"{cold:,.0f} ms")] if cold else []
+    """The lines of memory and speed, in the order people read them.
+
+    A limit on what this kind of model does not have, such as an encoder's decode speed, is a line that fails.
+    """
+    peak, cold = measurement.peak_rss_bytes, measurement.cold_first_token_ms
+    cold_name = "latency, cold file" if measurement.of_encoder else "first token, cold file"
+    cold_lines = [at_most(cold_name, cold, None, f"{cold:,.0f} ms")] if cold else []
+    reading = "throughput" if measurement.of_encoder else "prefill"
     return [
         at_most("peak memory", peak, budget.max_memory_bytes, format_bytes(peak),
                 format_bytes(budget.max_memory_bytes or 0)),
         at_most("load", measurement.load_s, budget.max_load_s, f"{measurement.load_s:.2f} s", f"{budget.max_load_s} s"),
         *cold_lines,
-        at_most("first token", first.median, budget.max_first_token_ms, f"{first.median:,.0f} ms",
-                f"{budget.max_first_token_ms} ms"),
-        at_least("prefill", prefill.median, budget.min_prefill_tokens_per_s, f"{prefill.median:,.1f} tokens/s",
-                 f"{budget.min_prefill_tokens_per_s} tokens/s"),
-        at_least("decode", decode.median, budget.min_decode_tokens_per_s, f"{decode.median:,.1f} tokens/s",
-                 f"{budget.min_decode_tokens_per_s} tokens/s"),
+        *_time_lines("first token", measurement.first_token_ms, budget.max_first_token_ms, ".0f"),
+        *_time_lines("latency", measurement.latency_ms, budget.max_latency_ms, ".1f"),
+        *_speed_lines(reading, measurement.prefill_tokens_per_s, budget.min_prefill_tokens_per_s),
+        *_speed_lines("decode", measurement.decode_tokens_per_s, budget.min_decode_tokens_per_s),
     ]  # fmt: skip
+
+
+def _time_lines(name: str, stat: Stat | None, limit: float | None, form: str) -> list[Line]:
+    """The line of a time in milliseconds; none where there is neither a figure nor a limit."""
+    if stat is None:
+        return _absent(name, limit, f"≤ {limit} ms")
+    return [at_most(name, stat.median, limit, f"{stat.median:,{form}} ms", f"{limit} ms")]
+
+
+def _speed_lines(name: str, stat: Stat | None, limit: float | None) -> list[Line]:
+    """The line of a speed in tokens per second; none where there is neither a figure nor a limit."""
+    if stat is None:
+        return _absent(name, limit, f"≥ {limit} tokens/s")
+    return [at_least(name, stat.median, limit, f"{stat.median:,.1f} tokens/s", f"{limit} tokens/s")]
+
+
+def _absent(name: str, limit: float | None, limit_text: str) -> list[Line]:
+    """A limit on a quantity that this kind of model does not have cannot be met."""
+    return [] if limit is None else [Line(name, "this model has none", limit_text, ok=False, value=0.0, limit=limit)]

@@ -20,6 +20,7 @@ from runtime.cap import COUNTS, Cap, capped, drop_file_cache
 from runtime.errors import ArtifactError, EngineError, OutOfMemory, TimedOut, UserError
 from runtime.host import default_threads, host_facts
 from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat, Trials
+from runtime.sessions.base import is_encoder
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
@@ -67,13 +68,21 @@ def measure_under(
     command: str = "",
 ) -> Measurement:
     """`measure` with a cap that is open already, or None."""
+    trials = trials.resolved(encoder=is_encoder(artifact))
     _check(options, trials)
     options = dataclasses.replace(options, threads=options.threads or default_threads())
     # Both for the cold figures and for a cap, which is charged only for pages that nobody has read before.
-    drop_file_cache(artifact.entry_path)
+    for name in dict.fromkeys((artifact.entry, *artifact.files)):
+        drop_file_cache(artifact.root / name)
     child = _Child(cap, trials.timeout_s, progress or _silent)
     request = {
-        "artifact": {"root": str(artifact.root.resolve()), "format": artifact.format, "entry": artifact.entry},
+        "artifact": {
+            "root": str(artifact.root.resolve()),
+            "format": artifact.format,
+            "entry": artifact.entry,
+            "context_length": artifact.context_length,
+            "contract": artifact.contract,
+        },
         "options": dataclasses.asdict(options),
         "trials": dataclasses.asdict(trials),
     }
@@ -84,9 +93,10 @@ def measure_under(
     return Measurement(
         load_s=result["load_s"],
         cold_first_token_ms=result["cold_first_token_ms"],
-        first_token_ms=Stat.of(result["first_token_ms"]),
+        first_token_ms=_stat(result, "first_token_ms"),
         prefill_tokens_per_s=Stat.of(result["prefill_tokens_per_s"], higher_is_better=True),
-        decode_tokens_per_s=Stat.of(result["decode_tokens_per_s"], higher_is_better=True),
+        decode_tokens_per_s=_stat(result, "decode_tokens_per_s", higher_is_better=True),
+        latency_ms=_stat(result, "latency_ms"),
         peak_rss_bytes=result["peak_rss_bytes"],
         memory=MemorySplit(**result["memory"]),
         second_turn_growth_bytes=result["second_turn_growth_bytes"],
@@ -98,6 +108,11 @@ def measure_under(
         cap=None if cap is None else describe_cap(cap),
         notes=tuple(result["notes"]),
     )
+
+
+def _stat(result: dict[str, Any], name: str, *, higher_is_better: bool = False) -> Stat | None:
+    """The Stat of what the worker timed; None where its kind of model has no such figure."""
+    return Stat.of(result[name], higher_is_better=higher_is_better) if name in result else None
 
 
 def describe_cap(cap: Cap) -> dict[str, Any]:

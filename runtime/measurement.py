@@ -10,6 +10,13 @@ from typing import Any
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """Element types of a KV cache."""
 
+PROMPT_TOKENS = 512
+"""Tokens of a trial's prompt."""
+TEXT_TOKENS = 128
+"""Tokens of the text that an encoder reads in a trial: a paragraph."""
+
+_STATS = ("first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "latency_ms")
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -19,7 +26,7 @@ class RunOptions:
     context: tokens of context to allocate
     batch: prompt tokens evaluated at once
     mmap: map the weights instead of reading them
-    kv_type: element type of the KV cache, one of KV_TYPES
+    kv_type: element type of the KV cache, one of KV_TYPES; an artifact that fixes the type itself ignores it
     """
 
     threads: int | None = None
@@ -33,13 +40,21 @@ class RunOptions:
 class Trials:
     """How much to measure: prompt and generated tokens a trial, trials after one warm-up.
 
+    prompt_tokens: None is PROMPT_TOKENS, for an encoder (whose prompt is the text that it reads) TEXT_TOKENS
+    decode_tokens: an encoder generates none
     timeout_s: seconds after which the whole run is given up
     """
 
-    prompt_tokens: int = 512
+    prompt_tokens: int | None = None
     decode_tokens: int = 64
     count: int = 5
     timeout_s: float = 3600.0
+
+    def resolved(self, *, encoder: bool) -> Trials:
+        """The same with the defaults of that kind of model filled in."""
+        if self.prompt_tokens is not None:
+            return self
+        return dataclasses.replace(self, prompt_tokens=TEXT_TOKENS if encoder else PROMPT_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -89,18 +104,23 @@ class Measurement:
 
     load_s: opening the file, which is not in the page cache: header, tokenizer, buffers, and the weights, read or, with
         mmap, as far as the engine asks for them ahead (llama.cpp does on Linux)
-    cold_first_token_ms: of the first prompt after that, which pays for what is left; 0 where it was not measured
-    first_token_ms: of later prompts
+    cold_first_token_ms: of the first prompt (an encoder: text) after that, which pays for what is left; 0 where it was
+        not measured
+    first_token_ms: of later prompts; None for an encoder
+    prefill_tokens_per_s: tokens of the prompt, for an encoder of the text, read in a second
+    decode_tokens_per_s: None for an encoder
+    latency_ms: of an encoder, one text of trials.prompt_tokens tokens; None for a model that generates
     peak_rss_bytes: the kernel's high-water mark (VmHWM) of the child process
-    second_turn_growth_bytes: high-water mark after a second conversation turn minus that after the first
+    second_turn_growth_bytes: high-water mark after a second conversation turn minus that after the first; for an
+        encoder after a second pass over texts of growing length, up to the longest that it takes
     host: what ran it (machine, cpu, os, engine version); it is never the target device's own figure
     cap: None, or how memory was capped: {"method": "cgroup-v1", "bytes": …, "counts": …, "limit_hits": …}
     """
 
     load_s: float
-    first_token_ms: Stat
+    first_token_ms: Stat | None
     prefill_tokens_per_s: Stat
-    decode_tokens_per_s: Stat
+    decode_tokens_per_s: Stat | None
     peak_rss_bytes: int
     memory: MemorySplit
     second_turn_growth_bytes: int
@@ -111,17 +131,26 @@ class Measurement:
     command: str
     cap: dict[str, Any] | None = None
     cold_first_token_ms: float = 0.0
+    latency_ms: Stat | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
 
+    @property
+    def of_encoder(self) -> bool:
+        """Whether an encoder was measured."""
+        return self.latency_ms is not None
+
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return dataclasses.asdict(self)
+        """Plain data for `json.dumps`; what this kind of model does not have is left out."""
+        whole = dataclasses.asdict(self)
+        return {name: value for name, value in whole.items() if name not in _STATS or value is not None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Measurement:
         """The inverse of `to_json`."""
-        stats = ("first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
-        built: dict[str, Any] = {name: Stat(**{**data[name], "values": tuple(data[name]["values"])}) for name in stats}
+        built: dict[str, Any] = {
+            name: Stat(**{**data[name], "values": tuple(data[name]["values"])}) if data.get(name) else None
+            for name in _STATS
+        }
         built["memory"] = MemorySplit(**data["memory"])
         built["options"] = RunOptions(**data["options"])
         built["trials"] = Trials(**data["trials"])

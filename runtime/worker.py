@@ -1,6 +1,7 @@
 """The measured process: `python -m runtime.worker` reads one JSON request on stdin and answers in JSON lines.
 
-Request: {"artifact": {"root", "format", "entry"}, "options": {…RunOptions}, "trials": {…Trials}}.
+Request: {"artifact": {"root", "format", "entry"}, "options": {…RunOptions}, "trials": {…Trials}}; the artifact's
+"contract" and "context_length" may be left out where the file says all that (GGUF).
 Answers: {"phase": "loading"} as each phase begins, then one {"result": {…}} or {"error": {"kind", "message"}}.
 Everything that is imported here counts in the measured memory: no numpy, no torch, no transformers.
 """
@@ -14,20 +15,23 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from runtime.artifact import Artifact
 from runtime.errors import PacklightError
-from runtime.measurement import RunOptions, Trials
+from runtime.measurement import PROMPT_TOKENS, TEXT_TOKENS, RunOptions, Trials
 from runtime.memory import anonymous_bytes, major_page_faults, mapped_bytes, resident
 from runtime.sessions import open_session
+from runtime.sessions.base import is_encoder
 
 if TYPE_CHECKING:
-    from runtime.sessions.base import Session
+    from runtime.sessions.base import EncoderSession, Session
 
 TURN_TOKENS = 2048
 """Most tokens of one conversation turn: filling a long context would take minutes on a phone."""
 WARM_UP_TOKENS = 8
+PASS_LENGTHS = 8
+"""Texts of a pass over growing lengths."""
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
 
 
@@ -72,13 +76,14 @@ def token_ids(n_vocab: int, count: int, seed: int = 1) -> list[int]:
 
 def fit_to_context(trials: Trials, context: int) -> tuple[int, int, str | None]:
     """Prompt and decode tokens that fit into `context` together, and a note where they had to shrink."""
-    prompt, decode = trials.prompt_tokens, trials.decode_tokens
+    wanted, decode = trials.prompt_tokens or PROMPT_TOKENS, trials.decode_tokens
+    prompt = wanted
     if prompt + decode <= context:
         return prompt, decode, None
     decode = min(decode, max(1, context // 2))
     prompt = max(1, min(prompt, context - decode))
     note = (
-        f"prompt and decode were cut from {trials.prompt_tokens} + {trials.decode_tokens} tokens to "
+        f"prompt and decode were cut from {wanted} + {trials.decode_tokens} tokens to "
         f"{prompt} + {decode} to fit the context of {context}"
     )
     return prompt, decode, note
@@ -137,6 +142,14 @@ def split_memory(engine: dict[str, int], mapped: int | None, grown: int | None, 
     }
 
 
+def model_mapped_bytes(artifact: Artifact) -> int | None:
+    """Resident bytes of this process's mappings of the model's files; None where /proc does not tell."""
+    names = artifact.contract.get("model_files") or [artifact.entry]
+    parts = [mapped_bytes(artifact.root / name) for name in names]
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
+
+
 def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answers) -> dict[str, Any]:
     """Measure `artifact` in this process and return the result as plain data."""
     answers.phase("loading")
@@ -144,38 +157,95 @@ def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answer
     with closing(open_session(artifact, options)) as session:
         load_s = time.perf_counter() - start
         anonymous = anonymous_bytes()
-        n_prompt, n_decode, note = fit_to_context(trials, options.context)
-        if note:
-            answers.notes.append(note)
-        prompt = token_ids(session.n_vocab, n_prompt)
-        answers.phase("warm-up")
-        cold = run_trial(session, prompt, min(WARM_UP_TOKENS, n_decode))
-        timings = []
-        for number in range(trials.count):
-            answers.phase(f"trial {number + 1} of {trials.count}")
-            timings.append(run_trial(session, prompt, n_decode))
-        growth = run_conversation(session, options.context, answers)
+        if is_encoder(artifact):
+            timed = time_encoder(cast("EncoderSession", session), options, trials, answers)
+        else:
+            timed = time_decoder(session, options, trials, answers)
         memory, now = resident(), anonymous_bytes()
         grown = None if anonymous is None or now is None else now - anonymous
         if memory.source != "VmHWM":
             answers.notes.append(f"peak memory is {memory.source}: this system has no VmHWM")
+        mapped = model_mapped_bytes(artifact)
         result = {
+            **timed,
             "load_s": load_s,
-            "cold_first_token_ms": cold.first_token_s * 1e3,
-            "first_token_ms": [timing.first_token_s * 1e3 for timing in timings],
-            "prefill_tokens_per_s": [n_prompt / timing.prefill_s for timing in timings],
-            "decode_tokens_per_s": [n_decode / timing.decode_s for timing in timings],
             "peak_rss_bytes": memory.peak_bytes,
-            "memory": split_memory(session.memory_bytes(), mapped_bytes(artifact.entry_path), grown, memory.peak_bytes),
-            "second_turn_growth_bytes": growth,
+            "memory": split_memory(session.memory_bytes(), mapped, grown, memory.peak_bytes),
             "major_page_faults": major_page_faults(),
             "engine": session.engine,
-            "prompt_tokens": n_prompt,
-            "decode_tokens": n_decode,
             "notes": answers.notes,
         }
     answers.phase("done")
     return result
+
+
+def time_decoder(session: Session, options: RunOptions, trials: Trials, answers: Answers) -> dict[str, Any]:
+    """Trials of a prompt and generated tokens, then a conversation of two turns."""
+    n_prompt, n_decode, note = fit_to_context(trials, options.context)
+    if note:
+        answers.notes.append(note)
+    prompt = token_ids(session.n_vocab, n_prompt)
+    answers.phase("warm-up")
+    cold = run_trial(session, prompt, min(WARM_UP_TOKENS, n_decode))
+    timings = []
+    for number in range(trials.count):
+        answers.phase(f"trial {number + 1} of {trials.count}")
+        timings.append(run_trial(session, prompt, n_decode))
+    return {
+        "cold_first_token_ms": cold.first_token_s * 1e3,
+        "first_token_ms": [timing.first_token_s * 1e3 for timing in timings],
+        "prefill_tokens_per_s": [n_prompt / timing.prefill_s for timing in timings],
+        "decode_tokens_per_s": [n_decode / timing.decode_s for timing in timings],
+        "second_turn_growth_bytes": run_conversation(session, options.context, answers),
+        "prompt_tokens": n_prompt,
+        "decode_tokens": n_decode,
+    }
+
+
+def time_encoder(session: EncoderSession, options: RunOptions, trials: Trials, answers: Answers) -> dict[str, Any]:
+    """Trials of one text, then two passes over texts of growing length."""
+    longest = min(session.max_tokens, options.context)
+    wanted = trials.prompt_tokens or TEXT_TOKENS
+    n_text = min(wanted, longest)
+    if n_text < wanted:
+        answers.notes.append(f"the text was cut from {wanted} to {n_text} tokens, the most that the model takes")
+    ids = token_ids(session.n_vocab, n_text)
+    answers.phase("warm-up")
+    cold_s = run_text(session, ids)
+    seconds = []
+    for number in range(trials.count):
+        answers.phase(f"trial {number + 1} of {trials.count}")
+        seconds.append(run_text(session, ids))
+    return {
+        "cold_first_token_ms": cold_s * 1e3,
+        "latency_ms": [duration * 1e3 for duration in seconds],
+        "prefill_tokens_per_s": [n_text / duration for duration in seconds],
+        "second_turn_growth_bytes": run_passes(session, longest, answers),
+        "prompt_tokens": n_text,
+        "decode_tokens": 0,
+    }
+
+
+def run_text(session: EncoderSession, ids: list[int]) -> float:
+    """Seconds that one text takes."""
+    start = time.perf_counter()
+    session.run(ids)
+    return time.perf_counter() - start
+
+
+def run_passes(session: EncoderSession, longest: int, answers: Answers) -> int:
+    """Two passes over texts of growing length up to `longest`; growth of the high-water mark over the second, in bytes.
+
+    An engine that keeps a buffer for every length that it has seen grows in the first pass and must not in the second.
+    """
+    lengths = sorted({max(1, longest * part // PASS_LENGTHS) for part in range(1, PASS_LENGTHS + 1)})
+    peaks = []
+    for number, name in enumerate(("first pass", "second pass")):
+        answers.phase(name)
+        for length in lengths:
+            session.run(token_ids(session.n_vocab, length, seed=2 + number))
+        peaks.append(resident().peak_bytes)
+    return peaks[1] - peaks[0]
 
 
 def main() -> int:
@@ -187,7 +257,8 @@ def main() -> int:
     where = request["artifact"]
     artifact = Artifact(
         root=Path(where["root"]), format=where["format"], entry=where["entry"], name="", quant="", n_params=0,
-        bits_per_weight=0.0, context_length=0, source="",
+        bits_per_weight=0.0, context_length=where.get("context_length", 0), source="",
+        contract=where.get("contract", {}),
     )  # fmt: skip
     try:
         result = run(artifact, RunOptions(**request["options"]), Trials(**request["trials"]), answers)

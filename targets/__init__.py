@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 TARGETS = {
     "gguf": "targets.gguf.target:GgufTarget",
+    "onnx": "targets.onnx.target:OnnxTarget",
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from runtime.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -31,12 +33,35 @@ class Problem:
         return f"{self.where}: {self.what}; {self.fix}"
 
 
+CALIBRATION_METHODS = ("minmax", "percentile", "entropy")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What activations are measured on, for presets that fix their ranges.
+
+    method: one of CALIBRATION_METHODS
+    text: a UTF-8 file; None takes the calibration half of `targets.text.default_text`
+    chunks: at most so many pieces of `tokens` tokens
+    """
+
+    method: str = "minmax"
+    text: Path | None = None
+    chunks: int = 32
+    tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if self.method not in CALIBRATION_METHODS:
+            raise UserError(f"'{self.method}' is not a calibration; known: {', '.join(CALIBRATION_METHODS)}")
+
+
 @dataclass(frozen=True)
 class EmitOptions:
     """How to emit: the preset (lower case, for example "q4_k_m"), and threads (None: all cores)."""
 
     quant: str
     threads: int | None = None
+    calibration: Calibration = Calibration()
 
 
 class Target(Protocol):
@@ -46,6 +71,9 @@ class Target(Protocol):
 
     def presets(self) -> dict[str, str]:
         """Quantization presets by name, with a line for people."""
+
+    def default_quant(self, facts: ModelFacts) -> str:
+        """The preset for a model where the user named none."""
 
     def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
         """Every problem that can be known before a weight is read; empty when the export can start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ class Device:
     memory_bytes: installed; usable_bytes: what one app can hold resident before the system kills it
     bandwidth_bytes_per_s: of the main memory; cores: all of them, big and small
     formats: artifact formats that an engine runs there
-    sources: where each figure comes from, by "memory", "usable", "bandwidth", "cores"
+    sources: where each figure comes from, by "memory", "usable", "bandwidth", "cores" and perhaps "onnxruntime"
+    onnxruntime: version of ONNX Runtime that apps there ship, such as "1.22"; None: the newest that packlight knows
     """
 
     id: str
@@ -51,6 +53,7 @@ class Device:
     cores: int
     formats: tuple[str, ...]
     sources: dict[str, Source]
+    onnxruntime: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`: every figure as value, kind and source."""
@@ -61,6 +64,9 @@ class Device:
             for unit, name, value in zip(units, _FIGURES, values, strict=True)
         }
         texts = {name: getattr(self, name) for name in _TEXTS}
+        if self.onnxruntime is not None:
+            source = self.sources["onnxruntime"]
+            figures["onnxruntime"] = {"version": self.onnxruntime, "kind": source.kind, "source": source.text}
         return {**texts, "formats": list(self.formats), **figures}
 
 
@@ -97,10 +103,9 @@ def _read(path: Path) -> Device:
 
 def _build(path: Path, data: dict[str, Any]) -> Device:
     """The Device in a parsed file. Raises UserError that names the file, the key and what it should be."""
-    if unknown := sorted(set(data) - {*_TEXTS, *_FIGURES, "formats"}):
-        raise UserError(
-            f"{path}: unknown key '{unknown[0]}'; a profile has {', '.join((*_TEXTS, 'formats', *_FIGURES))}"
-        )
+    known = (*_TEXTS, "formats", *_FIGURES, "onnxruntime")
+    if unknown := sorted(set(data) - set(known)):
+        raise UserError(f"{path}: unknown key '{unknown[0]}'; a profile has {', '.join(known)}")
     texts = {name: _text(path, data, name) for name in _TEXTS}
     if texts["os"] not in OSES:
         raise UserError(f"{path}: os '{texts['os']}' is unknown; write one of {', '.join(OSES)}")
@@ -110,6 +115,10 @@ def _build(path: Path, data: dict[str, Any]) -> Device:
     figures = {name: _figure(path, data, name) for name in _FIGURES}
     if figures["usable"][0] > figures["memory"][0]:
         raise UserError(f"{path}: usable.value is more than memory.value; one app cannot use more than there is")
+    sources = {name: source for name, (_, source) in figures.items()}
+    engine = _onnxruntime(path, data)
+    if engine:
+        sources["onnxruntime"] = engine[1]
     return Device(
         **texts,
         memory_bytes=figures["memory"][0],
@@ -117,7 +126,8 @@ def _build(path: Path, data: dict[str, Any]) -> Device:
         bandwidth_bytes_per_s=figures["bandwidth"][0],
         cores=figures["cores"][0],
         formats=tuple(formats),
-        sources={name: source for name, (_, source) in figures.items()},
+        sources=sources,
+        onnxruntime=engine[0] if engine else None,
     )
 
 
@@ -136,9 +146,7 @@ def _figure(path: Path, data: dict[str, Any], name: str) -> tuple[int, Source]:
         raise UserError(f"{path}: [{name}] is missing; it needs value, kind and source")
     if set(table) != {"value", "kind", "source"}:
         raise UserError(f"{path}: [{name}] has {', '.join(table) or 'nothing'}; it needs value, kind and source")
-    source = Source(kind=_text(path, table, "kind"), text=_text(path, table, "source"))
-    if source.kind not in KINDS:
-        raise UserError(f"{path}: {name}.kind '{source.kind}' is unknown; write one of {', '.join(KINDS)}")
+    source = _source(path, table, name)
     value = table["value"]
     if name == "cores":
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -150,3 +158,24 @@ def _figure(path: Path, data: dict[str, Any], name: str) -> tuple[int, Source]:
         return parse_bytes(value), source
     except UserError as error:
         raise UserError(f"{path}: {name}.value: {error}") from error
+
+
+def _source(path: Path, table: dict[str, Any], name: str) -> Source:
+    """Where the figure of the table `[name]` comes from."""
+    source = Source(kind=_text(path, table, "kind"), text=_text(path, table, "source"))
+    if source.kind not in KINDS:
+        raise UserError(f"{path}: {name}.kind '{source.kind}' is unknown; write one of {', '.join(KINDS)}")
+    return source
+
+
+def _onnxruntime(path: Path, data: dict[str, Any]) -> tuple[str, Source] | None:
+    """Version and source in the table `[onnxruntime]`; None where the profile has none."""
+    if "onnxruntime" not in data:
+        return None
+    table = data["onnxruntime"]
+    if not isinstance(table, dict) or set(table) != {"version", "kind", "source"}:
+        raise UserError(f"{path}: [onnxruntime] needs version, kind and source")
+    version = table["version"]
+    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+(\.\d+)?", version):
+        raise UserError(f'{path}: onnxruntime.version has to be a version in quotes, for example "1.23"')
+    return version, _source(path, table, "onnxruntime")

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from runtime.errors import ArtifactError
+from runtime.sessions.base import is_encoder
 
 if TYPE_CHECKING:
     from runtime.artifact import Artifact
@@ -14,13 +15,23 @@ if TYPE_CHECKING:
 
 SESSIONS = {
     "gguf": "runtime.sessions.llamacpp:LlamaCppSession",
+    "onnx": "runtime.sessions.onnxruntime:OnnxSession",
+    "ort": "runtime.sessions.onnxruntime:OnnxSession",
+}
+ENCODER_SESSIONS = {
+    "onnx": "runtime.sessions.onnxruntime:OnnxEncoderSession",
+    "ort": "runtime.sessions.onnxruntime:OnnxEncoderSession",
 }
 
 
 def open_session(artifact: Artifact, options: RunOptions) -> Session:
-    """Open `artifact` in the engine for its format. Raises ArtifactError for an unknown format."""
-    if artifact.format not in SESSIONS:
-        raise ArtifactError(f"{artifact.entry_path}: no engine opens '{artifact.format}'; known: {', '.join(SESSIONS)}")
-    module, name = SESSIONS[artifact.format].split(":")
+    """Open `artifact` in the engine for its format: a Session, or an EncoderSession where its task is an encoder's.
+
+    Raises ArtifactError for an unknown format.
+    """
+    sessions = ENCODER_SESSIONS if is_encoder(artifact) else SESSIONS
+    if artifact.format not in sessions:
+        raise ArtifactError(f"{artifact.entry_path}: no engine opens '{artifact.format}'; known: {', '.join(sessions)}")
+    module, name = sessions[artifact.format].split(":")
     session: Session = getattr(importlib.import_module(module), name).open(artifact, options)
     return session

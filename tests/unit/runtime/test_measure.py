@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime import measure as measure_module
-from runtime.artifact import open_artifact
+from runtime.artifact import Artifact, FileRecord, open_artifact
 from runtime.cap import capped
 from runtime.check import check, check_with
 from runtime.errors import EngineError, OutOfMemory, TimedOut, UserError
@@ -147,3 +147,26 @@ def test_a_failure_that_is_not_memory_is_no_verdict(tmp_path):
     path.write_bytes(b"hello world")
     with capped(500_000_000), pytest.raises(EngineError, match="invalid magic"):
         check(open_artifact(path), OPTIONS, TRIALS, 500_000_000)
+
+
+def test_an_encoder_is_described_to_the_worker_and_all_its_files_are_cold(monkeypatch, tmp_path):
+    artifact = Artifact(
+        tmp_path, "onnx", "a.onnx", "a", "int8", 1, 8.0, 40, "m", {"task": "feature-extraction", "n_vocab": 9},
+        {"a.onnx": FileRecord(1, ""), "a.onnx_data": FileRecord(1, "")},
+    )  # fmt: skip
+    dropped, asked = [], []
+    result = {
+        "load_s": 0.5, "cold_first_token_ms": 9.0, "latency_ms": [4.0, 5.0], "prefill_tokens_per_s": [10.0, 20.0],
+        "peak_rss_bytes": 9, "memory": {f"{name}_bytes": 1 for name in ("weights", "kv_cache", "compute", "other")},
+        "second_turn_growth_bytes": 0, "major_page_faults": 0, "engine": "e", "prompt_tokens": 40, "decode_tokens": 0,
+        "notes": [],
+    }  # fmt: skip
+    monkeypatch.setattr(measure_module, "drop_file_cache", lambda path: dropped.append(path.name))
+    monkeypatch.setattr(measure_module._Child, "run", lambda _self, request, _env: asked.append(request) or result)
+    done = measure(artifact, OPTIONS, Trials())
+    assert dropped == ["a.onnx", "a.onnx_data"]
+    sent = asked[0]["artifact"]
+    assert (sent["context_length"], sent["contract"]["task"]) == (40, "feature-extraction")
+    assert asked[0]["trials"]["prompt_tokens"] == 128
+    assert (done.latency_ms.median, done.first_token_ms, done.decode_tokens_per_s) == (4.5, None, None)
+    assert (done.trials.prompt_tokens, done.trials.decode_tokens) == (40, 0)

@@ -60,3 +60,35 @@ def test_the_cold_first_token_is_a_line_of_its_own_where_it_was_measured():
     lines = {line.name: line for line in judge(100, cold, Budget())}
     assert (lines["first token, cold file"].text, lines["first token, cold file"].ok) == ("1,234 ms", None)
     assert "first token, cold file" not in {line.name for line in judge(100, measurement(), Budget())}
+
+
+def encoder(**changes):
+    values = {"first_token_ms": None, "decode_tokens_per_s": None, "latency_ms": Stat.of([4.0, 5.0, 6.0])}
+    return measurement(**{**values, **changes})
+
+
+def test_json_has_only_what_the_kind_of_model_has():
+    decoder_keys, encoder_keys = set(measurement().to_json()), set(encoder().to_json())
+    assert decoder_keys - encoder_keys == {"first_token_ms", "decode_tokens_per_s"}
+    assert encoder_keys - decoder_keys == {"latency_ms"}
+    assert Measurement.from_json(json.loads(json.dumps(encoder().to_json()))) == encoder()
+
+
+def test_lines_of_an_encoder():
+    lines = {line.name: line for line in judge(100, encoder(cold_first_token_ms=9.0), Budget(max_latency_ms=4.9))}
+    assert list(lines) == ["size", "peak memory", "load", "latency, cold file", "latency", "throughput"]
+    assert (lines["latency"].text, lines["latency"].limit_text, lines["latency"].ok) == ("5.0 ms", "≤ 4.9 ms", False)
+    assert {line.ok for line in judge(100, encoder(), Budget(max_latency_ms=5.0))} == {None, True}
+
+
+def test_a_limit_on_what_a_model_does_not_have_fails():
+    decode = {line.name: line.ok for line in judge(100, encoder(), Budget(min_decode_tokens_per_s=1.0))}
+    assert decode["decode"] is False
+    latency = {line.name: line.ok for line in judge(100, measurement(), Budget(max_latency_ms=1e9))}
+    assert latency["latency"] is False
+
+
+def test_the_default_prompt_goes_by_the_kind_of_model():
+    assert Trials().resolved(encoder=False).prompt_tokens == 512
+    assert Trials().resolved(encoder=True).prompt_tokens == 128
+    assert Trials(prompt_tokens=7).resolved(encoder=True).prompt_tokens == 7

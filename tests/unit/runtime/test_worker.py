@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.doubles import FakeEncoderSession
 
-from runtime.measurement import Trials
-from runtime.worker import fit_to_context, split_memory, token_ids
+from runtime import worker
+from runtime.artifact import Artifact
+from runtime.measurement import RunOptions, Trials
+from runtime.worker import Answers, fit_to_context, model_mapped_bytes, split_memory, time_encoder, token_ids
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,3 +57,35 @@ def test_the_worker_needs_neither_torch_nor_transformers_nor_numpy():
         "starting", "loading", "warm-up", "trial 1 of 1", "first turn", "second turn", "done",
     ], done.stderr  # fmt: skip
     assert answers[-1]["result"]["peak_rss_bytes"] > 5 << 20
+
+
+def test_an_encoder_reads_one_text_again_and_again_then_growing_ones() -> None:
+    session, answers = FakeEncoderSession(), Answers(io.StringIO())
+    found = time_encoder(session, RunOptions(), Trials(prompt_tokens=16, count=2), answers)
+    passes = [5, 10, 15, 20, 25, 30, 35, 40]  # eighths of the 40 tokens that it takes
+    assert session.timed == [16, 16, 16, *passes, *passes]
+    assert (found["prompt_tokens"], found["decode_tokens"], answers.notes) == (16, 0, [])
+    assert len(found["latency_ms"]) == len(found["prefill_tokens_per_s"]) == 2
+    assert found["latency_ms"][0] * found["prefill_tokens_per_s"][0] == pytest.approx(16e3)
+    assert "first_token_ms" not in found
+    assert "decode_tokens_per_s" not in found
+
+
+def test_a_text_longer_than_the_encoder_or_the_context_takes_is_cut_and_noted() -> None:
+    for context, longest in ((2048, 40), (20, 20)):
+        session, answers = FakeEncoderSession(), Answers(io.StringIO())
+        found = time_encoder(session, RunOptions(context=context), Trials(count=1), answers)
+        assert (found["prompt_tokens"], max(session.timed)) == (longest, longest)
+        assert answers.notes == [f"the text was cut from 128 to {longest} tokens, the most that the model takes"]
+
+
+def test_mappings_of_every_file_of_the_model_count(tmp_path, monkeypatch) -> None:
+    sizes = {"a.onnx": 3, "a.onnx_data": 40, "tokenizer.json": 500}
+    monkeypatch.setattr(worker, "mapped_bytes", lambda path: sizes[path.name])
+    artifact = Artifact(
+        tmp_path, "onnx", "a.onnx", "a", "int4", 1, 4.0, 8, "m", {"model_files": ["a.onnx", "a.onnx_data"]}
+    )
+    assert model_mapped_bytes(artifact) == 43
+    assert model_mapped_bytes(Artifact(tmp_path, "gguf", "a.onnx", "a", "q", 1, 4.0, 8, "m")) == 3
+    monkeypatch.setattr(worker, "mapped_bytes", lambda _path: None)
+    assert model_mapped_bytes(artifact) is None

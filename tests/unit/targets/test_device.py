@@ -117,6 +117,47 @@ def test_a_bad_profile(tmp_path, old, new, message):
     assert "\n" not in str(caught.value)
 
 
+ONNXRUNTIME = """
+[onnxruntime]
+version = "1.22"
+kind = "vendor"
+source = "build.gradle of our app"
+"""
+
+
+def test_the_version_of_onnx_runtime_is_optional(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(PROFILE)
+    assert load_device(str(path)).onnxruntime is None
+    assert "onnxruntime" not in load_device(str(path)).to_json()
+    path.write_text(PROFILE + ONNXRUNTIME)
+    device = load_device(str(path))
+    assert device.onnxruntime == "1.22"
+    assert device.to_json()["onnxruntime"] == {
+        "version": "1.22",
+        "kind": "vendor",
+        "source": "build.gradle of our app",
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"1.22"', "1.22", 'onnxruntime.version has to be a version in quotes, for example "1.23"'),
+        ('"1.22"', '"newest"', 'onnxruntime.version has to be a version in quotes, for example "1.23"'),
+        ('kind = "vendor"\nsource = "build', 'source = "build', "[onnxruntime] needs version, kind and source"),
+        ('"vendor"\nsource = "build', '"felt"\nsource = "build', "onnxruntime.kind 'felt' is unknown; write one of"),
+    ],
+)
+def test_a_bad_version_of_onnx_runtime(tmp_path, old, new, message):
+    path = tmp_path / "bad.toml"
+    assert old in ONNXRUNTIME
+    path.write_text(PROFILE + ONNXRUNTIME.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        load_device(str(path))
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
 def test_a_missing_figure_and_a_missing_file(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(PROFILE.split("[cores]")[0])

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from exporter.verify.text import default_text, load_text
 from runtime.errors import UserError
+from targets.text import default_text, load_text
 
 if TYPE_CHECKING:
     from pathlib import Path

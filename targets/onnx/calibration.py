@@ -1,0 +1,151 @@
+"""Ranges of activations, from running the model on a text: what the static presets need before their graph is made.
+
+The model runs as its 8-bit weight-only export, a quarter of the floats' size, whose activations are the floats' own to
+three digits; every input of a matrix is one more output of that graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.errors import EngineError, UserError
+from targets.onnx.ranges import Histogram, rounding_noise
+from targets.text import default_text, load_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from targets.base import Calibration, Progress
+    from targets.onnx.graph import GraphBuilder
+    from targets.onnx.linear import Layer, Scheme
+
+CHARACTERS_PER_TOKEN = 16
+NOISIEST = 2e-3
+"""A layer whose input loses more than this share of its squared length to fixed codes keeps its input as floats."""
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """A scheme that does what another does, and notes the input of every layer: layer name -> value name."""
+
+    scheme: Scheme
+    seen: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        """See `Scheme`."""
+        return self.scheme.label
+
+    def bits(self, layer_columns: int) -> float:
+        """See `Scheme`."""
+        return self.scheme.bits(layer_columns)
+
+    def linear(self, graph: GraphBuilder, layer: Layer, x: str) -> str:
+        """See `Scheme`."""
+        self.seen[layer.name] = x
+        return self.scheme.linear(graph, layer, x)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """layers: (lowest, highest) by layer; noisy: layers that no fixed range serves."""
+
+    layers: dict[str, tuple[float, float]]
+    noisy: frozenset[str]
+
+
+def token_chunks(tokenizer: Path, calibration: Calibration) -> tuple[list[list[int]], str]:
+    """Pieces of the calibration text as token ids, and the text's name. Raises UserError for a text without a token."""
+    import tokenizers
+
+    text = default_text("calibration") if calibration.text is None else load_text(calibration.text)
+    encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
+    encoder.no_padding()
+    # Every piece begins and ends as a text of its own does: an encoder's special tokens are its outliers.
+    encoder.enable_truncation(calibration.tokens)
+    whole = encoder.encode(text.text[: calibration.chunks * calibration.tokens * CHARACTERS_PER_TOKEN])
+    pieces = [list(piece.ids) for piece in (whole, *whole.overflowing) if piece.ids]
+    if not pieces:
+        raise UserError(f"{text.name}: has no token to calibrate on; name another text")
+    # From all over the text: its beginning is one subject.
+    step = max(1, len(pieces) // calibration.chunks)
+    return pieces[::step][: calibration.chunks], text.name
+
+
+def find_ranges(
+    model: Path, seen: dict[str, str], chunks: list[list[int]], calibration: Calibration, progress: Progress
+) -> Ranges:
+    """Run `model`, which has every value of `seen` as an output, three times over the chunks. Raises EngineError."""
+    values = sorted(set(seen.values()))
+    found = {value: Histogram() for value in values}
+    noise = dict.fromkeys(values, 0.0)
+    session, n_steps = _session(model), 3 * len(chunks)
+
+    def each(passage: int, take: Callable[[str, npt.NDArray[np.float32]], None]) -> None:
+        for number, outputs in enumerate(_run(session, values, chunks)):
+            progress("calibrate", passage * len(chunks) + number, n_steps)
+            for value, array in zip(values, outputs, strict=True):
+                take(value, array.reshape(-1, array.shape[-1]))
+
+    each(0, lambda value, array: found[value].widen(array))
+    if calibration.method != "minmax":
+        each(1, lambda value, array: found[value].count(array))
+    ranges = {value: histogram.range(calibration.method) for value, histogram in found.items()}
+
+    def add(value: str, array: npt.NDArray[np.float32]) -> None:
+        noise[value] += rounding_noise(array, *ranges[value]) / len(chunks)
+
+    each(2, add)
+    progress("calibrate", n_steps, n_steps)
+    return Ranges(
+        {layer: ranges[value] for layer, value in seen.items()},
+        frozenset(layer for layer, value in seen.items() if noise[value] > NOISIEST),
+    )
+
+
+def _session(model: Path) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    try:
+        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"{model}: ONNX Runtime cannot load it for calibration: {error}") from error
+
+
+def _run(session: Any, values: list[str], chunks: list[list[int]]) -> Iterator[list[npt.NDArray[np.float32]]]:  # noqa: ANN401
+    inputs = {value.name: value for value in session.get_inputs()}
+    for ids in chunks:
+        row = np.array([ids], np.int64)
+        feeds: dict[str, npt.NDArray[np.generic]] = {"input_ids": row, "attention_mask": np.ones_like(row)}
+        if "token_type_ids" in inputs:
+            feeds["token_type_ids"] = np.zeros_like(row)
+        for name, value in inputs.items():
+            if name.startswith("past_key_values."):
+                feeds[name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        try:
+            yield session.run(values, feeds)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot run the model for calibration: {error}") from error
+
+
+@contextlib.contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """A directory below `out` that is gone afterwards."""
+    import shutil
+
+    room = out / ".calibration"
+    room.mkdir()
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)

@@ -1,0 +1,239 @@
+"""All of an ONNX export that is decided before a weight is read: the graph, the places of the weights, the names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import ModelError, UnsupportedError
+from targets.base import Problem
+from targets.gguf.architectures import architecture_of
+from targets.gguf.architectures.base import dimensions, full_config, plan_tensors
+from targets.onnx.calibration import Ranges, Recorder
+from targets.onnx.decoder import DecoderWeights, decoder_graph
+from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, refusals
+from targets.onnx.encoder import encoder_graph
+from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
+from targets.onnx.linear import BlockScheme, StaticScheme
+from targets.onnx.ongrid import OnGrid
+from targets.onnx.presets import INT8, PRESETS, SMALLEST_BLOCK, TABLES, Preset, table_scheme
+from targets.onnx.weights import lay_out
+from targets.task import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TEXT_GENERATION, TOKEN_CLASSIFICATION, infer_task
+
+if TYPE_CHECKING:
+    from targets.base import EmitOptions
+    from targets.facts import ModelFacts
+    from targets.onnx.graph import GraphBuilder
+    from targets.onnx.linear import Scheme
+
+LARGEST_DATA_FILE = (1 << 31) - 1
+"""Bytes. A browser cannot load a larger file, and a 32-bit process cannot map one."""
+ENCODER_TASKS = (FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
+KNOWN_TASKS = (TEXT_GENERATION, *ENCODER_TASKS)
+ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
+"""Matrices in a layer of an encoder."""
+FOLDER = "onnx"
+"""Where transformers.js looks for graphs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An export that is ready to be written.
+
+    data_bytes: sizes of the data files, exact; counts: matrices by the label of their scheme
+    context: tokens that the file can hold; notes: what a reader has to know
+    recorded: of a plan that only runs the model for calibration: the input of each layer, by the layer's name
+    """
+
+    task: str
+    preset: Preset
+    config: dict[str, Any]
+    graph: GraphBuilder
+    data_bytes: list[int]
+    n_params: int
+    context: int
+    counts: dict[str, int]
+    decoder: DecoderSpec | None = None
+    encoder: EncoderSpec | None = None
+    recorded: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def file(self) -> str:
+        """The graph, relative to the exported directory."""
+        return f"{FOLDER}/{self.preset.file}"
+
+    @property
+    def data_files(self) -> list[str]:
+        """The files of external weights, relative to the exported directory, as transformers.js numbers them."""
+        return [f"{self.file}_data{f'_{number}' if number else ''}" for number in range(len(self.data_bytes))]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the weights' blobs for each weight; rotary tables are not weights."""
+        weights = sum(blob.n_bytes for job in self.graph.jobs if any(job.files()) for blob in job.blobs)
+        return 8 * weights / self.n_params
+
+
+@dataclass(frozen=True)
+class Sources:
+    """names: of the stored tensors by (role, layer); given: the codes that some of them have already."""
+
+    names: dict[tuple[str, int], str]
+    given: OnGrid | None
+
+
+class Choice:
+    """Which scheme a matrix gets: the preset's, with the ranges of a static one filled in, or noted while unknown."""
+
+    def __init__(self, preset: Preset, ranges: Ranges | None, hidden: int, sources: Sources) -> None:
+        self.preset, self.ranges, self.hidden, self.sources = preset, ranges, hidden, sources
+        self.seen: dict[str, str] = {}
+        self._layers: Scheme | None = None
+        if preset.calibrated and ranges is None:
+            self._layers = Recorder(INT8, self.seen)
+        elif ranges is not None:
+            self._layers = StaticScheme(ranges.layers, ranges.noisy, INT8)
+
+    def __call__(self, role: str, layer: int, n_layers: int) -> Scheme:
+        """The scheme for a role in a layer. A matrix that is on a grid already stays there."""
+        name = self.sources.names.get((role, layer))
+        if self.sources.given is not None and name is not None and name in self.sources.given:
+            return BlockScheme(self.sources.given.grid(name), self.sources.given)
+        if role in TABLES:
+            table = table_scheme(self.preset.scheme(role, layer, n_layers), self.hidden)
+            if table is None:
+                raise UnsupportedError(str(self.problems()[0]))
+            return table
+        return self._layers or self.preset.scheme(role, layer, n_layers)
+
+    def problems(self) -> list[Problem]:
+        """What this preset cannot do for a model of this width."""
+        if table_scheme(self.preset.scheme("token_embd", 0, 1), self.hidden) is not None:
+            return []
+        what = f"rows of {self.hidden} do not divide into blocks of {SMALLEST_BLOCK} or more"
+        return [Problem("config.json: hidden_size", what, "use --quant fp16 or fp32")]
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know of it."""
+        if self.ranges is None or not self.ranges.noisy:
+            return ()
+        return (
+            f"{len(self.ranges.noisy)} of {len(self.ranges.layers)} products keep float inputs and 8-bit weights:"
+            " no fixed range holds their activations",
+        )
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name. Raises UnsupportedError that lists the known ones."""
+    if name.lower() not in PRESETS:
+        raise UnsupportedError(f"unknown quantization '{name}' for onnx; known: {', '.join(PRESETS)}")
+    return PRESETS[name.lower()]
+
+
+def make_plan(
+    facts: ModelFacts, options: EmitOptions, ranges: Ranges | None = None
+) -> tuple[Plan | None, list[Problem]]:
+    """The plan, or every problem that keeps the model from being written. Raises ModelError and UnsupportedError.
+
+    ranges: of activations; a preset that needs them gets a plan for finding them while they are not there
+    """
+    preset = find_preset(options.quant)
+    if facts.source == "gguf":
+        fix = "name the Hugging Face directory that it was converted from"
+        return None, [Problem(facts.requested, "a .gguf file cannot be exported as ONNX", fix)]
+    task = infer_task(facts)
+    if task == TEXT_GENERATION:
+        return _plan_decoder(facts, preset, ranges)
+    if task in ENCODER_TASKS:
+        return _plan_encoder(facts, task, preset, ranges)
+    raise UnsupportedError(f"{facts.requested}: {task} cannot be written as ONNX yet; known: {', '.join(KNOWN_TASKS)}")
+
+
+def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> tuple[Plan | None, list[Problem]]:
+    architecture = architecture_of(facts.architecture)
+    config = full_config(architecture, facts)
+    try:
+        tensors, problems = plan_tensors(architecture, config, facts)
+        given = OnGrid.of(facts.path)
+        names = {_role(tensor.name): tensor.source.name for tensor in tensors if tensor.source is not None}
+        choice = Choice(preset, ranges, dimensions(config)["hidden"], Sources(names, given))
+        problems += refusals(config) + choice.problems() + (given.problems(facts) if given else [])
+        if problems:
+            return None, problems
+        spec = decoder_spec(architecture, config)
+        stored = {tensor.name: tensor for tensor in tensors if tensor.source is not None}
+        counts: Counter[str] = Counter()
+        for name in stored:
+            counts[_scheme_of_tensor(choice, name, spec.n_layers)] += 1
+        graph = decoder_graph(
+            spec, config, DecoderWeights(stored), lambda role, layer: choice(role, layer, spec.n_layers)
+        )
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{facts.path / 'config.json'}: an entry is not what it should be ({what})") from error
+    notes = []
+    if spec.context < spec.trained_context:
+        notes.append(
+            f"the file holds {spec.context} tokens of context, the model was trained for {spec.trained_context}:"
+            " rotary tables for all of them would only be dead weight on a phone"
+        )
+    return Plan(
+        task=TEXT_GENERATION,
+        preset=choice.preset,
+        recorded=choice.seen,
+        config=facts.config,
+        graph=graph,
+        data_bytes=lay_out(graph.jobs, LARGEST_DATA_FILE),
+        n_params=sum(tensor.source.n_elements for tensor in stored.values() if tensor.source is not None),
+        context=spec.context,
+        counts=dict(counts),
+        decoder=spec,
+        notes=(*notes, *choice.notes()),
+    ), []
+
+
+def _plan_encoder(
+    facts: ModelFacts, task: str, preset: Preset, ranges: Ranges | None
+) -> tuple[Plan | None, list[Problem]]:
+    try:
+        tensors, problems = account(facts, task)
+        if problems:
+            return None, problems
+        spec = encoder_spec(facts, task, tensors)
+        choice = Choice(preset, ranges, spec.hidden, Sources({}, None))
+        if problems := choice.problems():
+            return None, problems
+        graph = encoder_graph(spec, tensors, lambda role, layer: choice(role, layer, spec.n_layers))
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{facts.path / 'config.json'}: an entry is not what it should be ({what})") from error
+    counts = Counter(choice(role, layer, spec.n_layers).label for role in ROLES for layer in range(spec.n_layers))
+    return Plan(
+        task=task,
+        preset=choice.preset,
+        recorded=choice.seen,
+        config=facts.config,
+        graph=graph,
+        data_bytes=lay_out(graph.jobs, LARGEST_DATA_FILE),
+        n_params=sum(fact.n_elements for fact in tensors.values()),
+        context=spec.max_tokens,
+        counts=dict(counts),
+        encoder=spec,
+        notes=choice.notes(),
+    ), []
+
+
+def _scheme_of_tensor(choice: Choice, name: str, n_layers: int) -> str:
+    """The label of the scheme that a tensor of the architecture table gets."""
+    role, layer = _role(name)
+    if name.endswith("bias") or role.endswith("norm"):
+        return "float32"
+    return choice(role, layer, n_layers).label
+
+
+def _role(name: str) -> tuple[str, int]:
+    """(role, layer) of a tensor of the architecture table: "blk.3.attn_q.weight" is ("attn_q", 3)."""
+    parts = name.split(".")
+    return (parts[2], int(parts[1])) if parts[0] == "blk" else (parts[0], 0)

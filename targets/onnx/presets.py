@@ -1,0 +1,108 @@
+"""The quantization presets of the ONNX target: which scheme each matrix gets, by its role and its layer.
+
+Roles are those of the architecture table: "token_embd" (shared with the head where the two are tied), "output", and in
+a layer "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from targets.onnx.blocks import BlockGrid
+from targets.onnx.linear import BlockScheme, DynamicScheme, FloatScheme
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from targets.onnx.linear import Scheme
+
+INT4 = BlockScheme(BlockGrid(bits=4, size=32))
+INT8 = BlockScheme(BlockGrid(bits=8, size=32, symmetric=True))
+INT4_64 = BlockScheme(BlockGrid(bits=4, size=64))
+INT8_64 = BlockScheme(BlockGrid(bits=8, size=64, symmetric=True))
+INT8_128 = BlockScheme(BlockGrid(bits=8, size=128, symmetric=True))
+SMALLEST_BLOCK = 16
+TABLES = ("token_embd", "output")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset.
+
+    file: name of the graph in onnx/, the one under which transformers.js looks for this precision
+    scheme: (role, layer, layers) -> scheme
+    calibrated: the scheme of the matrices in layers needs ranges of activations
+    """
+
+    name: str
+    help: str
+    file: str
+    scheme: Callable[[str, int, int], Scheme]
+    calibrated: bool = False
+
+
+def _everywhere(scheme: Scheme) -> Callable[[str, int, int], Scheme]:
+    return lambda _role, _layer, _layers: scheme
+
+
+def _dynamic(role: str, layer: int, layers: int) -> Scheme:
+    """Both factors in 8 bits, but on the way down in the first half, where a few features dwarf the rest."""
+    if role in TABLES or (role == "ffn_down" and layer < layers // 2):
+        return INT8_128
+    return DynamicScheme()
+
+
+def table_scheme(scheme: Scheme, columns: int) -> Scheme | None:
+    """The scheme with the largest blocks, up to its own, that a row of a table divides into; None where none does.
+
+    A looked-up row has no room for the end of a last block that is not full.
+    """
+    if not isinstance(scheme, BlockScheme):
+        return scheme
+    size = scheme.grid.size
+    while columns % size:
+        size //= 2
+    grid = dataclasses.replace(scheme.grid, size=size)
+    return dataclasses.replace(scheme, grid=grid) if size >= SMALLEST_BLOCK else None
+
+
+def _outer(layer: int, layers: int, share: int) -> bool:
+    """Whether a layer is among the first or the last 1/share of them."""
+    n = layers // share
+    return layer < n or layer >= layers - n
+
+
+def _small(role: str, layer: int, layers: int) -> Scheme:
+    """Four bits, eight for values (few weights, much harm) and for the way down in the outer layers.
+
+    Blocks of 64 in layers: while it runs, ONNX Runtime keeps 12 bytes more for every block (its scale twice, the sum of
+    its codes), so that blocks of 32 would cost a quarter more memory than they do on disk.
+    """
+    if role in TABLES:
+        return INT4
+    return INT8_64 if role == "attn_v" or (role == "ffn_down" and _outer(layer, layers, 3)) else INT4_64
+
+
+def _mixed(role: str, layer: int, layers: int) -> Scheme:
+    """Eight bits for the table, values and the way down, and in the outermost layers; four for the rest."""
+    if role in TABLES or role in ("attn_v", "ffn_down") or _outer(layer, layers, 16):
+        return INT8
+    return INT4
+
+
+_ALL = (
+    Preset("fp32", "32-bit floats: the model as it is", "model.onnx", _everywhere(FloatScheme("float32"))),
+    Preset("fp16", "16-bit floats, also while computing: for GPUs and recent Arm", "model_fp16.onnx",
+           _everywhere(FloatScheme("float16"))),
+    Preset("int8", "8-bit weights in blocks of 32", "model_int8.onnx", _everywhere(INT8)),
+    Preset("int4-mixed", "4-bit weights, 8 bits wherever 4 cost much: larger, closer", "model_q4.onnx", _mixed),
+    Preset("int4", "4-bit weights in blocks of 64, 8 bits where 4 cost most", "model_q4.onnx", _small),
+    Preset("dynamic-int8", "8-bit weights and activations, ranges at run time: for encoders", "model_quantized.onnx",
+           _dynamic),
+    Preset("static-int8", "8-bit weights and activations, ranges calibrated (QDQ)", "model_quantized.onnx",
+           _dynamic, calibrated=True),
+)  # fmt: skip
+
+PRESETS = {preset.name: preset for preset in _ALL}

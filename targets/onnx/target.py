@@ -1,0 +1,181 @@
+"""The ONNX backend: plan, stream the weights, write the graph, lay out the directory that every client loads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.artifact import Artifact, record
+from runtime.atomic import replacing, write_json
+from runtime.errors import ModelError, UnsupportedError
+from runtime.host import usable_cores
+from targets.gguf.tokenizer.files import read_files
+from targets.onnx import calibration, clients, releases
+from targets.onnx.plan import FOLDER, Plan, make_plan
+from targets.onnx.presets import PRESETS
+from targets.onnx.weights import Sink
+from targets.stream import reserve, run_chunks
+from targets.weights import WeightReader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+
+    from targets.base import EmitOptions, Problem, Progress
+    from targets.facts import ModelFacts
+
+OPSET, IR_VERSION = 21, 10
+"""Nothing that is written needs more."""
+
+
+class OnnxTarget:
+    """Writes directories with an `.onnx` graph and its weights beside it, for ONNX Runtime and its clients."""
+
+    name = "onnx"
+
+    def __init__(self) -> None:
+        # check() and emit() follow each other on the same model: the graph is made once
+        self._planned: tuple[ModelFacts, EmitOptions, Plan] | None = None
+
+    def presets(self) -> dict[str, str]:
+        """Quantization presets by name, with a line for people."""
+        return {preset.name: preset.help for preset in PRESETS.values()}
+
+    def default_quant(self, facts: ModelFacts) -> str:
+        """The preset where the user names none."""
+        from targets.task import TEXT_GENERATION, infer_task
+
+        return "int4" if infer_task(facts) == TEXT_GENERATION else "dynamic-int8"
+
+    def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
+        """Every problem that can be known before a weight is read."""
+        plan, problems = make_plan(facts, options)
+        self._planned = (facts, options, plan) if plan is not None else None
+        return problems
+
+    def plan(self, facts: ModelFacts, options: EmitOptions) -> Plan:
+        """The graph and its layout. Raises UnsupportedError that lists every problem."""
+        if self._planned is None or self._planned[0] is not facts or self._planned[1] != options:
+            problems = self.check(facts, options)
+            if problems:
+                raise UnsupportedError("\n".join(map(str, problems)))
+        if self._planned is None:
+            raise UnsupportedError(f"{facts.path}: cannot be written as ONNX")
+        return self._planned[2]
+
+    def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
+        """Write the directory. Raises ModelError for NaN or infinite weights."""
+        plan = self.plan(facts, options)
+        self._planned = None  # its blobs know their places: a graph is written once
+        if plan.recorded:
+            plan = _calibrated(facts, options, plan, out, progress)
+        proto = write_graph(out, plan, options.threads or usable_cores(), progress)
+        files = [plan.file, *plan.data_files, *write_side_files(facts, plan, out)]
+        return Artifact(
+            root=out,
+            format=self.name,
+            entry=plan.file,
+            name=facts.name,
+            quant=plan.preset.name,
+            n_params=plan.n_params,
+            bits_per_weight=plan.bits_per_weight,
+            context_length=plan.context,
+            source=facts.requested,
+            contract={
+                "engine": "ONNX Runtime",
+                "task": plan.task,
+                "opset": proto.opset_import[0].version,
+                "minimum_onnxruntime": releases.minimum_onnxruntime(proto).version,
+                "inputs": [value.name for value in proto.graph.input],
+                "outputs": [value.name for value in proto.graph.output],
+                "tensors": plan.counts,
+                "model_files": [plan.file, *plan.data_files],
+                **({"n_vocab": plan.encoder.vocab} if plan.encoder else {}),
+                "notes": list(plan.notes),
+            },
+            files={name: record(out / name) for name in files},
+        )
+
+
+def _calibrated(facts: ModelFacts, options: EmitOptions, plan: Plan, out: Path, progress: Progress) -> Plan:
+    """The plan of a static preset, once its ranges are known from running `plan`."""
+    tokenizer = facts.path / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise ModelError(f"{tokenizer}: is missing, calibration needs it; save the tokenizer there")
+    chunks, name = calibration.token_chunks(tokenizer, options.calibration)
+    for value in sorted(set(plan.recorded.values())):
+        plan.graph.output(value, np.float32, ("batch_size", "sequence_length", None))
+    with calibration.scratch(out) as room:
+        write_graph(room, plan, options.threads or usable_cores(), progress)
+        ranges = calibration.find_ranges(room / plan.file, plan.recorded, chunks, options.calibration, progress)
+    final, problems = make_plan(facts, options, ranges)
+    if final is None:
+        raise UnsupportedError("\n".join(map(str, problems)))
+    method = f"activation ranges: {options.calibration.method} over {sum(map(len, chunks))} tokens of {name}"
+    return dataclasses.replace(final, notes=(*final.notes, method))
+
+
+def write_graph(out: Path, plan: Plan, threads: int, progress: Progress) -> onnx.ModelProto:
+    """Write the graph and its weights below `out`; returns the graph."""
+    model = out / plan.file
+    model.parent.mkdir(exist_ok=True)
+    write_data(out, plan, threads, progress)
+    names = [name.removeprefix(f"{FOLDER}/") for name in plan.data_files]
+    proto = plan.graph.proto(names, OPSET, IR_VERSION)
+    with replacing(model) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+    return proto
+
+
+def write_data(out: Path, plan: Plan, threads: int, progress: Progress) -> None:
+    """Write the data files. Raises UserError where the disk is too small, before any work."""
+    with contextlib.ExitStack() as stack:
+        descriptors = []
+        for name, n_bytes in zip(plan.data_files, plan.data_bytes, strict=True):
+            temporary = stack.enter_context(replacing(out / name))
+            descriptors.append(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644))
+            stack.callback(os.close, descriptors[-1])
+            reserve(descriptors[-1], temporary, n_bytes)
+        reader = stack.enter_context(WeightReader())
+        for job in plan.graph.jobs:
+            for fact in job.files():
+                reader.open(fact.file)
+        sink = Sink(reader, tuple(descriptors))
+        chunks = (partial(chunk, sink) for job in plan.graph.jobs for chunk in job.chunks())
+        try:
+            run_chunks(chunks, threads, sum(plan.data_bytes), progress)
+        except OSError as error:
+            raise ModelError(f"{out}: cannot be written ({error.strerror}); free space or choose another -o") from error
+
+
+def write_side_files(facts: ModelFacts, plan: Plan, out: Path) -> list[str]:
+    """What the clients read beside the graph; returns the names."""
+    names = clients.copy_side_files(facts.path, out)
+    config: dict[str, Any]
+    if plan.decoder is not None:
+        files = read_files(facts.path)
+        spec = plan.decoder
+        decoder = clients.Decoder(
+            file=plan.file, n_layers=spec.n_layers, n_heads=spec.n_heads, n_kv_heads=spec.n_kv_heads,
+            head_dim=spec.head_dim, hidden=spec.hidden, vocab=spec.vocab, context_length=spec.context,
+            ids=clients.token_ids(files, plan.config),
+        )  # fmt: skip
+        write_json(out / clients.GENAI_CONFIG, clients.genai_config(plan.config, decoder, files.generation))
+        names.append(clients.GENAI_CONFIG)
+        config = clients.web_config(
+            plan.config,
+            plan.file,
+            data_files=len(plan.data_files),
+            decoder=decoder,
+            half_cache=plan.preset.name == "fp16",
+        )
+    else:
+        config = clients.web_config(plan.config, plan.file, data_files=len(plan.data_files))
+    write_json(out / "config.json", config)
+    return [*names, "config.json"]
