@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from runtime.errors import ModelError, UserError
 from targets.facts import shown
@@ -24,15 +24,22 @@ if TYPE_CHECKING:
 _WANTED = [
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer*", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "sentencepiece.bpe.model", "spiece.model",
     "preprocessor_config.json", "processor_config.json", "chat_template*", "README*", "LICENSE*",
+    "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
 ]  # fmt: skip
 _REMOTE_CODE = ["*.py"]
-_SUBFOLDERS = ["*/*"]
+# Patterns of huggingface_hub match across slashes, so subfolders have to be left out by name. All but those that begin
+# with a 1: sentence-transformers says in 1_Pooling how an embedding is made. Nothing else wanted begins so.
+_SUBFOLDERS = ["[!1]*/*", "1*/*.py"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 # A tokenizer is one of these sets of files.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_ENCODER_TOKENIZERS = (*_TOKENIZERS, ("vocab.txt",), ("sentencepiece.bpe.model",), ("spiece.model",))
 _GENERATES_TEXT = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+# A model of one of these that has a vocabulary reads text; those of images and sound have none.
+_READS_TEXT = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM")
 
 
 def resolve(model: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelFacts:
@@ -106,13 +113,23 @@ def _from_directory(directory: Path, model: str, name: str | None, *, trust_remo
     """A Hugging Face directory with everything that an export needs."""
     facts = read_facts(directory, model, name, trust_remote_code=trust_remote_code)
     generates = not facts.architecture or facts.architecture.endswith(_GENERATES_TEXT)
-    complete = any(all((directory / file).is_file() for file in files) for files in _TOKENIZERS)
-    if generates and not complete:
-        raise ModelError(
-            f"{directory}: no tokenizer (tokenizer.json, tokenizer.model, or vocab.json with merges.txt); "
-            "copy the tokenizer's files from the model that it was trained from"
-        )
+    encodes = facts.architecture.endswith(_READS_TEXT) and "vocab_size" in facts.config
+    if generates and not _has_one_of(directory, _TOKENIZERS):
+        _refuse_tokenizer(directory, "tokenizer.json, tokenizer.model, or vocab.json with merges.txt")
+    if encodes and not generates and not _has_one_of(directory, _ENCODER_TOKENIZERS):
+        _refuse_tokenizer(directory, "tokenizer.json, vocab.txt, a SentencePiece model, or vocab.json with merges.txt")
     return facts
+
+
+def _has_one_of(directory: Path, sets: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether all files of one of the sets are there."""
+    return any(all((directory / file).is_file() for file in files) for files in sets)
+
+
+def _refuse_tokenizer(directory: Path, names: str) -> NoReturn:
+    raise ModelError(
+        f"{directory}: no tokenizer ({names}); copy the tokenizer's files from the model that it was trained from"
+    )
 
 
 def _refuse_other_weights(model: str, revision: str | None, snapshot: Path) -> None:

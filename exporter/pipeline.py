@@ -16,11 +16,13 @@ from runtime.budget import Budget, Line, at_most, run_lines, size_line
 from runtime.errors import CheckFailed, EngineError, PacklightError, UnsupportedError, UserError
 from runtime.host import host_facts
 from runtime.measurement import KV_TYPES, RunOptions, Trials
+from runtime.sessions.base import ENCODER_TASKS, TEXT_GENERATION, task_of
 from runtime.units import format_bytes
 from targets import get_target
 from targets.base import EmitOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from exporter.progress import Reporter
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from targets.base import Target
     from targets.device import Device
     from targets.drift import Drift, Thresholds
+    from targets.encoder_drift import EncoderDrift, EncoderThresholds
     from targets.facts import ModelFacts
 
 
@@ -39,11 +42,33 @@ MOST_PROBLEMS = 12
 
 @dataclass(frozen=True)
 class Limits:
-    """What an artifact is held against. drift: limits that replace the defaults for its bits per weight."""
+    """What an artifact is held against.
+
+    drift, encoder_drift: limits that replace the defaults for its bits per weight, of a model that generates and of an
+        encoder
+    """
 
     budget: Budget = field(default_factory=Budget)
     device: Device | None = None
     drift: Thresholds | None = None
+    encoder_drift: EncoderThresholds | None = None
+
+    @property
+    def for_encoders(self) -> list[str]:
+        """The options named that hold for encoders only."""
+        named = {"--max-latency": self.budget.max_latency_ms, "a cosine, rank or label limit": self.encoder_drift}
+        return [option for option, value in named.items() if value is not None]
+
+    @property
+    def for_decoders(self) -> list[str]:
+        """The options named that hold only for models that generate."""
+        budget = self.budget
+        named = {
+            "--max-first-token": budget.max_first_token_ms,
+            "--min-speed": budget.min_decode_tokens_per_s,
+            "a KL, perplexity or top-1 limit": self.drift,
+        }
+        return [option for option, value in named.items() if value is not None]
 
 
 @dataclass(frozen=True)
@@ -51,6 +76,7 @@ class ExportRequest:
     """One export, as the user asked for it.
 
     model: a directory, a hub id or a .gguf file; revision: of a hub id
+    quant: None takes the format's own default
     verify: None leaves verifying out; measure: False leaves measuring out
     command: as typed, for the record
     """
@@ -58,7 +84,7 @@ class ExportRequest:
     model: str
     out: Path
     format: str
-    quant: str
+    quant: str | None
     limits: Limits = field(default_factory=Limits)
     options: RunOptions = field(default_factory=RunOptions)
     trials: Trials = field(default_factory=Trials)
@@ -80,8 +106,10 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
     target = _check_request(request, out)
     reporter.step(f"reading {request.model}")
     facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
-    options = EmitOptions(Recipe.from_quant(request.quant, target.presets()).quant)
+    quant = target.default_quant(facts) if request.quant is None else request.quant
+    options = EmitOptions(Recipe.from_quant(quant, target.presets()).quant)
     refuse_problems(target, facts, options)
+    refuse_other_limits(request.limits, lambda: task_of_source(facts))
     if request.verify is not None:
         from exporter.verify import refuse_too_large
 
@@ -119,7 +147,7 @@ class Findings:
     tolerated: errors that become such a line; all others are raised
     """
 
-    drift: Drift | None = None
+    drift: Drift | EncoderDrift | None = None
     measurement: Measurement | None = None
     broken: list[Line] = field(default_factory=list)
     tolerated: tuple[type[PacklightError], ...] = (CheckFailed, EngineError)
@@ -157,7 +185,7 @@ class Findings:
             lines.append(_fits_line(self.measurement, limits.device))
             notes += _device_notes(limits.device)
         if self.drift is not None:
-            lines += _drift_lines(self.drift, limits.drift, artifact)
+            lines += _drift_lines(self.drift, limits, artifact)
             notes += self.drift.notes
         return Report(
             artifact, tuple(lines), where_from, limits.device, self.measurement, self.drift, skipped, tuple(notes)
@@ -179,6 +207,7 @@ def verify_artifact(
     from exporter.verify import bits_per_weight, refuse_too_large
 
     artifact = open_artifact(path)
+    refuse_other_limits(limits, lambda: task_of(artifact))
     reporter.step(f"reading {source.model}")
     facts = resolve_model(source.model, trust_remote_code=options.trust_remote_code, revision=source.revision)
     refuse_too_large(facts, options)
@@ -197,6 +226,7 @@ def measure_artifact(
 ) -> Report:
     """Measure an artifact on disk."""
     artifact = open_artifact(path)
+    refuse_other_limits(limits, lambda: task_of(artifact))
     findings = Findings()
     findings.measure(artifact, how, command, reporter)
     return findings.report(artifact, limits, provenance(command))
@@ -212,6 +242,7 @@ def check_artifact(
     if cap is None:
         raise UserError("check needs a memory budget; add --max-memory, for example --max-memory 700MB")
     artifact = open_artifact(path)
+    refuse_other_limits(limits, lambda: task_of(artifact))
     reporter.step(f"running under a cap of {format_bytes(cap)}")
     verdict = check(artifact, *how, cap_bytes=cap, progress=reporter.note, command=command)
     findings = Findings(measurement=verdict.measurement)
@@ -235,6 +266,33 @@ def refuse_problems(target: Target, facts: ModelFacts, options: EmitOptions) -> 
     if problems:
         more = [f"… and {len(problems) - MOST_PROBLEMS} more like these"] if len(problems) > MOST_PROBLEMS else []
         raise UnsupportedError("\n".join([*map(str, problems[:MOST_PROBLEMS]), *more]))
+
+
+def task_of_source(facts: ModelFacts) -> str:
+    """What a model is for. A .gguf file, and a directory that names no class, generate text."""
+    from targets.task import infer_task
+
+    return infer_task(facts) if facts.architecture else TEXT_GENERATION
+
+
+def refuse_other_limits(limits: Limits, task: Callable[[], str]) -> None:
+    """Raise UserError for a limit on something that a model of this task does not have.
+
+    task: called only where there is such a limit, because it can be dear to know.
+    """
+    if not limits.for_encoders and not limits.for_decoders:
+        return
+    named = task()
+    if named in ENCODER_TASKS and limits.for_decoders:
+        raise UserError(
+            f"{limits.for_decoders[0]} is for models that generate, this one is for {named}; "
+            "its own limits are --max-latency, --min-cosine, --min-rank-correlation and --min-label-agreement"
+        )
+    if named not in ENCODER_TASKS and limits.for_encoders:
+        raise UserError(
+            f"{limits.for_encoders[0]} is for encoders, this model is for {named}; "
+            "its own limits are --max-first-token, --min-speed, --max-kl and their kin"
+        )
 
 
 def provenance(command: str, facts: ModelFacts | None = None) -> Provenance:
@@ -270,10 +328,10 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
     speeds = dataclasses.replace(budget, max_artifact_bytes=None)
     if not request.measure and speeds != Budget():
         raise UserError("a memory, load or speed budget needs a measurement; leave out --no-measure or the budget")
-    if request.verify is None and request.limits.drift is not None:
+    if request.verify is None and (request.limits.drift or request.limits.encoder_drift) is not None:
         raise UserError("a drift budget needs verifying; leave out --no-verify or the budget")
     if request.verify is not None and request.verify.text is not None:
-        from exporter.verify.text import load_text
+        from targets.text import load_text
 
         load_text(request.verify.text)
     refuse_occupied(out, overwrite=request.overwrite)
@@ -301,13 +359,20 @@ def _device_notes(device: Device) -> list[str]:
     ]
 
 
-def _drift_lines(drift: Drift, overrides: Thresholds | None, artifact: Artifact) -> list[Line]:
+def _drift_lines(drift: Drift | EncoderDrift, limits: Limits, artifact: Artifact) -> list[Line]:
     """The drift's lines; limits that the user named replace the defaults, one by one."""
     from targets.drift import judge as judge_drift
     from targets.drift import thresholds_for
+    from targets.encoder_drift import EncoderDrift, encoder_thresholds_for, judge_encoder
 
-    limits = thresholds_for(artifact.bits_per_weight)
-    if overrides is not None:
-        named = {key: value for key, value in dataclasses.asdict(overrides).items() if value is not None}
-        limits = dataclasses.replace(limits, **named)
-    return judge_drift(drift, limits)
+    bits = artifact.bits_per_weight
+    if isinstance(drift, EncoderDrift):
+        defaults = encoder_thresholds_for(bits)
+        return judge_encoder(drift, dataclasses.replace(defaults, **_named(limits.encoder_drift)))
+    return judge_drift(drift, dataclasses.replace(thresholds_for(bits), **_named(limits.drift)))
+
+
+def _named(overrides: Thresholds | EncoderThresholds | None) -> dict[str, float]:
+    """The limits that are set."""
+    values = dataclasses.asdict(overrides) if overrides is not None else {}
+    return {key: value for key, value in values.items() if value is not None}

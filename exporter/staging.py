@@ -32,8 +32,7 @@ def refuse_occupied(out: Path, *, overwrite: bool) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out}: is a file; name a directory for -o")
-    present = {path.name for path in out.iterdir()}
-    if not present:
+    if not any(out.iterdir()):
         return
     if not overwrite:
         raise UserError(f"{out}: is not empty; name another directory, or add --overwrite to replace an earlier export")
@@ -41,6 +40,7 @@ def refuse_occupied(out: Path, *, overwrite: bool) -> None:
         ours = {MANIFEST, *read_manifest(out).files, *DOCUMENTS}
     except ArtifactError as error:
         raise UserError(f"{out}: holds no packlight export, so --overwrite leaves it alone; name another") from error
+    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}
     if foreign := sorted(present - ours):
         raise UserError(f"{out}: holds '{foreign[0]}', which packlight did not write; move it away or name another")
 
@@ -68,10 +68,12 @@ def staging(out: Path) -> Iterator[Path]:
 
 def publish(room: Path, out: Path) -> None:
     """Give a finished staging directory its final name, durably. What OUT held before is deleted after that."""
-    for path in room.iterdir():
+    for path in [*room.rglob("*"), room]:
+        if path.is_dir():
+            fsync_directory(path)
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    fsync_directory(room)
     previous = out.parent / f".{out.name}.{os.getpid()}.previous{SUFFIX}"
     if out.exists():
         out.rename(previous)

@@ -49,6 +49,15 @@ class Parity:
     chat_template: bool | None
     chat_difference: str | None
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Parity:
+        """The inverse of `dataclasses.asdict`, also after a trip through JSON text."""
+        mismatches = tuple(
+            TokenMismatch(**{**m, "source_ids": tuple(m["source_ids"]), "artifact_ids": tuple(m["artifact_ids"])})
+            for m in data["mismatches"]
+        )
+        return cls(**{**data, "mismatches": mismatches})
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -97,14 +106,8 @@ class Drift(Statistics):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Drift:
         """The inverse of `to_json`, also after a trip through JSON text."""
-        parity = data["parity"]
-        mismatches = tuple(
-            TokenMismatch(**{**m, "source_ids": tuple(m["source_ids"]), "artifact_ids": tuple(m["artifact_ids"])})
-            for m in parity["mismatches"]
-        )
-        built = Parity(**{**parity, "mismatches": mismatches})
         lists = {name: tuple(data.get(name, ())) for name in ("dead_tensors", "notes")}
-        return cls(**{**data, "parity": built, **lists})
+        return cls(**{**data, "parity": Parity.from_json(data["parity"]), **lists})
 
 
 def log_softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
@@ -222,26 +225,31 @@ def judge(drift: Drift, thresholds: Thresholds) -> list[Line]:
                 f"{limits.max_perplexity_ratio}"),
         at_least("same top-1", drift.same_top1, limits.min_same_top1, f"{drift.same_top1:.1%}",
                  f"{limits.min_same_top1 or 0:.1%}"),
-        _token_line(parity),
-        _equal("BOS", parity.bos, "equal" if parity.bos else f"differs: {parity.bos_difference}"),
+        token_line(parity),
+        special_line("BOS", parity),
         _equal("chat template", parity.chat_template, {None: "neither has one", True: "equal"}.get(
             parity.chat_template, f"differs: {parity.chat_difference}")),
-        _tensor_line(drift.dead_tensors),
+        tensor_line(drift.dead_tensors),
     ]  # fmt: skip
 
 
-def _tensor_line(dead: tuple[str, ...]) -> Line:
+def tensor_line(dead: tuple[str, ...]) -> Line:
     """Matrices that are all zeros: value is how many."""
     text = f"{len(dead)} all zeros, the first: {dead[0]}" if dead else "none is all zeros"
     return Line("matrices", text, "none is all zeros", not dead, float(len(dead)), 0.0)
 
 
-def _token_line(parity: Parity) -> Line:
+def token_line(parity: Parity) -> Line:
     """Token ids of the hard strings: value is how many differ."""
     wrong = len(parity.mismatches)
     equal = f"{parity.n_strings} of {parity.n_strings} texts equal"
     text = f"{wrong} of {parity.n_strings} texts differ, the first: {parity.mismatches[0].text!r}" if wrong else equal
     return Line("token ids", text, "equal", wrong == 0, float(wrong), 0.0)
+
+
+def special_line(name: str, parity: Parity) -> Line:
+    """Whether adding special tokens gives the same ids too."""
+    return _equal(name, parity.bos, "equal" if parity.bos else f"differs: {parity.bos_difference}")
 
 
 def _equal(name: str, holds: bool | None, text: str) -> Line:

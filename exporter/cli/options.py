@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from runtime.budget import Budget
     from runtime.measurement import RunOptions, Trials
     from targets.drift import Thresholds
+    from targets.encoder_drift import EncoderThresholds
 
 
 def _option(names: str, help: str, panel: str, metavar: str | None = None, **more: Any) -> Any:  # noqa: ANN401  Typer's own
@@ -46,7 +47,10 @@ class Job:
     ]
     out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
     format: Annotated[str, _option("--format", "Artifact format; default gguf.", _JOB, _NAME)] = "gguf"
-    quant: Annotated[str, _option("--quant", "Quantization preset; default q4_k_m.", _JOB, _NAME)] = "q4_k_m"
+    quant: Annotated[
+        str | None,
+        _option("--quant", "Quantization preset; default q4_k_m; onnx: int4, encoders dynamic-int8.", _JOB, _NAME),
+    ] = None
     revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
     overwrite: Annotated[bool, _option("--overwrite", "Replace an earlier export in OUT.", _JOB)] = False
     no_verify: Annotated[bool, _option("--no-verify", "Leave out the comparison with MODEL.", _JOB)] = False
@@ -87,13 +91,16 @@ class BudgetOptions:
     ] = None
     min_prefill: Annotated[float | None, _option("--min-prefill", "Reading the prompt.", _BUDGET, _SPEED, min=0)] = None
     min_speed: Annotated[float | None, _option("--min-speed", "Generating.", _BUDGET, _SPEED, min=0)] = None
+    max_latency: Annotated[
+        float | None, _option("--max-latency", "An encoder's time for a text.", _BUDGET, _MS, min=0)
+    ] = None
 
-    def limits(self, drift: Thresholds | None = None) -> Limits:
+    def limits(self, drift: Thresholds | None = None, encoder_drift: EncoderThresholds | None = None) -> Limits:
         """For the library. Raises UserError for a bad size or an unknown device."""
         from exporter.pipeline import Limits
         from targets.device import load_device
 
-        return Limits(self._budget(), load_device(self.device) if self.device else None, drift)
+        return Limits(self._budget(), load_device(self.device) if self.device else None, drift, encoder_drift)
 
     def _budget(self) -> Budget:
         from runtime.budget import Budget
@@ -106,6 +113,7 @@ class BudgetOptions:
             max_first_token_ms=self.max_first_token,
             min_prefill_tokens_per_s=self.min_prefill,
             min_decode_tokens_per_s=self.min_speed,
+            max_latency_ms=self.max_latency,
         )
 
 
@@ -122,8 +130,9 @@ class Running:
     kv_type: Annotated[str, _option("--kv-type", "Type of the KV cache: f16, q8_0, …", _RUN, _NAME)] = "f16"
     trials: Annotated[int, _option("--trials", "Trials after a warm-up; default 5.", _RUN, _COUNT, min=1)] = 5
     prompt_tokens: Annotated[
-        int, _option("--prompt-tokens", "Prompt of a trial; default 512.", _RUN, _COUNT, min=1)
-    ] = 512
+        int | None,
+        _option("--prompt-tokens", "Prompt of a trial; default 512, an encoder's text 128.", _RUN, _COUNT, min=1),
+    ] = None
     decode_tokens: Annotated[
         int, _option("--decode-tokens", "Generated in a trial; default 64.", _RUN, _COUNT, min=1)
     ] = 64
@@ -146,7 +155,10 @@ class Verifying:
     text: Annotated[
         Path | None, _option("--text", "Text to compare on (UTF-8); default Python's own help.", _DRIFT, "FILE")
     ] = None
-    chunks: Annotated[int, _option("--chunks", "Windows of 512 tokens; default 8.", _DRIFT, _COUNT, min=1)] = 8
+    chunks: Annotated[
+        int,
+        _option("--chunks", "Windows of 512 tokens, for an encoder 8 texts each; default 8.", _DRIFT, _COUNT, min=1),
+    ] = 8
     source_dtype: Annotated[
         str, _option("--source-dtype", "How MODEL is run: float32 (default), bfloat16, float16.", _DRIFT, _NAME)
     ] = "float32"
@@ -160,6 +172,16 @@ class Verifying:
     min_same_top1: Annotated[
         float | None, _option("--min-same-top1", "Share of equal best tokens, 0 to 1.", _DRIFT, _NUMBER, min=0, max=1)
     ] = None
+    min_cosine: Annotated[
+        float | None, _option("--min-cosine", "Embeddings: mean cosine to MODEL's.", _DRIFT, _NUMBER, min=-1, max=1)
+    ] = None
+    min_rank_correlation: Annotated[
+        float | None, _option("--min-rank-correlation", "Embeddings: Spearman's.", _DRIFT, _NUMBER, min=-1, max=1)
+    ] = None
+    min_label_agreement: Annotated[
+        float | None,
+        _option("--min-label-agreement", "Classifiers: share of equal labels, 0 to 1.", _DRIFT, _NUMBER, min=0, max=1),
+    ] = None
     trust_remote_code: Annotated[
         bool, _option("--trust-remote-code", "Run Python code that MODEL carries.", _DRIFT)
     ] = False
@@ -170,6 +192,13 @@ class Verifying:
 
         named = Thresholds(self.max_kl, self.max_kl_p99, self.max_perplexity_ratio, self.min_same_top1)
         return None if named == Thresholds() else named
+
+    def encoder_thresholds(self) -> EncoderThresholds | None:
+        """The same for encoders."""
+        from targets.encoder_drift import EncoderThresholds
+
+        named = EncoderThresholds(self.min_cosine, self.min_label_agreement, self.min_rank_correlation)
+        return None if named == EncoderThresholds() else named
 
     def options(self, threads: int | None) -> VerifyOptions:
         """For the library."""

@@ -39,7 +39,7 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
         out=job.out,
         format=job.format,
         quant=job.quant,
-        limits=budget.limits(verifying.thresholds()),
+        limits=budget.limits(verifying.thresholds(), verifying.encoder_thresholds()),
         options=options,
         trials=trials,
         verify=None if job.no_verify else verifying.options(running.threads),
@@ -58,7 +58,7 @@ def verify(path: ArtifactPath, against: Against, verifying: Verifying, threads: 
     """Compare ARTIFACT with the model that it was made from."""
     from exporter.pipeline import Limits, Source, verify_artifact
 
-    limits = Limits(drift=verifying.thresholds())
+    limits = Limits(drift=verifying.thresholds(), encoder_drift=verifying.encoder_thresholds())
     with progress(output) as reporter:
         report = verify_artifact(
             path.artifact,

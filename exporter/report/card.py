@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from exporter.report.table import markdown_table
+from runtime.sessions.base import is_encoder, task_of
 from runtime.units import format_bytes
+from targets.pooling import read_pooling
 
 if TYPE_CHECKING:
     from exporter.report.report import Report
+    from runtime.artifact import Artifact
     from targets.facts import ModelFacts
 
 _HERE = Path(__file__).parent
 _KEPT_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag", "base_model", "datasets")
+_JS_DTYPES = {
+    "model.onnx": "fp32", "model_fp16.onnx": "fp16", "model_int8.onnx": "int8", "model_q4.onnx": "q4",
+    "model_quantized.onnx": "q8",
+}  # fmt: skip
+"""What transformers.js calls the precision that it finds in a file of that name."""
+
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -61,20 +70,40 @@ def model_card(report: Report, facts: ModelFacts, context: int) -> str:
         memory=_memory_rows(report),
         drift=report.drift,
         host=measured.host if measured else report.provenance.host,
+        is_encoder=is_encoder(report.artifact),
+        **_how_to_run(report.artifact, facts),
     )
+
+
+def _how_to_run(artifact: Artifact, facts: ModelFacts) -> dict[str, Any]:
+    """What the sections of the formats fill in. clients: the directory is laid out for other programs too."""
+    task, file = task_of(artifact), PurePosixPath(artifact.entry).name
+    pooling = read_pooling(facts.path) if task == "feature-extraction" else None
+    embedding = "sentence_embedding" if pooling else "last_hidden_state"
+    return {
+        "how_to_run": "onnx" if artifact.contract.get("engine") == "ONNX Runtime" else "gguf",
+        "task": task,
+        "output": embedding if task == "feature-extraction" else "logits",
+        "pooling": pooling,
+        "directory": artifact.root.name,
+        "dtype": _JS_DTYPES.get(file, ""),
+        "clients": file in _JS_DTYPES,
+    }
 
 
 def _memory_rows(report: Report) -> list[tuple[str, str]]:
     """Where the resident bytes lie."""
     if report.measurement is None:
         return []
-    split = report.measurement.memory
+    split, encoder = report.measurement.memory, report.measurement.of_encoder
+    cache = [] if encoder else [("KV cache", format_bytes(split.kv_cache_bytes))]
+    again = "growth over a second pass of texts" if encoder else "growth over a second turn"
     return [
         ("weights", format_bytes(split.weights_bytes)),
-        ("KV cache", format_bytes(split.kv_cache_bytes)),
+        *cache,
         ("compute buffers", format_bytes(split.compute_bytes)),
         ("the rest of the process", format_bytes(split.other_bytes)),
-        ("growth over a second turn", format_bytes(report.measurement.second_turn_growth_bytes)),
+        (again, format_bytes(report.measurement.second_turn_growth_bytes)),
     ]
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from runtime.measurement import Measurement
     from targets.device import Device
     from targets.drift import Drift
+    from targets.encoder_drift import EncoderDrift
 
 REPORT_VERSION = 1
 MET = "met"
@@ -50,7 +51,7 @@ class Report:
     provenance: Provenance
     device: Device | None = None
     measurement: Measurement | None = None
-    drift: Drift | None = None
+    drift: Drift | EncoderDrift | None = None
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default_factory=tuple)
 

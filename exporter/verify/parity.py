@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import unicodedata
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from exporter.verify.chat import CONVERSATIONS, outcome, render
 from targets.drift import Parity, TokenMismatch
@@ -74,25 +75,54 @@ ENGINE_HABITS = {
 """What an engine does differently with every file, however it was made: a note and not a fault of the artifact."""
 
 
+class Tokenizes(Protocol):
+    """What turns text into token ids: a session or a reference, of a decoder or an encoder."""
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of `text`; special tokens written in it are recognised."""
+
+
+class SourceTokenizer(Tokenizes, Protocol):
+    """A source's tokenizer, and what it treats in its own way: see `Reference`."""
+
+    special_tokens: tuple[str, ...]
+    added_tokens: tuple[str, ...]
+
+
 def check_parity(reference: Reference, session: Session) -> tuple[Parity, list[str]]:
     """Compare the two tokenizers and chat templates; also notes for the reader."""
-    strings = [*HARD_STRINGS, *special_strings(reference.special_tokens)]
     habits: Counter[str] = Counter()
+    tokens = _check_tokens(reference, session, habits)
+    chat, difference = _check_chat(reference, session, habits)
+    return dataclasses.replace(tokens, chat_template=chat, chat_difference=difference), _notes(habits)
+
+
+def check_token_parity(reference: SourceTokenizer, session: Tokenizes) -> tuple[Parity, list[str]]:
+    """Compare the two tokenizers of an encoder, which has no chat template; also notes for the reader."""
+    habits: Counter[str] = Counter()
+    return _check_tokens(reference, session, habits), _notes(habits)
+
+
+def _check_tokens(reference: SourceTokenizer, session: Tokenizes, habits: Counter[str]) -> Parity:
+    """The Parity of the token ids; nothing is said of chat templates."""
+    strings = [*HARD_STRINGS, *special_strings(reference.special_tokens)]
     plain = _mismatches(reference, session, strings, habits, add_special=False)
     special = _mismatches(reference, session, strings, Counter(), add_special=True)
     # A text that differs without special tokens says nothing about BOS.
     differing = {mismatch.text for mismatch in plain}
     bos = [mismatch for mismatch in special if mismatch.text not in differing]
-    chat, difference = _check_chat(reference, session, habits)
-    parity = Parity(
+    return Parity(
         n_strings=len(strings),
         mismatches=tuple(plain),
         bos=not bos,
         bos_difference=describe(bos[0]) if bos else None,
-        chat_template=chat,
-        chat_difference=difference,
+        chat_template=None,
+        chat_difference=None,
     )
-    return parity, [text.format(n=habits[habit]) for habit, text in ENGINE_HABITS.items() if habits[habit]]
+
+
+def _notes(habits: Counter[str]) -> list[str]:
+    return [text.format(n=habits[habit]) for habit, text in ENGINE_HABITS.items() if habits[habit]]
 
 
 def special_strings(tokens: Iterable[str]) -> list[str]:
@@ -110,7 +140,7 @@ def describe(mismatch: TokenMismatch) -> str:
 
 
 def _mismatches(
-    reference: Reference, session: Session, strings: Iterable[str], habits: Counter[str], *, add_special: bool
+    reference: SourceTokenizer, session: Tokenizes, strings: Iterable[str], habits: Counter[str], *, add_special: bool
 ) -> list[TokenMismatch]:
     """The strings whose ids differ; those that differ by a habit of the engine are counted in `habits` instead."""
     found = []

@@ -102,11 +102,15 @@ class GgufReference:
         self._session.close()
 
 
-class TransformersReference:
-    """A Hugging Face directory, run by transformers in torch on the CPU. Weights come from safetensors only."""
+class TorchSource:
+    """A Hugging Face directory in torch on the CPU: its tokenizer, and its model by one of transformers' Auto classes.
+
+    Weights come from safetensors only. kind: the class, "AutoModelForCausalLM" and the like; unused: a piece of the
+    names of weights that may be missing, because nothing that is compared reads them. Raises ModelError.
+    """
 
     def __init__(
-        self, path: Path, *, dtype: str = "float32", threads: int | None = None, trust_remote_code: bool = False
+        self, path: Path, kind: str, *, dtype: str, trust_remote_code: bool, unused: str | None = None
     ) -> None:
         import torch
         import transformers
@@ -117,31 +121,27 @@ class TransformersReference:
         with _quiet(transformers):
             try:
                 self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, **common)
-                self._model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                self._model, loading = getattr(transformers, kind).from_pretrained(
                     path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **common
                 )
                 self._file_tokenizer = _tokenizer_of_file(path)
             except Exception as error:
                 reason = " ".join(str(error).split())[:300]
                 raise ModelError(f"{path}: transformers cannot load it ({reason}); check the directory") from error
-        if missing := sorted(loading["missing_keys"]):
+        missing = sorted(name for name in loading["missing_keys"] if unused is None or unused not in name)
+        if missing:
             # transformers fills them with random numbers and goes on.
             raise ModelError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]}; get them all")
         self._model.eval()
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._can_skip = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
         self.description = f"{path.name} in {versions}, {dtype}"
-        self.n_vocab = int(self._model.get_output_embeddings().weight.shape[0])
-        self.bos_id = bos_of(self.tokenize)
         self.special_tokens = tuple(dict.fromkeys(self._tokenizer.all_special_tokens))[:MAX_SPECIAL_TOKENS]
         self.added_tokens = tuple(self._tokenizer.get_added_vocab())
 
-    @property
-    def has_chat_template(self) -> bool:
-        """See `Reference`."""
-        return bool(self._tokenizer.chat_template)
+    def use_threads(self, threads: int | None) -> None:
+        """Compute with so many threads until `close`; None leaves it to torch."""
+        if threads is not None:
+            self._torch.set_num_threads(threads)
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """See `Reference`."""
@@ -150,30 +150,55 @@ class TransformersReference:
         ids = self._tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"]
         return [int(token) for token in ids]
 
-    def logits(self, ids: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
-        """See `Reference`."""
+    def forward(self, ids: Sequence[int], **options: Any) -> Any:  # noqa: ANN401 - an output of transformers
+        """The model's output for one text, with a batch dimension of 1. Raises EngineError where torch fails."""
         inputs = self._torch.tensor([list(ids)], dtype=self._torch.long)
-        # The head is a third of a small model: it runs for the positions that are asked for only.
-        skip = {"logits_to_keep": len(ids) - first} if self._can_skip else {}
         try:
             with self._torch.no_grad():
-                output = self._model(input_ids=inputs, use_cache=False, **skip).logits[0]
+                return self._model(input_ids=inputs, **options)
         except RuntimeError as error:
             # torch says so too when it cannot get memory
             raise EngineError(f"{self.description}: failed ({' '.join(str(error).split())[:200]})") from error
-        wanted = output[len(output) - (len(ids) - first) :]
-        array: npt.NDArray[np.float32] = wanted.to(self._torch.float32).numpy()
+
+    def as_float32(self, tensor: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401 - a tensor of torch
+        """The tensor's numbers."""
+        array: npt.NDArray[np.float32] = tensor.to(self._torch.float32).numpy()
         return array
+
+    def close(self) -> None:
+        """Free the model, and give torch its threads back."""
+        self._torch.set_num_threads(self._threads_before)
+        del self._model
+
+
+class TransformersReference(TorchSource):
+    """A decoder's directory, run by transformers in torch on the CPU."""
+
+    def __init__(
+        self, path: Path, *, dtype: str = "float32", threads: int | None = None, trust_remote_code: bool = False
+    ) -> None:
+        super().__init__(path, "AutoModelForCausalLM", dtype=dtype, trust_remote_code=trust_remote_code)
+        self.use_threads(threads)
+        self._can_skip = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        self.n_vocab = int(self._model.get_output_embeddings().weight.shape[0])
+        self.bos_id = bos_of(self.tokenize)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """See `Reference`."""
+        return bool(self._tokenizer.chat_template)
+
+    def logits(self, ids: Sequence[int], first: int = 0) -> npt.NDArray[np.float32]:
+        """See `Reference`."""
+        # The head is a third of a small model: it runs for the positions that are asked for only.
+        skip = {"logits_to_keep": len(ids) - first} if self._can_skip else {}
+        output = self.forward(ids, use_cache=False, **skip).logits[0]
+        return self.as_float32(output[len(output) - (len(ids) - first) :])
 
     def render(self, conversation: Sequence[dict[str, str]], *, prompt: bool) -> str:
         """See `Reference`."""
         turns = [dict(turn) for turn in conversation]
         return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt))
-
-    def close(self) -> None:
-        """See `Reference`."""
-        self._torch.set_num_threads(self._threads_before)
-        del self._model
 
 
 def _tokenizer_of_file(path: Path) -> Any:  # noqa: ANN401 - tokenizers is untyped

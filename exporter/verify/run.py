@@ -11,18 +11,21 @@ import contextlib
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from exporter.verify.encoder import compare_encoders
+from exporter.verify.encoder_reference import TransformersEncoder
 from exporter.verify.parity import check_parity
 from exporter.verify.reference import GgufReference, TransformersReference
 from exporter.verify.tensors import dead_tensors
-from exporter.verify.text import load_text
 from runtime.errors import CheckFailed, ModelError, UserError
 from runtime.measurement import RunOptions
 from runtime.sessions import open_session
+from runtime.sessions.base import is_encoder, task_of
 from targets.drift import Drift, DriftAccumulator
+from targets.text import load_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,10 +34,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from exporter.verify.reference import Reference
-    from exporter.verify.text import EvalText
     from runtime.artifact import Artifact
-    from runtime.sessions.base import Session
+    from runtime.sessions.base import EncoderSession, Session
+    from targets.encoder_drift import EncoderDrift
     from targets.facts import ModelFacts
+    from targets.text import EvalText
 
     Progress = Callable[[str, int, int], None]
 
@@ -50,8 +54,9 @@ CHARACTERS_PER_TOKEN = 64
 class VerifyOptions:
     """How to verify.
 
-    text: a UTF-8 file; None takes `exporter.verify.text.default_text`
-    chunks: at most so many windows of `context` tokens, the second half of each scored
+    text: a UTF-8 file; None takes `targets.text.default_text`
+    chunks: at most so many windows of `context` tokens, the second half of each scored; for an encoder at most so many
+        rounds of texts (`exporter.verify.encoder.TEXT_TOKENS`)
     threads: None lets each engine choose
     trust_remote_code: let transformers run code that the model's directory carries
     dtype: of the source in torch: float32, bfloat16 or float16
@@ -73,8 +78,8 @@ class VerifyOptions:
             raise UserError(f"'{self.dtype}' is not a dtype of the source; known: {', '.join(DTYPE_BYTES)}")
 
 
-def verify(artifact: Artifact, facts: ModelFacts, options: VerifyOptions, progress: Progress) -> Drift:
-    """The Drift of `artifact` from the source model of `facts`; progress counts chunks.
+def verify(artifact: Artifact, facts: ModelFacts, options: VerifyOptions, progress: Progress) -> Drift | EncoderDrift:
+    """The Drift of `artifact` from the source model of `facts`, of an encoder its EncoderDrift; progress counts chunks.
 
     Raises ModelError where the source cannot be run, EngineError where the engine refuses the artifact, CheckFailed
     where it gives no numbers, UserError for a text that is unreadable or too short.
@@ -83,6 +88,8 @@ def verify(artifact: Artifact, facts: ModelFacts, options: VerifyOptions, progre
     # Two engines take turns here: threads that spin while they wait cost the other one a factor of ten.
     # Read once, when the OpenMP library is loaded; later it does nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if is_encoder(artifact):
+        return _verify_encoder(artifact, facts, options, text, progress)
     context = min(options.context, artifact.context_length or options.context) // 2 * 2
     run = RunOptions(threads=options.threads, context=context, batch=context)
     progress("loading", 0, 2)
@@ -95,6 +102,25 @@ def verify(artifact: Artifact, facts: ModelFacts, options: VerifyOptions, progre
         progress("loading", 2, 2)
         drift = compare(session, reference, text, (options.chunks, context), progress)
     return dataclasses.replace(drift, dead_tensors=dead_tensors(artifact, facts))
+
+
+def _verify_encoder(
+    artifact: Artifact, facts: ModelFacts, options: VerifyOptions, text: EvalText, progress: Progress
+) -> EncoderDrift:
+    if facts.source == "gguf":
+        raise ModelError(f"{facts.path}: cannot stand for the source of an encoder; name the model's directory")
+    task = task_of(artifact)
+    progress("loading", 0, 2)
+    with contextlib.ExitStack() as stack:
+        session = cast("EncoderSession", open_session(artifact, RunOptions(threads=options.threads)))
+        stack.callback(session.close)
+        progress("loading", 1, 2)
+        reference = TransformersEncoder(
+            facts.path, task, dtype=options.dtype, threads=options.threads, trust_remote_code=options.trust_remote_code
+        )
+        stack.callback(reference.close)
+        progress("loading", 2, 2)
+        return compare_encoders(session, reference, text, options.chunks, progress, task=task)
 
 
 def bits_per_weight(artifact: Artifact, facts: ModelFacts) -> float:

@@ -6,15 +6,15 @@ another. Peak memory is a few buffers of CHUNK_ELEMENTS for each thread, whateve
 
 from __future__ import annotations
 
-import concurrent.futures
-import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.errors import ModelError
 from targets.gguf.kernels import quantize_rows
+from targets.stream import run_chunks, write_at
 from targets.weights import FLOAT_BYTES, WeightReader, row_chunks
 
 if TYPE_CHECKING:
@@ -48,23 +48,14 @@ def write_tensors(
 ) -> None:
     """Fill the data section of an open file. Raises the first error of any chunk (ModelError, OSError)."""
     total = sum(placed.n_bytes for _, placed in tensors)
-    done = 0
-    with WeightReader() as reader, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    with WeightReader() as reader:
         for tensor, _ in tensors:
             if tensor.source is not None:
                 reader.open(tensor.source.file)
-        pending = [
-            pool.submit(_write_chunk, reader, descriptor, data_start, chunk)
-            for tensor, placed in tensors
-            for chunk in _chunks(tensor, placed)
-        ]
-        try:
-            for future in concurrent.futures.as_completed(pending):
-                done += future.result()
-                progress("quantize", done, total)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        chunks = [chunk for tensor, placed in tensors for chunk in _chunks(tensor, placed)]
+        run_chunks(
+            (partial(_write_chunk, reader, descriptor, data_start, chunk) for chunk in chunks), threads, total, progress
+        )
 
 
 def _chunks(tensor: OutTensor, placed: Placed) -> list[_Chunk]:
@@ -77,12 +68,7 @@ def _write_chunk(reader: WeightReader, descriptor: int, data_start: int, chunk: 
     """Bytes written for one chunk."""
     data = _encode(reader, chunk)
     row_bytes = chunk.placed.kind.row_bytes(chunk.tensor.shape[-1])
-    position = data_start + chunk.placed.offset + chunk.start * row_bytes
-    view = memoryview(data.reshape(-1).data)
-    while view:
-        written = os.pwrite(descriptor, view, position)
-        view, position = view[written:], position + written
-    return data.nbytes
+    return write_at(descriptor, data, data_start + chunk.placed.offset + chunk.start * row_bytes)
 
 
 def _encode(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from runtime.artifact import Artifact, record
 from runtime.atomic import replacing
-from runtime.errors import ModelError, UnsupportedError, UserError
+from runtime.errors import ModelError, UnsupportedError
 from runtime.host import usable_cores
 from targets.gguf.plan import Plan, make_plan
 from targets.gguf.presets import PRESETS
 from targets.gguf.stream import write_tensors
+from targets.stream import reserve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +33,10 @@ class GgufTarget:
     def presets(self) -> dict[str, str]:
         """Quantization presets by name, with a line for people."""
         return {preset.name: preset.help for preset in PRESETS.values()}
+
+    def default_quant(self, facts: ModelFacts) -> str:  # noqa: ARG002  the same for every model
+        """See `Target`: what most GGUF files on a hub have."""
+        return "q4_k_m"
 
     def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
         """Every problem that can be known before a weight is read. Raises ModelError for a broken tokenizer."""
@@ -75,7 +80,7 @@ def _write(path: Path, plan: Plan, threads: int, progress: Progress) -> None:
     """Write the whole file at `path`. Raises UserError where the disk is too small, before any work."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        _reserve(descriptor, path, plan.file_bytes)
+        reserve(descriptor, path, plan.file_bytes)
         with os.fdopen(os.dup(descriptor), "wb") as file:
             file.write(plan.header)
         write_tensors(descriptor, len(plan.header), plan.tensors, threads, progress)
@@ -85,19 +90,6 @@ def _write(path: Path, plan: Plan, threads: int, progress: Progress) -> None:
         ) from error
     finally:
         os.close(descriptor)
-
-
-def _reserve(descriptor: int, path: Path, n_bytes: int) -> None:
-    """Claim the whole file now, so that a full disk is known before the work and not after it."""
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, n_bytes)
-        else:
-            os.truncate(descriptor, n_bytes)
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: no room for a file of {n_bytes} bytes ({error.strerror}); free space or choose another -o"
-        ) from error
 
 
 def _type_counts(plan: Plan) -> dict[str, int]:

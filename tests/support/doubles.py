@@ -85,3 +85,68 @@ class FakeReference(_ByteModel):
     def render(self, conversation: Sequence[dict[str, str]], *, prompt: bool) -> str:
         assert self.template is not None
         return render(self.template, conversation, {"bos_token": "<s>", "eos_token": "</s>"}, prompt=prompt)
+
+
+CLS, SEP = 256, 257
+
+
+def word_vectors(hidden: int = 6, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+    """A vector for each token, shape (N_VOCAB, hidden); noise: standard deviation of what is added."""
+    table = np.random.default_rng(seed).normal(size=(N_VOCAB, hidden))
+    return (table + noise * np.random.default_rng(seed + 1).normal(size=table.shape)).astype(np.float32)
+
+
+class _ByteEncoder:
+    """Every state is its token's vector; a sentence is their mean at length 1; labels are the first numbers."""
+
+    def __init__(self, table: np.ndarray | None = None, *, task: str = "feature-extraction", labels: int = 3) -> None:
+        self.table = word_vectors() if table is None else table
+        self.task, self.labels = task, labels
+        self.n_vocab, self.max_tokens = len(self.table), 40
+        self.frame = ([CLS], [SEP])
+        self.pooled = True
+        self.closed = False
+        self.asked: list[list[int]] = []
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        ids = list(text.encode("utf-8", "replace"))
+        return [*self.frame[0], *ids, *self.frame[1]] if add_special else ids
+
+    def encode(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
+        self.asked.append(list(ids))
+        states = self.table[list(ids)]
+        mean = states.mean(axis=0)
+        if self.task == "text-classification":
+            return {"logits": mean[: self.labels]}
+        if self.task == "token-classification":
+            return {"logits": states[:, : self.labels]}
+        with np.errstate(invalid="ignore"):
+            pooled = {"sentence_embedding": mean / np.linalg.norm(mean)} if self.pooled else {}
+        return {"last_hidden_state": states, **pooled}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeEncoderSession(_ByteEncoder):
+    """Stands for an encoder's artifact in its engine. timed: the lengths of the texts that `run` was given."""
+
+    engine = "fake engine 1"
+    outputs = ("last_hidden_state", "sentence_embedding")
+
+    @property
+    def timed(self) -> list[int]:
+        return [len(ids) for ids in self.asked]
+
+    def run(self, ids: Sequence[int]) -> None:
+        self.encode(ids)
+
+    def memory_bytes(self) -> dict[str, int]:
+        return {"weights": 10, "kv_cache": 0, "compute": 5}
+
+
+class FakeEncoderReference(_ByteEncoder):
+    """Stands for an encoder's source."""
+
+    description = "fake source"
+    special_tokens = added_tokens = ()

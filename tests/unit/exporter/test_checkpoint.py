@@ -106,6 +106,20 @@ def test_encoder_may_come_without_those_tokenizer_files(tmp_path: Path) -> None:
     assert resolve(str(directory)).architecture == "BertModel"
 
 
+@pytest.mark.parametrize(
+    "architecture", ["BertModel", "XLMRobertaForSequenceClassification", "BertForTokenClassification"]
+)
+def test_an_encoder_of_text_needs_a_tokenizer(tmp_path: Path, architecture: str) -> None:
+    directory = write_model(tmp_path / "Encoder", architecture=architecture)
+    (directory / "config.json").write_text(json.dumps({"architectures": [architecture], "vocab_size": 9}))
+    (directory / "tokenizer.json").unlink()
+    assert "no tokenizer (tokenizer.json, vocab.txt, a SentencePiece model, or vocab.json" in refusal(directory)
+    for name in ("vocab.txt", "sentencepiece.bpe.model", "tokenizer.model"):
+        (directory / name).write_text("")
+        assert resolve(str(directory)).architecture == architecture
+        (directory / name).unlink()
+
+
 def test_pickles_and_remote_code(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "Tiny", weights=False)
     (directory / "pytorch_model.bin").write_bytes(b"")
@@ -196,11 +210,13 @@ def test_only_what_a_conversion_needs_is_downloaded(tmp_path: Path, monkeypatch:
         "config.json", "generation_config.json", "model.safetensors", "model-00001-of-00002.safetensors",
         "model.safetensors-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json",
         "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja", "README.md",
-        "LICENSE", "special_tokens_map.json", "added_tokens.json",
+        "LICENSE", "special_tokens_map.json", "added_tokens.json", "modules.json", "sentence_bert_config.json",
+        "1_Pooling/config.json", "sentencepiece.bpe.model", "vocab.txt",
     ]  # fmt: skip
     other = [
         "pytorch_model.bin", "consolidated.safetensors", "original/model.safetensors", "onnx/model.onnx", "x.gguf",
-        "modeling_x.py", ".gitattributes",
+        "modeling_x.py", ".gitattributes", "1_Pooling/model.safetensors", "1_Pooling/x.py", "2_Dense/model.safetensors",
+        "2_Dense/config.json",
     ]  # fmt: skip
     asked: list[dict[str, object]] = []
 

@@ -8,11 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from exporter.cli.app import app
-from runtime.artifact import Artifact, record
+from runtime.artifact import Artifact, record, write_manifest
 from runtime.check import CapVerdict
 from runtime.errors import EngineError, ModelError
 from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat
 from targets.base import Problem
+from targets.drift import Parity
+from targets.encoder_drift import EncoderDrift
 from targets.facts import ModelFacts
 
 
@@ -25,6 +27,9 @@ class FakeTarget:
 
     def presets(self):
         return {"q4_k_m": "4 bits", "q8_0": "8 bits"}
+
+    def default_quant(self, _facts):
+        return "q4_k_m"
 
     def check(self, _facts, _options):
         return list(self.problems)
@@ -232,3 +237,62 @@ def test_lists():
     assert "raspberry-pi-5    8.6 GB    ~7.0 GB" in run("devices").stdout
     assert "q4_k_m" in json.loads(run("formats", "--json").stdout)["gguf"]
     assert run("--version").stdout.startswith("packlight 0.")
+
+
+def encoder_directory(path):
+    """What an export of an encoder leaves, with nothing to run in it."""
+    path.mkdir()
+    (path / "m.onnx").write_bytes(b"x")
+    artifact = Artifact(
+        path, "onnx", "m.onnx", "m", "int8", 4, 8.0, 40, "m", {"task": "feature-extraction"},
+        {"m.onnx": record(path / "m.onnx")},
+    )  # fmt: skip
+    write_manifest(artifact)
+    return path
+
+
+def test_limits_of_the_other_kind_of_model_are_refused_before_any_work(target, tmp_path, monkeypatch):
+    directory = encoder_directory(tmp_path / "encoder")
+    for arguments, option in (
+        (("measure", directory, "--min-speed", "10"), "--min-speed"),
+        (("check", directory, "--max-memory", "1GB", "--max-first-token", "9"), "--max-first-token"),
+        (("verify", directory, "--against", "./model", "--max-kl", "1"), "a KL, perplexity or top-1 limit"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert done.stderr.splitlines()[-1].startswith(f"error: {option} is for models that generate, this one is for")
+    for option in ("--max-latency", "--min-cosine", "--min-label-agreement", "--min-rank-correlation"):
+        done = run("export", "./model", "-o", tmp_path / "out", option, "0.5", *(["--quiet"]))
+        assert done.exit_code == 2
+        assert "is for encoders, this model is for text-generation" in done.stderr
+    facts = ModelFacts("huggingface", tmp_path, "Tiny", "./model", {"architectures": ["BertModel"]}, {})
+    monkeypatch.setattr("exporter.checkpoint.resolve", lambda _model, **_options: facts)
+    done = export(tmp_path / "out", "--min-speed", "5")
+    assert (done.exit_code, "--min-speed is for models that generate" in done.stderr) == (2, True)
+    assert names(tmp_path) == ["encoder"]
+
+
+def test_an_encoders_own_limits_reach_its_verdict(target, tmp_path, monkeypatch):
+    directory = encoder_directory(tmp_path / "encoder")
+    drift = EncoderDrift(
+        0.97, 0.9, 0.99, 1.0, 0.99, None, 0.1, 8, 99, "feature-extraction", 40, "t", "0",
+        Parity(1, (), True, None, None, None), "e", "r",
+    )  # fmt: skip
+    monkeypatch.setattr("exporter.verify.verify", lambda *_: drift)
+
+    def verdict(*more):
+        return run("verify", directory, "--against", "./model", *more).stdout.splitlines()[-1]
+
+    assert verdict() == "verdict: failed: cosine 0.97000 (budget ≥ 0.99000)"  # 8 bits
+    assert verdict("--min-cosine", "0.97") == "verdict: met"
+    assert verdict("--min-cosine", "0.97", "--min-rank-correlation", "0.995").startswith("verdict: failed: rank corr")
+    report = json.loads(run("verify", directory, "--against", "./model", "--json").stdout)
+    assert report["drift"]["mean_cosine"] == 0.97
+
+
+def test_the_preset_is_the_formats_own_where_none_is_named(target, tmp_path):
+    target.default_quant = lambda facts: "q8_0" if facts.name == "Tiny" else ""
+    assert export(tmp_path / "out").exit_code == 0
+    assert "Tiny-Q8_0.bin" in names(tmp_path / "out")
+    assert export(tmp_path / "other", "--quant", "q4_k_m").exit_code == 0
+    assert "Tiny-Q4_K_M.bin" in names(tmp_path / "other")

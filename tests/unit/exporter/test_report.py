@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -14,6 +15,8 @@ from runtime.artifact import Artifact, FileRecord
 from runtime.budget import Line, at_least, at_most
 from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat, Trials
 from targets.device import load_device
+from targets.drift import Parity
+from targets.encoder_drift import EncoderDrift
 from targets.facts import ModelFacts
 
 SIZE = at_most("size", 105_454_496, None, "105.5 MB")
@@ -134,3 +137,62 @@ def test_a_card_of_a_hub_model_without_a_card_of_its_own(make, tmp_path):
     card = model_card(make(SIZE), ModelFacts("huggingface", tmp_path, "Tiny", "org/Tiny", {}, {}), 512)
     assert card.startswith("---\nbase_model: org/Tiny\nbase_model_relation: quantized\nquantized_by: packlight\n")
     assert "Memory, load and speed were not measured." in card
+
+
+def onnx_card(report, entry, task, directory, **fields):
+    contract = {"engine": "ONNX Runtime", "task": task}
+    artifact = dataclasses.replace(report.artifact, format="onnx", entry=entry, quant="int8", contract=contract)
+    facts = ModelFacts("huggingface", directory, "Tiny", "./tiny", {}, {})
+    return model_card(dataclasses.replace(report, artifact=artifact, **fields), facts, 512)
+
+
+def test_a_card_of_an_encoder(make, tmp_path):
+    from support.tiny_encoders import write_pooling
+
+    measured = dataclasses.replace(
+        MEASUREMENT, first_token_ms=None, decode_tokens_per_s=None, latency_ms=stat(3.0), trials=Trials(128, 0, 3)
+    )
+    drift = EncoderDrift(
+        0.99, 0.9, 0.99, 1.0, 0.99, None, 0.1, 8, 99, "feature-extraction", 40, "a text", "0",
+        Parity(1, (), True, None, None, None), "an engine", "a source",
+    )  # fmt: skip
+    write_pooling(tmp_path, "cls", normalize=False)
+    more = {"measurement": measured, "drift": drift}
+    card = onnx_card(make(SIZE), "onnx/model_quantized.onnx", "feature-extraction", tmp_path, **more)
+    for expected in (
+        "3 trials of a text of 128 tokens.",
+        "| growth over a second pass of texts | 1.0 MB |",
+        "on 8 texts of up to 40 tokens, cut from a text\n(an engine against a source)",
+        'onnxruntime.InferenceSession("onnx/model_quantized.onnx"',
+        'session.run(["sentence_embedding"], feeds)',
+        f'pipeline("feature-extraction", "{tmp_path.name}", {{ dtype: "q8" }})',
+        '{ pooling: "cls", normalize: false }',
+    ):
+        assert expected in card
+    for absent in ("KV cache", "generated tokens", "llama", "Modelfile", "genai"):
+        assert absent not in card
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("model", "fp32"), ("model_fp16", "fp16"), ("model_int8", "int8"), ("model_q4", "q4"), ("model_quantized", "q8")],
+)
+def test_a_card_of_a_decoder_in_onnx_names_the_three_clients(make, tmp_path, name, dtype):
+    card = onnx_card(make(SIZE), f"onnx/{name}.onnx", "text-generation", tmp_path)
+    for expected in (f'InferenceSession("onnx/{name}.onnx"', 'onnxruntime_genai.Model(".")', f'{{ dtype: "{dtype}" }}'):
+        assert expected in card
+    assert "ollama" not in card
+    compiled = onnx_card(make(SIZE), f"onnx/{name}.ort", "text-generation", tmp_path)
+    assert f'InferenceSession("onnx/{name}.ort"' in compiled
+    assert "transformers.js" not in compiled
+
+
+def test_the_python_of_the_cards_is_python(make, tmp_path):
+    import ast
+
+    for task in ("text-generation", "feature-extraction", "text-classification"):
+        card = onnx_card(make(SIZE), "onnx/model.onnx", task, tmp_path)
+        blocks = [part.split("```")[0] for part in card.split("```python\n")[1:]]
+        assert blocks
+        for block in blocks:
+            ast.parse(block)

@@ -8,10 +8,10 @@ from support.doubles import BOS, N_VOCAB, FakeReference, FakeSession, bigrams
 
 from exporter.verify import VerifyOptions, bits_per_weight, verify
 from exporter.verify.run import compare
-from exporter.verify.text import EvalText
 from runtime.artifact import Artifact
 from runtime.errors import CheckFailed, ModelError, UserError
 from targets.facts import ModelFacts, TensorFact
+from targets.text import EvalText
 
 if TYPE_CHECKING:
     from pathlib import Path

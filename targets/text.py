@@ -1,4 +1,4 @@
-"""The text that models are compared on: a file that the user names, or one that every CPython carries."""
+"""The text that models are compared and calibrated on: the user's file, or one that every CPython carries."""
 
 from __future__ import annotations
 

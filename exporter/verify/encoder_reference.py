@@ -1,0 +1,88 @@
+"""An encoder's source model in torch, as the artifact is compared with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from exporter.verify.reference import TorchSource
+from targets.pooling import read_pooling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+AUTO_CLASSES = {
+    "feature-extraction": "AutoModel",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+}
+# BERT's pooler was trained for another task and is often left out of embedding models; the embedding does not read it.
+_UNUSED = {"feature-extraction": "pooler."}
+
+
+class EncoderReference(Protocol):
+    """The source model of an encoder, open. Token ids are plain ints.
+
+    description: what it is and how it runs, for the record
+    max_tokens: longest text that it takes, special tokens counted
+    n_vocab: token ids that it knows
+    special_tokens, added_tokens: as of `Reference`
+    """
+
+    description: str
+    max_tokens: int
+    n_vocab: int
+    special_tokens: tuple[str, ...]
+    added_tokens: tuple[str, ...]
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of `text`, neither padded nor cut."""
+
+    def encode(self, ids: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
+        """The outputs for one text: see `runtime.sessions.base.EncoderSession.encode`."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+class TransformersEncoder(TorchSource):
+    """An encoder's directory, run by transformers; its sentence embedding is that of sentence-transformers."""
+
+    def __init__(
+        self,
+        path: Path,
+        task: str,
+        *,
+        dtype: str = "float32",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(
+            path, AUTO_CLASSES[task], dtype=dtype, trust_remote_code=trust_remote_code, unused=_UNUSED.get(task)
+        )
+        self.use_threads(threads)
+        self._pooling = read_pooling(path) if task == "feature-extraction" else None
+        self.n_vocab = int(self._model.get_input_embeddings().weight.shape[0])
+        self.max_tokens = self._longest()
+
+    def encode(self, ids: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
+        """See `EncoderReference`."""
+        output = self.forward(ids)
+        if hasattr(output, "logits"):
+            return {"logits": self.as_float32(output.logits[0])}
+        states = self.as_float32(output.last_hidden_state[0])
+        if self._pooling is None:
+            return {"last_hidden_state": states}
+        return {"last_hidden_state": states, "sentence_embedding": self._pooling(states)}
+
+    def _longest(self) -> int:
+        """Positions that the model has. RoBERTa and its kin count theirs from behind the padding token's id."""
+        positions = int(getattr(self._model.config, "max_position_embeddings", 0) or self._tokenizer.model_max_length)
+        for name, module in self._model.named_modules():
+            padding = getattr(module, "padding_idx", None)
+            if name.rsplit(".", 1)[-1] == "position_embeddings" and padding is not None:
+                return positions - int(padding) - 1
+        return positions
