@@ -26,7 +26,7 @@ help:
 	@echo "make demo   install, then export the real SmolLM2-135M-Instruct within a budget, into demo/out"
 	@echo "make test   install, then lint, types, layers and every test, the slow ones too"
 	@echo "make lint   ruff, mypy, import-linter, generated documentation up to date"
-	@echo "make tools  build llama.cpp's own tools, to compare with (once, about five minutes)"
+	@echo "make tools  build llama.cpp's own tools, to compare with, and install transformers.js (once, five minutes)"
 	@echo "make bench  the tables of docs/benchmarks.md (an hour on two cores, 20 GB of disk)"
 	@echo "make docs   the documentation into site/"
 	@echo "make clean  everything that these make, but the cache of models and tools (.cache)"
@@ -62,6 +62,7 @@ lint: $(STAMP)
 # Here and not inside a test: compiling takes longer than a test may. Does nothing where they are built.
 tools: $(STAMP)
 	$(BIN)/python -m benchmarks.tools
+	$(BIN)/python -m benchmarks.node
 
 test: lint tools
 	$(BIN)/python -m pytest

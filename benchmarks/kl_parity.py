@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--quants", nargs="+", default=["q4_k_m", "q4_0"])
     parser.add_argument("--chunks", type=int, default=10)
     args = parser.parse_args()
-    from exporter.verify.text import default_text
+    from targets.text import default_text
 
     model = offgrid(smollm2())
     evaluation = default_text("evaluation")

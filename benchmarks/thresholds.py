@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from exporter.verify.reference import Reference
-    from exporter.verify.text import EvalText
     from targets.drift import Drift, Thresholds
     from targets.facts import ModelFacts
+    from targets.text import EvalText
 
 ROOM = 1.5
 """Smallest allowed quotient of the limit of mean KL and an honest file's."""
@@ -242,7 +242,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from exporter.checkpoint import resolve
     from exporter.verify.reference import TransformersReference
-    from exporter.verify.text import default_text
+    from targets.text import default_text
 
     start, model, text = time.monotonic(), offgrid(smollm2()), default_text("evaluation")
     content: dict[str, Any] = {**record.provenance(), "chunks": args.chunks, "context": CONTEXT}

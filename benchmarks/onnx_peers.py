@@ -1,0 +1,275 @@
+"""Our ONNX exports against what users build today: ORT-GenAI's builder for decoders, quantize_dynamic for encoders.
+
+    python -m benchmarks.onnx_peers [--runs 3 | --quick] [--resume] [--parts decoder encoder greedy sizes]
+
+Off-grid SmolLM2 and MiniLM. Every figure is of a process of its own on two processors, taken in turn, medians over the
+runs; benchmarks.onnx_runs and benchmarks.onnx_encoders are these processes, the same for both sides. What is built
+lies in .cache/onnx-peers afterwards; with --resume, what an interrupted run has measured there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import record
+from benchmarks.models import minilm, offgrid
+from benchmarks.onnx_encoders import PEERS as ENCODER_PEERS
+from benchmarks.onnx_judge import failures, pairs, sizes_of
+from benchmarks.onnx_runs import THREADS, median_of
+from benchmarks.onnx_tables import table
+from benchmarks.paths import CACHE, ROOT
+from benchmarks.smollm2 import smollm2
+from benchmarks.spawn import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WORK = CACHE / "onnx-peers"
+PARTS = ("decoder", "encoder", "greedy", "sizes")
+CHUNKS, TRIALS, TOKENS = 8, 3, 64
+ENCODER_PRESETS = ("dynamic-int8", "static-int8", "int8", "int4", "fp16", "fp32")
+SIZED = {"SmolLM2-135M": ("fp32", "fp16", "int8", "int4-mixed", "int4"), "all-MiniLM-L6-v2": ENCODER_PRESETS}
+PROMPTS = (
+    "What is the capital of France?", "Write a haiku about the sea.", "Explain gravity to a child.",
+    "List three fruits and their colours.", "How do I boil an egg?", "Translate 'good morning' into Spanish.",
+    "Write a Python function that adds two numbers.", "Why is the sky blue?", "Who wrote Romeo and Juliet?",
+    "Give me a short story about a dog and a robot.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Road:
+    """One way to an ONNX decoder.
+
+    name: in the table; options: our preset, or what the builder is told; once: built and measured in the first run only
+    """
+
+    name: str
+    ours: bool
+    options: tuple[str, ...]
+    engines: tuple[str, ...] = ("plain", "genai")
+    once: bool = False
+
+    def command(self, model: Path, out: Path) -> list[str]:
+        """The command that writes the directory `out`."""
+        if self.ours:
+            return ours_command(model, self.options[0], out)
+        precision, *extra = self.options
+        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", model.name, "-i", str(model)]
+        builder += ["-o", str(out), "-p", precision, "-e", "cpu", "-c", str(WORK / "builder-cache")]
+        return [*builder, "--extra_options", *extra] if extra else builder
+
+
+EVERY = ("plain", "genai", "harness")
+ROADS = (
+    Road("GenAI int4", False, ("int4",)),
+    Road("packlight int4", True, ("int4",), EVERY),
+    Road("GenAI k_quant_mixed", False, ("int4", "algo_config=k_quant_mixed")),
+    Road("packlight int4-mixed", True, ("int4-mixed",), EVERY),
+    Road("GenAI int4, prune_lm_head", False, ("int4", "prune_lm_head=true"), once=True),
+    Road("GenAI int8", False, ("int8",), once=True),
+    Road("packlight int8", True, ("int8",), EVERY, once=True),
+)
+"""onnxruntime-genai 0.18 ignores `int4_algo_config=`, whatever its help says; `algo_config=` works."""
+PRUNED = "GenAI int4, prune_lm_head"
+"""Logits of the last position only, which the builder does when told: no drift to measure, the weights are int4's."""
+
+
+def ours_command(model: Path, quant: str, out: Path) -> list[str]:
+    """The command line of our export, verification and measuring off."""
+    packlight = str(Path(sys.executable).with_name("packlight"))
+    named = ["--format", "onnx", "--quant", quant, "-o", str(out), "--overwrite"]
+    return [packlight, "export", str(model), *named, "--no-verify", "--no-measure"]
+
+
+def kept(key: str, compute: Callable[[], Any]) -> Any:  # noqa: ANN401 - JSON
+    """What `compute` returned for `key` since WORK was cleared; a failure is told, returned as a row and not kept."""
+    path = WORK / "done" / f"{key}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = compute()
+    except RuntimeError as error:
+        print(f"{key}: {error}", file=sys.stderr, flush=True)
+        return {"error": str(error).strip().splitlines()[-1][:300]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found), encoding="utf-8")
+    print(f"{key}: {json.dumps(found)[:200]}", file=sys.stderr, flush=True)
+    return found
+
+
+def child(module: str, task: str, **keywords: Any) -> Any:  # noqa: ANN401 - JSON
+    """What a task of a module of child processes returns. Raises RuntimeError with its last lines."""
+    out = WORK / "answer.json"
+    out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", f"benchmarks.{module}", task, str(out), json.dumps(keywords)]
+    cost = run(command, THREADS, {**os.environ, "PYTHONPATH": str(ROOT)})
+    answer = json.loads(out.read_text(encoding="utf-8"))
+    return {**answer, "cost": asdict(cost)} if isinstance(answer, dict) else answer
+
+
+def build(command: list[str], out: Path) -> dict[str, Any]:
+    """Run a command that writes `out`; what it cost, and the bytes of graph and weights."""
+    shutil.rmtree(out, ignore_errors=True)
+    return {**asdict(run(command, THREADS)), "model_bytes": model_bytes(out)}
+
+
+def model_bytes(directory: Path) -> int:
+    """Bytes of the graphs and of their external data, without tokenizer and configuration."""
+    named = (path for path in directory.rglob("*") if ".onnx" in path.name and path.is_file())
+    return sum(path.stat().st_size for path in named)
+
+
+def slug(name: str) -> str:
+    """A name of the table as that of a file."""
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def decoders(runs: int) -> list[dict[str, Any]]:
+    """One row a road: builds, drift, speed and peak in every engine."""
+    model = offgrid(smollm2())
+    out = {road.name: WORK / slug(road.name) for road in ROADS}
+    builds: dict[str, list[dict[str, Any]]] = {road.name: [] for road in ROADS}
+    measured: dict[tuple[str, str], list[dict[str, Any]]] = {(r.name, e): [] for r in ROADS for e in r.engines}
+    for number, road in _turns(runs):
+        command = road.command(model, out[road.name])
+        key = f"build-{slug(road.name)}-{number}"
+        builds[road.name].append(kept(key, partial(build, command, out[road.name])))
+    for number, road in _turns(runs):
+        for engine in road.engines:
+            keywords = {"directory": str(out[road.name]), "trials": TRIALS}
+            key = f"{engine}-{slug(road.name)}-{number}"
+            measured[road.name, engine].append(kept(key, partial(child, "onnx_runs", engine, **keywords)))
+    rows = []
+    for road in ROADS:
+        engines = {engine: summary(measured[road.name, engine]) for engine in road.engines}
+        row = {"name": road.name, "ours": road.ours, "build": summary(builds[road.name]), "engines": engines}
+        if road.name != PRUNED:
+            row["drift"] = kept(f"drift-{slug(road.name)}", partial(_drift, model, out[road.name]))
+        rows.append({**row, "command": " ".join(road.command(Path("MODEL"), Path("OUT"))[1:])})
+    return rows
+
+
+def _turns(runs: int) -> list[tuple[int, Road]]:
+    """Run by run, the roads in turn."""
+    return [(number, road) for number in range(runs) for road in ROADS if not (road.once and number)]
+
+
+def _drift(model: Path, directory: Path) -> dict[str, Any]:
+    reference = WORK / "reference.npy"
+    return dict(
+        child("onnx_runs", "drift", source=str(model), directory=str(directory), chunks=CHUNKS, kept=str(reference))
+    )
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the runs, and the runs; where one failed, its error alone."""
+    failed = [one for one in runs if "error" in one]
+    if failed:
+        return failed[0]
+    plain = [{key: value for key, value in one.items() if key != "cost"} for one in runs]
+    return {**median_of(plain), "runs": plain}
+
+
+def encoders(runs: int) -> list[dict[str, Any]]:
+    """One row a peer and one a preset of ours: the build, cosines, latency, peak."""
+    model = minilm()
+    names = [*ENCODER_PEERS, *(f"packlight {preset}" for preset in ENCODER_PRESETS)]
+    out = {name: WORK / slug(f"encoder {name}") for name in names}
+    builds: dict[str, Any] = {}
+    for name in names:
+        builds[name] = kept(f"build-{out[name].name}", partial(_build_encoder, model, name, out[name]))
+    latency: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for number in range(runs):
+        for name in names:
+            if "error" not in builds[name]:
+                ask = {"directory": str(out[name])}
+                key = f"latency-{out[name].name}-{number}"
+                latency[name].append(kept(key, partial(child, "onnx_encoders", "latency", **ask)))
+    rows = []
+    for name in names:
+        row = {"name": name, "ours": name.startswith("packlight"), "build": builds[name]}
+        if "error" not in builds[name]:
+            ask = {"source": str(model), "directory": str(out[name])}
+            row["cosine"] = kept(f"cosine-{out[name].name}", partial(child, "onnx_encoders", "cosine", **ask))
+            row["latency"] = summary(latency[name])
+        rows.append(row)
+    return rows
+
+
+def _build_encoder(model: Path, name: str, out: Path) -> dict[str, Any]:
+    if name not in ENCODER_PEERS:
+        return build(ours_command(model, name.removeprefix("packlight "), out), out)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    done = child("onnx_encoders", "build", source=str(model), peer=name, directory=str(out))
+    return {**done["cost"], "model_bytes": model_bytes(out)}
+
+
+def greedy() -> Any:  # noqa: ANN401 - JSON
+    """How many tokens of our fp32 export are transformers' own, prompt by prompt."""
+    model, out = offgrid(smollm2()), WORK / "greedy-fp32"
+    built = kept("build-greedy-fp32", partial(build, ours_command(model, "fp32", out), out))
+    if "error" in built:
+        return built
+    ask = {"source": str(model), "directory": str(out), "prompts": list(PROMPTS), "tokens": TOKENS}
+    return kept("greedy", partial(child, "onnx_runs", "greedy", **ask))
+
+
+def sizes() -> dict[str, dict[str, Any]]:
+    """By model and preset: the graph's name, bytes of graph and weights, and of the whole directory."""
+    sources = dict(zip(SIZED, (offgrid(smollm2()), minilm()), strict=True))
+    found: dict[str, dict[str, Any]] = {name: {} for name in SIZED}
+    for name, presets in SIZED.items():
+        for preset in presets:
+            out = WORK / "sizes"
+            found[name][preset] = kept(f"size-{name}-{preset}", partial(_size, sources[name], preset, out))
+    shutil.rmtree(WORK / "sizes", ignore_errors=True)
+    return found
+
+
+def _size(model: Path, preset: str, out: Path) -> dict[str, Any]:
+    build(ours_command(model, preset, out), out)
+    return sizes_of(out)
+
+
+def main() -> None:
+    """Run, print the table, write the result; exit status 1 where a limit does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.onnx_peers", description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one run of each")
+    parser.add_argument("--resume", action="store_true", help="keep what an interrupted run has measured")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="not all: printed and not saved")
+    args = parser.parse_args()
+    start, runs = time.monotonic(), 1 if args.quick else args.runs
+    if not args.resume:
+        shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {**record.provenance(), "threads": THREADS, "n_runs": runs}
+    content |= {"chunks": CHUNKS, "trials": TRIALS, "tokens": TOKENS, "resumed": args.resume}
+    steps: dict[str, Callable[[], Any]] = {
+        "decoder": partial(decoders, runs), "encoder": partial(encoders, runs), "greedy": greedy, "sizes": sizes,
+    }  # fmt: skip
+    for part in PARTS:
+        if part in args.parts:
+            content[part] = steps[part]()
+    content["wall_s"] = round(time.monotonic() - start, 1)
+    if set(args.parts) == set(PARTS):
+        record.save("onnx_peers", content)
+    print(table(content))
+    broken = failures(content)
+    print("\n".join(broken) or f"every one of {len(pairs(content))} limits holds", file=sys.stderr)
+    sys.exit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()
