@@ -19,7 +19,7 @@ from runtime.measurement import KV_TYPES, RunOptions, Trials
 from runtime.sessions.base import ENCODER_TASKS, TEXT_GENERATION, task_of
 from runtime.units import format_bytes
 from targets import get_target
-from targets.base import EmitOptions
+from targets.base import Calibration, EmitOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,7 @@ class ExportRequest:
     model: a directory, a hub id or a .gguf file; revision: of a hub id
     quant: None takes the format's own default
     verify: None leaves verifying out; measure: False leaves measuring out
+    calibration: what activations are measured on, for presets that fix their ranges
     command: as typed, for the record
     """
 
@@ -93,6 +94,7 @@ class ExportRequest:
     overwrite: bool = False
     trust_remote_code: bool = False
     revision: str | None = None
+    calibration: Calibration = field(default_factory=Calibration)
     command: str = ""
 
 
@@ -107,7 +109,11 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
     reporter.step(f"reading {request.model}")
     facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
     quant = target.default_quant(facts) if request.quant is None else request.quant
-    options = EmitOptions(Recipe.from_quant(quant, target.presets()).quant)
+    options = EmitOptions(
+        Recipe.from_quant(quant, target.presets()).quant,
+        calibration=request.calibration,
+        engine=request.limits.device.onnxruntime if request.limits.device else None,
+    )
     refuse_problems(target, facts, options)
     refuse_other_limits(request.limits, lambda: task_of_source(facts))
     if request.verify is not None:
@@ -116,12 +122,25 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
         refuse_too_large(facts, request.verify)
     with staging(out) as room:
         reporter.step(f"writing {request.format} {options.quant}")
-        artifact = target.emit(facts, options, room, reporter.advance)
+        artifact = with_mobile_check(target.emit(facts, options, room, reporter.advance), reporter)
         report = examine(request, artifact, facts, reporter)
         report = report.at(dataclasses.replace(artifact, root=out))
         write_documents(report, facts, room, request.options.context)
         publish(room, out)
     return report
+
+
+def with_mobile_check(artifact: Artifact, reporter: Reporter) -> Artifact:
+    """The artifact with what ONNX Runtime's mobile check says of its graph in the contract; others as they are."""
+    if artifact.format != "onnx":
+        return artifact
+    from targets.onnx.usability import usability
+
+    reporter.step("asking ONNX Runtime's mobile usability check")
+    found = usability(artifact.entry_path)
+    contract = {**artifact.contract, "mobile_usability": found.to_json()}
+    contract["notes"] = [*contract.get("notes", ()), *found.notes()]
+    return dataclasses.replace(artifact, contract=contract)
 
 
 def examine(request: ExportRequest, artifact: Artifact, facts: ModelFacts, reporter: Reporter) -> Report:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 TARGETS = {
     "gguf": "targets.gguf.target:GgufTarget",
     "onnx": "targets.onnx.target:OnnxTarget",
+    "ort": "targets.onnx.ort_target:OrtTarget",
 }
 
 

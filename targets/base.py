@@ -57,11 +57,17 @@ class Calibration:
 
 @dataclass(frozen=True)
 class EmitOptions:
-    """How to emit: the preset (lower case, for example "q4_k_m"), and threads (None: all cores)."""
+    """How to emit.
+
+    quant: the preset, lower case, for example "q4_k_m"; threads: None for all cores
+    calibration: for presets that fix the ranges of activations
+    engine: the oldest version of the engine that has to load the artifact, as the device's profile names it
+    """
 
     quant: str
     threads: int | None = None
     calibration: Calibration = Calibration()
+    engine: str | None = None
 
 
 class Target(Protocol):

@@ -85,7 +85,7 @@ class Drift(Statistics):
     n_chunks: windows of chunk_tokens tokens, the second half of each scored
     text_name, text_sha256: the evaluation text
     engine: what ran the artifact; reference: what ran the source
-    dead_tensors: matrices of the artifact that are all zeros, where the source's are not
+    dead_tensors: matrices of the artifact that are all zeros, where the source's are not; None where nobody looked
     notes: what a reader has to know, such as columns left out of padded vocabularies
     """
 
@@ -96,7 +96,7 @@ class Drift(Statistics):
     parity: Parity
     engine: str
     reference: str
-    dead_tensors: tuple[str, ...] = field(default_factory=tuple)
+    dead_tensors: tuple[str, ...] | None = ()
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +106,8 @@ class Drift(Statistics):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Drift:
         """The inverse of `to_json`, also after a trip through JSON text."""
-        lists = {name: tuple(data.get(name, ())) for name in ("dead_tensors", "notes")}
+        dead = data.get("dead_tensors", ())
+        lists = {"dead_tensors": None if dead is None else tuple(dead), "notes": tuple(data.get("notes", ()))}
         return cls(**{**data, "parity": Parity.from_json(data["parity"]), **lists})
 
 
@@ -229,7 +230,7 @@ def judge(drift: Drift, thresholds: Thresholds) -> list[Line]:
         special_line("BOS", parity),
         _equal("chat template", parity.chat_template, {None: "neither has one", True: "equal"}.get(
             parity.chat_template, f"differs: {parity.chat_difference}")),
-        tensor_line(drift.dead_tensors),
+        *([] if drift.dead_tensors is None else [tensor_line(drift.dead_tensors)]),
     ]  # fmt: skip
 
 

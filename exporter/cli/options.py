@@ -52,6 +52,12 @@ class Job:
         _option("--quant", "Quantization preset; default q4_k_m; onnx: int4, encoders dynamic-int8.", _JOB, _NAME),
     ] = None
     revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
+    calibration: Annotated[
+        str, _option("--calibration", "Ranges of static-int8: minmax (default), percentile, entropy.", _JOB, _NAME)
+    ] = "minmax"
+    calibration_text: Annotated[
+        Path | None, _option("--calibration-text", "Text for it (UTF-8); default Python's own help.", _JOB, "FILE")
+    ] = None
     overwrite: Annotated[bool, _option("--overwrite", "Replace an earlier export in OUT.", _JOB)] = False
     no_verify: Annotated[bool, _option("--no-verify", "Leave out the comparison with MODEL.", _JOB)] = False
     no_measure: Annotated[bool, _option("--no-measure", "Leave out memory and speed.", _JOB)] = False

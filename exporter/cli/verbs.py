@@ -32,6 +32,7 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
     """Compress MODEL for a target; verify, measure and report."""
     from exporter.pipeline import ExportRequest
     from exporter.pipeline import export as run
+    from targets.base import Calibration
 
     options, trials = running.options()
     request = ExportRequest(
@@ -47,6 +48,7 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
         overwrite=job.overwrite,
         trust_remote_code=verifying.trust_remote_code,
         revision=job.revision,
+        calibration=Calibration(job.calibration, job.calibration_text),
         command=command_line(),
     )
     with progress(output) as reporter:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import ModelError
 from targets.gguf.reading import read_gguf_facts
+from targets.onnx.dead import dead_matrices
 from targets.weights import WeightReader, row_chunks
 
 if TYPE_CHECKING:
@@ -22,15 +23,18 @@ CHUNK_ELEMENTS = 1 << 16
 """Weights that are read at a time; a healthy matrix is left after the first chunk."""
 
 
-def dead_tensors(artifact: Artifact, facts: ModelFacts) -> tuple[str, ...]:
+def dead_tensors(artifact: Artifact, facts: ModelFacts) -> tuple[str, ...] | None:
     """Names of the artifact's all-zero matrices, where it has more of them than the source; else empty.
 
-    Names differ between source and artifact, so they are counted and not matched. Formats other than GGUF are not
-    looked into.
+    Names differ between source and artifact, so they are counted and not matched. None for a format that nobody can
+    look into.
     """
-    if artifact.format != "gguf":
-        return ()
-    dead = _all_zero(read_gguf_facts(artifact.entry_path, str(artifact.entry_path)).tensors.values())
+    if artifact.format == "gguf":
+        dead = _all_zero(read_gguf_facts(artifact.entry_path, str(artifact.entry_path)).tensors.values())
+    elif artifact.format == "onnx":
+        dead = dead_matrices(artifact.entry_path)
+    else:
+        return None
     if not dead or len(dead) <= len(_all_zero(facts.tensors.values())):
         return ()
     return tuple(dead)

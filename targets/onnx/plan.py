@@ -185,7 +185,7 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         recorded=choice.seen,
         config=facts.config,
         graph=graph,
-        data_bytes=lay_out(graph.jobs, LARGEST_DATA_FILE),
+        data_bytes=_places(facts, graph),
         n_params=sum(tensor.source.n_elements for tensor in stored.values() if tensor.source is not None),
         context=spec.context,
         counts=dict(counts),
@@ -216,13 +216,21 @@ def _plan_encoder(
         recorded=choice.seen,
         config=facts.config,
         graph=graph,
-        data_bytes=lay_out(graph.jobs, LARGEST_DATA_FILE),
+        data_bytes=_places(facts, graph),
         n_params=sum(fact.n_elements for fact in tensors.values()),
         context=spec.max_tokens,
         counts=dict(counts),
         encoder=spec,
         notes=choice.notes(),
     ), []
+
+
+def _places(facts: ModelFacts, graph: GraphBuilder) -> list[int]:
+    """Sizes of the data files. Raises UnsupportedError for a matrix that is larger than a file may be."""
+    try:
+        return lay_out(graph.jobs, LARGEST_DATA_FILE)
+    except ValueError as error:
+        raise UnsupportedError(f"{facts.requested}: {error}; use a smaller --quant, such as int8 or int4") from error
 
 
 def _scheme_of_tensor(choice: Choice, name: str, n_layers: int) -> str:

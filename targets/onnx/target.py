@@ -14,6 +14,7 @@ from runtime.artifact import Artifact, record
 from runtime.atomic import replacing, write_json
 from runtime.errors import ModelError, UnsupportedError
 from runtime.host import usable_cores
+from targets.base import Problem
 from targets.gguf.tokenizer.files import read_files
 from targets.onnx import calibration, clients, releases
 from targets.onnx.plan import FOLDER, Plan, make_plan
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from targets.base import EmitOptions, Problem, Progress
+    from targets.base import EmitOptions, Progress
     from targets.facts import ModelFacts
 
 OPSET, IR_VERSION = 21, 10
@@ -56,6 +57,8 @@ class OnnxTarget:
     def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
         """Every problem that can be known before a weight is read."""
         plan, problems = make_plan(facts, options)
+        if plan is not None:
+            problems = _too_new(plan, options)
         self._planned = (facts, options, plan) if plan is not None else None
         return problems
 
@@ -75,7 +78,7 @@ class OnnxTarget:
         self._planned = None  # its blobs know their places: a graph is written once
         if plan.recorded:
             plan = _calibrated(facts, options, plan, out, progress)
-        proto = write_graph(out, plan, options.threads or usable_cores(), progress)
+        proto = write_graph(out, plan, options, progress)
         files = [plan.file, *plan.data_files, *write_side_files(facts, plan, out)]
         return Artifact(
             root=out,
@@ -112,7 +115,7 @@ def _calibrated(facts: ModelFacts, options: EmitOptions, plan: Plan, out: Path, 
     for value in sorted(set(plan.recorded.values())):
         plan.graph.output(value, np.float32, ("batch_size", "sequence_length", None))
     with calibration.scratch(out) as room:
-        write_graph(room, plan, options.threads or usable_cores(), progress)
+        write_graph(room, plan, options, progress)
         ranges = calibration.find_ranges(room / plan.file, plan.recorded, chunks, options.calibration, progress)
     final, problems = make_plan(facts, options, ranges)
     if final is None:
@@ -121,13 +124,30 @@ def _calibrated(facts: ModelFacts, options: EmitOptions, plan: Plan, out: Path, 
     return dataclasses.replace(final, notes=(*final.notes, method))
 
 
-def write_graph(out: Path, plan: Plan, threads: int, progress: Progress) -> onnx.ModelProto:
+def _graph(plan: Plan, options: EmitOptions) -> onnx.ModelProto:
+    """The graph, in the newest opset that both we need and the device's ONNX Runtime loads."""
+    release = releases.opset_for(options.engine)
+    names = [name.removeprefix(f"{FOLDER}/") for name in plan.data_files]
+    return plan.graph.proto(names, min(release.opset, OPSET), min(release.ir, IR_VERSION))
+
+
+def _too_new(plan: Plan, options: EmitOptions) -> list[Problem]:
+    """Whether the device's ONNX Runtime is older than what the graph needs."""
+    if options.engine is None:
+        return []
+    need = releases.minimum_onnxruntime(_graph(plan, options))
+    if releases.parse_version(need.version) <= releases.parse_version(options.engine):
+        return []
+    what = f"has ONNX Runtime {options.engine}, {plan.preset.name} needs {need.version} ({need.because})"
+    return [Problem("the device", what, "ship a newer ONNX Runtime with the app, or use another --quant")]
+
+
+def write_graph(out: Path, plan: Plan, options: EmitOptions, progress: Progress) -> onnx.ModelProto:
     """Write the graph and its weights below `out`; returns the graph."""
     model = out / plan.file
     model.parent.mkdir(exist_ok=True)
-    write_data(out, plan, threads, progress)
-    names = [name.removeprefix(f"{FOLDER}/") for name in plan.data_files]
-    proto = plan.graph.proto(names, OPSET, IR_VERSION)
+    write_data(out, plan, options.threads or usable_cores(), progress)
+    proto = _graph(plan, options)
     with replacing(model) as temporary:
         temporary.write_bytes(proto.SerializeToString())
     return proto
