@@ -58,11 +58,12 @@ def devices() -> str:
     )  # fmt: skip
 
 
-def presets() -> str:
-    """The quantization presets of the GGUF target."""
+def presets(format_name: str = "gguf") -> str:
+    """The quantization presets of a target."""
     from targets import get_target
 
-    return _markdown(("preset", "what"), ((f"`{name}`", text) for name, text in get_target("gguf").presets().items()))
+    known = get_target(format_name).presets().items()
+    return _markdown(("preset", "what"), ((f"`{name}`", text) for name, text in known))
 
 
 def thresholds() -> str:
@@ -99,7 +100,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "how-to/devices.md": {"devices": devices},
     "reference/cli.md": {"cli": command_line},
-    "reference/presets.md": {"presets": presets},
+    "reference/presets.md": {"presets": presets, "onnx_presets": lambda: presets("onnx")},
     "reference/thresholds.md": {
         "thresholds": thresholds,
         "room_to_thresholds": _result("thresholds", room_to_thresholds.table),
