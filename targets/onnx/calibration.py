@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from targets.onnx.graph import GraphBuilder
     from targets.onnx.linear import Layer, Scheme
 
+    Floats = npt.NDArray[np.float32]
+
 CHARACTERS_PER_TOKEN = 16
+OUTSTANDING = 8.0
+"""A layer is smoothed where a feature of its input peaks so many times higher than half of them do."""
+LEAST_PEAK = 0.01
+"""Of the median peak: features that were hardly seen are not blown up."""
 NOISIEST = 2e-3
 """A layer whose input loses more than this share of its squared length to fixed codes keeps its input as floats."""
 
@@ -55,10 +61,15 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Ranges:
-    """layers: (lowest, highest) by layer; noisy: layers that no fixed range serves."""
+    """What was seen of the inputs of layers, by the layers' names.
+
+    layers: lowest and highest value, after smoothing; noisy: layers that no fixed range serves
+    smoothing: what each feature is divided by, shape (features,); layers that need none are not in it
+    """
 
     layers: dict[str, tuple[float, float]]
     noisy: frozenset[str]
+    smoothing: dict[str, Floats]
 
 
 def token_chunks(tokenizer: Path, calibration: Calibration) -> tuple[list[list[int]], str]:
@@ -82,32 +93,70 @@ def token_chunks(tokenizer: Path, calibration: Calibration) -> tuple[list[list[i
 def find_ranges(
     model: Path, seen: dict[str, str], chunks: list[list[int]], calibration: Calibration, progress: Progress
 ) -> Ranges:
-    """Run `model`, which has every value of `seen` as an output, three times over the chunks. Raises EngineError."""
+    """Run `model`, which has every value of `seen` as an output, four times over the chunks. Raises EngineError."""
     values = sorted(set(seen.values()))
-    found = {value: Histogram() for value in values}
+    run = _Passes(_session(model), values, chunks, progress)
+    peaks: dict[str, Floats] = {}
+
+    def widest(value: str, array: Floats) -> None:
+        found = np.abs(array).max(axis=0)
+        peaks[value] = np.maximum(peaks[value], found) if value in peaks else found
+
+    run.each(widest)
+    factors = {value: smoothing_factors(peak) for value, peak in peaks.items()}
+    histograms = {value: Histogram() for value in values}
     noise = dict.fromkeys(values, 0.0)
-    session, n_steps = _session(model), 3 * len(chunks)
 
-    def each(passage: int, take: Callable[[str, npt.NDArray[np.float32]], None]) -> None:
-        for number, outputs in enumerate(_run(session, values, chunks)):
-            progress("calibrate", passage * len(chunks) + number, n_steps)
-            for value, array in zip(values, outputs, strict=True):
-                take(value, array.reshape(-1, array.shape[-1]))
+    def smooth(value: str, array: Floats) -> Floats:
+        by = factors[value]
+        return array if by is None else array / by
 
-    each(0, lambda value, array: found[value].widen(array))
+    run.each(lambda value, array: histograms[value].widen(smooth(value, array)))
     if calibration.method != "minmax":
-        each(1, lambda value, array: found[value].count(array))
-    ranges = {value: histogram.range(calibration.method) for value, histogram in found.items()}
+        run.each(lambda value, array: histograms[value].count(smooth(value, array)))
+    ranges = {value: histogram.range(calibration.method) for value, histogram in histograms.items()}
 
-    def add(value: str, array: npt.NDArray[np.float32]) -> None:
-        noise[value] += rounding_noise(array, *ranges[value]) / len(chunks)
+    def add(value: str, array: Floats) -> None:
+        noise[value] += rounding_noise(smooth(value, array), *ranges[value]) / len(chunks)
 
-    each(2, add)
-    progress("calibrate", n_steps, n_steps)
+    run.each(add)
     return Ranges(
         {layer: ranges[value] for layer, value in seen.items()},
         frozenset(layer for layer, value in seen.items() if noise[value] > NOISIEST),
+        {layer: by for layer, value in seen.items() if (by := factors[value]) is not None},
     )
+
+
+def smoothing_factors(peaks: Floats) -> Floats | None:
+    """What each feature is divided by so that the largest do not take all codes: the root of its peak.
+
+    peaks: largest magnitude of each feature, shape (features,). None where no feature stands out: a Mul for nothing.
+    SmoothQuant (https://arxiv.org/abs/2211.10438) with a strength of one half and weights taken as even.
+    """
+    usual = float(np.median(peaks))
+    if usual <= 0 or float(peaks.max()) < OUTSTANDING * usual:
+        return None
+    factors: Floats = np.sqrt(np.maximum(peaks, usual * np.float32(LEAST_PEAK)) / np.float32(usual))
+    return factors
+
+
+@dataclass
+class _Passes:
+    """Runs of the model over all chunks. session: of onnxruntime; values: the outputs that are asked for."""
+
+    session: Any
+    values: list[str]
+    chunks: list[list[int]]
+    progress: Progress
+    done: int = 0
+
+    def each(self, take: Callable[[str, Floats], None]) -> None:
+        """Hand every value of every chunk, as (tokens, features), to `take`."""
+        for outputs in _run(self.session, self.values, self.chunks):
+            self.done += 1
+            self.progress("calibrate", self.done, 4 * len(self.chunks))
+            for value, array in zip(self.values, outputs, strict=True):
+                take(value, array.reshape(-1, array.shape[-1]))
 
 
 def _session(model: Path) -> Any:  # noqa: ANN401 - onnxruntime is untyped

@@ -69,18 +69,17 @@ class _Encoder:
         return Matrix(tuple(Part(self.tensors[f"{module}.{kind}"]) for module in modules))
 
     def _embeddings(self, ids: str, mask: str) -> str:
-        graph, spec, names = self.graph, self.spec, self.spec.family.embeddings
+        graph, names = self.graph, self.spec.family.embeddings
         words = self._lookup(ids, names["word"], "word_embeddings")
         places = self._lookup(self._positions(ids, mask), names["position"], "position_embeddings")
-        gamma, beta = self._norm_weights(names["norm"], "embeddings.norm")
-        x = graph.node("Add", (words, places), "embeddings.sum")
         if "type" not in names:
-            return graph.node("LayerNormalization", (x, gamma, beta), "embeddings.norm", axis=-1, epsilon=spec.eps)
+            return self._norm(graph.node("Sum", (words, places), "embeddings.sum"), names["norm"], "embeddings.norm")
         types = graph.input("token_type_ids", np.int64, ("batch_size", "sequence_length"))
         blob = Blob("token_type_embeddings.weight", self.dtype, self.tensors[f"{names['type']}.weight"].shape)
         (table,) = graph.weight(FloatJob((blob,), self._matrix(names["type"])))
         kinds = graph.node("Gather", (table, types), "token_type_embeddings")
-        return graph.node("SkipLayerNormalization", (x, kinds, gamma, beta), "embeddings.norm", epsilon=spec.eps)
+        total = graph.node("Sum", (words, places, kinds), "embeddings.sum")
+        return self._norm(total, names["norm"], "embeddings.norm")
 
     def _positions(self, ids: str, mask: str) -> str:
         """Rows of the position table, (1 or batch, sequence)."""
@@ -118,16 +117,21 @@ class _Encoder:
         context = graph.node(
             "MultiHeadAttention", (query, key, value, bias, self.valid), f"{name}.attn.context", num_heads=spec.n_heads
         )
-        out = self._linear("attn_output", layer, f"{name}.attn.output", module, context)
-        x = self._add_and_norm(x, out, f"{name}.attn", module["attn_output"], module["attn_norm"])
+        out = self._biased("attn_output", layer, f"{name}.attn.output", module, context)
+        x = self._add_and_norm(x, out, f"{name}.attn", module["attn_norm"])
         up = self._linear("ffn_up", layer, f"{name}.ffn.up", module, x)
         active = self._activate(up, self._bias(f"{name}.ffn.up", module["ffn_up"]), f"{name}.ffn.active")
-        down = self._linear("ffn_down", layer, f"{name}.ffn.down", module, active)
-        return self._add_and_norm(x, down, f"{name}.ffn", module["ffn_down"], module["ffn_norm"])
+        down = self._biased("ffn_down", layer, f"{name}.ffn.down", module, active)
+        return self._add_and_norm(x, down, f"{name}.ffn", module["ffn_norm"])
 
     def _linear(self, role: str, layer: int, name: str, module: Mapping[str, str], x: str) -> str:
         """A product whose bias the node behind it adds."""
         return self.scheme_of(role, layer).linear(self.graph, Layer(name, self._matrix(module[role])), x)
+
+    def _biased(self, role: str, layer: int, name: str, module: Mapping[str, str], x: str) -> str:
+        """A product with its bias."""
+        made = Layer(name, self._matrix(module[role]), self._matrix(module[role], kind="bias"))
+        return self.scheme_of(role, layer).linear(self.graph, made, x)
 
     def _qkv(self, x: str, layer: int, module: Mapping[str, str]) -> list[str]:
         """Three products, or one that is split where all have one scheme."""
@@ -141,10 +145,17 @@ class _Encoder:
         self.graph.node_to("Split", (whole, self.graph.constant([hidden] * 3)), parts, axis=-1)
         return parts
 
-    def _add_and_norm(self, x: str, addend: str, name: str, biased: str, norm: str) -> str:
-        gamma, beta = self._norm_weights(norm, f"{name}.norm")
-        inputs = (addend, x, gamma, beta, self._bias(f"{name}.output", biased))
-        return self.graph.node("SkipLayerNormalization", inputs, f"{name}.norm", epsilon=self.spec.eps)
+    def _add_and_norm(self, x: str, addend: str, name: str, norm: str) -> str:
+        return self._norm(self.graph.node("Sum", (x, addend), f"{name}.sum"), norm, f"{name}.norm")
+
+    def _norm(self, x: str, module: str, name: str) -> str:
+        """A norm of its own behind a Sum, which ONNX Runtime fuses with nothing.
+
+        Its SkipLayerNormalization takes three times as long on the CPU as both (1.32: 110 us for 128 x 384, against 17
+        for the norm and 14 for the sum); an Add in front of a norm would become one on loading.
+        """
+        gamma, beta = self._norm_weights(module, name)
+        return self.graph.node("LayerNormalization", (x, gamma, beta), name, axis=-1, epsilon=self.spec.eps)
 
     def _activate(self, x: str, bias: str, name: str) -> str:
         graph = self.graph

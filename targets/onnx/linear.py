@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from targets.onnx.ongrid import OnGrid
     from targets.onnx.weights import Matrix
 
+    Floats = npt.NDArray[np.float32]
+
 ACCURACY_INT8 = 4
 """MatMulNBits' accuracy_level that multiplies in int8: what makes it fast on x86 (VNNI) and Arm (dotprod, i8mm)."""
 UINT8_LARGEST = 255
@@ -148,10 +150,8 @@ class BlockScheme:
         return self.multiply(graph, layer.name, x, stored, (matrix.n_rows, matrix.n_columns), bias)
 
 
-def _store_channels(
-    graph: GraphBuilder, layer: Layer, factors: npt.NDArray[np.float32] | None = None
-) -> tuple[str, str]:
-    """int8 weights (inputs, outputs) and their scales (outputs,)."""
+def _store_channels(graph: GraphBuilder, layer: Layer, factors: Floats | None = None) -> tuple[str, str]:
+    """int8 weights (inputs, outputs) and their scales (outputs,); factors: what each input's weights count times."""
     matrix = layer.weight
     weight = Blob(f"{layer.name}.weight", np.dtype(np.int8), (matrix.n_columns, matrix.n_rows))
     scales = Blob(f"{layer.name}.scales", np.dtype(np.float32), (matrix.n_rows,))
@@ -159,10 +159,21 @@ def _store_channels(
     return stored, steps
 
 
+def _smoothed(graph: GraphBuilder, layer: Layer, x: str, factors: Floats | None) -> str:
+    """The input, each feature divided by its factor, which the weights take over (SmoothQuant, arXiv:2211.10438)."""
+    if factors is None:
+        return x
+    return graph.node("Mul", (x, graph.table(f"{layer.name}.smoothing", 1 / factors)), f"{layer.name}.smoothed")
+
+
 @dataclass(frozen=True)
 class DynamicScheme:
-    """int8 weights with a scale an output channel; activations become uint8 by their range at run time."""
+    """int8 weights with a scale an output channel; activations become uint8 by their range at run time.
 
+    smoothing: by a layer's name, what each feature of its input is divided by first, shape (inputs,)
+    """
+
+    smoothing: dict[str, Floats] = field(default_factory=dict, compare=False)
     label: str = "int8 channels, dynamic activations"
 
     def bits(self, layer_columns: int) -> float:
@@ -171,8 +182,9 @@ class DynamicScheme:
 
     def linear(self, graph: GraphBuilder, layer: Layer, x: str) -> str:
         """See `Scheme`."""
-        weight, scales = _store_channels(graph, layer)
-        inputs = [x, weight, scales]
+        factors = self.smoothing.get(layer.name)
+        weight, scales = _store_channels(graph, layer, factors)
+        inputs = [_smoothed(graph, layer, x, factors), weight, scales]
         if layer.bias is not None:
             inputs += ["", vector(graph, f"{layer.name}.bias", layer.bias, np.float32)]
         return graph.node("DynamicQuantizeMatMul", inputs, layer.name)
@@ -182,13 +194,15 @@ class DynamicScheme:
 class StaticScheme:
     """int8 weights with a scale an output channel; activations become uint8 by ranges that were calibrated.
 
-    ranges: (lowest, highest) of the input of each layer, by the layer's name
+    ranges: (lowest, highest) of the input of each layer, smoothed, by the layer's name
+    smoothing: as in DynamicScheme
     weights_only: layers whose inputs no fixed range holds; they take `otherwise`
     """
 
     ranges: dict[str, tuple[float, float]] = field(compare=False)
     weights_only: frozenset[str]
     otherwise: Scheme
+    smoothing: dict[str, Floats] = field(default_factory=dict, compare=False)
     label: str = "int8 channels, static activations"
 
     def bits(self, layer_columns: int) -> float:
@@ -199,8 +213,9 @@ class StaticScheme:
         """See `Scheme`. In ONNX's QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses with the product."""
         if layer.name in self.weights_only:
             return self.otherwise.linear(graph, layer, x)
-        name = layer.name
-        weight, scales = _store_channels(graph, layer)
+        name, factors = layer.name, self.smoothing.get(layer.name)
+        x = _smoothed(graph, layer, x, factors)
+        weight, scales = _store_channels(graph, layer, factors)
         scale, zero = activation_grid(*self.ranges[name])
         step = graph.constant(scale, np.float32)
         offset = graph.constant(zero, np.uint8)

@@ -15,7 +15,7 @@ from targets.onnx.decoder import DecoderWeights, decoder_graph
 from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, refusals
 from targets.onnx.encoder import encoder_graph
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
-from targets.onnx.linear import BlockScheme, StaticScheme
+from targets.onnx.linear import BlockScheme, DynamicScheme, StaticScheme
 from targets.onnx.ongrid import OnGrid
 from targets.onnx.presets import INT8, PRESETS, SMALLEST_BLOCK, TABLES, Preset, table_scheme
 from targets.onnx.weights import lay_out
@@ -93,8 +93,10 @@ class Choice:
         self._layers: Scheme | None = None
         if preset.calibrated and ranges is None:
             self._layers = Recorder(INT8, self.seen)
+        elif ranges is not None and preset.calibrated == "smoothing":
+            self._layers = DynamicScheme(ranges.smoothing)
         elif ranges is not None:
-            self._layers = StaticScheme(ranges.layers, ranges.noisy, INT8)
+            self._layers = StaticScheme(ranges.layers, ranges.noisy, INT8, ranges.smoothing)
 
     def __call__(self, role: str, layer: int, n_layers: int) -> Scheme:
         """The scheme for a role in a layer. A matrix that is on a grid already stays there."""
@@ -117,7 +119,7 @@ class Choice:
 
     def notes(self) -> tuple[str, ...]:
         """What a reader has to know of it."""
-        if self.ranges is None or not self.ranges.noisy:
+        if self.ranges is None or self.preset.calibrated != "ranges" or not self.ranges.noisy:
             return ()
         return (
             f"{len(self.ranges.noisy)} of {len(self.ranges.layers)} products keep float inputs and 8-bit weights:"

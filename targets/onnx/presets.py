@@ -33,25 +33,22 @@ class Preset:
 
     file: name of the graph in onnx/, the one under which transformers.js looks for this precision
     scheme: (role, layer, layers) -> scheme
-    calibrated: the scheme of the matrices in layers needs ranges of activations
+    calibrated: "" or what the scheme of the layers needs to know of activations: "smoothing" or "ranges"
     """
 
     name: str
     help: str
     file: str
     scheme: Callable[[str, int, int], Scheme]
-    calibrated: bool = False
+    calibrated: str = ""
 
 
 def _everywhere(scheme: Scheme) -> Callable[[str, int, int], Scheme]:
     return lambda _role, _layer, _layers: scheme
 
 
-def _dynamic(role: str, layer: int, layers: int) -> Scheme:
-    """Both factors in 8 bits, but on the way down in the first half, where a few features dwarf the rest."""
-    if role in TABLES or (role == "ffn_down" and layer < layers // 2):
-        return INT8_128
-    return DynamicScheme()
+def _with_tables(layers: Scheme) -> Callable[[str, int, int], Scheme]:
+    return lambda role, _layer, _layers: INT8_128 if role in TABLES else layers
 
 
 def table_scheme(scheme: Scheme, columns: int) -> Scheme | None:
@@ -100,9 +97,9 @@ _ALL = (
     Preset("int4-mixed", "4-bit weights, 8 bits wherever 4 cost much: larger, closer", "model_q4.onnx", _mixed),
     Preset("int4", "4-bit weights in blocks of 64, 8 bits where 4 cost most", "model_q4.onnx", _small),
     Preset("dynamic-int8", "8-bit weights and activations, ranges at run time: for encoders", "model_quantized.onnx",
-           _dynamic),
+           _with_tables(DynamicScheme()), calibrated="smoothing"),
     Preset("static-int8", "8-bit weights and activations, ranges calibrated (QDQ)", "model_quantized.onnx",
-           _dynamic, calibrated=True),
+           _with_tables(DynamicScheme()), calibrated="ranges"),
 )  # fmt: skip
 
 PRESETS = {preset.name: preset for preset in _ALL}

@@ -120,7 +120,10 @@ def _calibrated(facts: ModelFacts, options: EmitOptions, plan: Plan, out: Path, 
     final, problems = make_plan(facts, options, ranges)
     if final is None:
         raise UnsupportedError("\n".join(map(str, problems)))
-    method = f"activation ranges: {options.calibration.method} over {sum(map(len, chunks))} tokens of {name}"
+    if plan.preset.calibrated == "smoothing":
+        method = f"inputs smoothed by what {sum(map(len, chunks))} tokens of {name} showed"
+    else:
+        method = f"activation ranges: {options.calibration.method} over {sum(map(len, chunks))} tokens of {name}"
     return dataclasses.replace(final, notes=(*final.notes, method))
 
 
