@@ -24,7 +24,7 @@ from benchmarks import record
 from benchmarks.models import minilm, offgrid
 from benchmarks.onnx_encoders import PEERS as ENCODER_PEERS
 from benchmarks.onnx_judge import failures, pairs, sizes_of
-from benchmarks.onnx_runs import THREADS, median_of
+from benchmarks.onnx_runs import THREADS, median_of, write_prompt
 from benchmarks.onnx_tables import table
 from benchmarks.paths import CACHE, ROOT
 from benchmarks.smollm2 import smollm2
@@ -137,6 +137,7 @@ def slug(name: str) -> str:
 def decoders(runs: int) -> list[dict[str, Any]]:
     """One row a road: builds, drift, speed and peak in every engine."""
     model = offgrid(smollm2())
+    write_prompt(model)
     out = {road.name: WORK / slug(road.name) for road in ROADS}
     builds: dict[str, list[dict[str, Any]]] = {road.name: [] for road in ROADS}
     measured: dict[tuple[str, str], list[dict[str, Any]]] = {(r.name, e): [] for r in ROADS for e in r.engines}

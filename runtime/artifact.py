@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,6 +73,8 @@ class Artifact:
 
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
+    import hashlib  # here, because it loads libcrypto, 3 MB of every measured process
+
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

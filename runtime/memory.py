@@ -8,6 +8,7 @@ no short peak is missed. Where there is no /proc (macOS) ru_maxrss is all there 
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc/self")
+MADV_DONTNEED = 4
 _STATUS = re.compile(r"^(VmHWM|VmRSS):\s*(\d+) kB$", re.MULTILINE)
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ \S+ (\d+)\s*(.*)$")
 
@@ -78,6 +80,32 @@ def mapped_bytes(path: Path) -> int | None:
     except OSError:
         return None
     return parse_smaps(text, str(path.resolve()))
+
+
+def mappings_of(text: str, directory: str) -> list[tuple[int, int]]:
+    """Address and length of the read-only mappings of files below `directory`, from the text of /proc/PID/maps."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[1].startswith("r-") and fields[5].startswith(f"{directory}/"):
+            start, _, stop = fields[0].partition("-")
+            found.append((int(start, 16), int(stop, 16) - int(start, 16)))
+    return found
+
+
+def release_mapped(directory: Path) -> None:
+    """Give back the resident pages of files mapped from below `directory`; what is read again comes back by itself.
+
+    An engine that has packed its weights has read all of the file and may need little of it again. Linux only;
+    elsewhere nothing is done.
+    """
+    try:
+        text = (PROC / "maps").read_text(encoding="utf-8", errors="surrogateescape")
+        libc = ctypes.CDLL(None)
+    except OSError:
+        return
+    for start, length in mappings_of(text, str(directory.resolve())):
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_DONTNEED)
 
 
 def major_page_faults() -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import EngineError, UserError
 from runtime.host import default_threads
-from runtime.memory import anonymous_bytes
+from runtime.memory import anonymous_bytes, release_mapped
 from runtime.sessions.onnx_tokenizer import DirectoryTokenizer
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runtime.measurement import RunOptions
 
 KEEP = "num_logits_to_keep"
-PIECE = 128
+PIECE = 64
 """Most prompt tokens that are evaluated at once: larger pieces are no faster here and take more memory."""
 M_MMAP_THRESHOLD, MAPPED_FROM = -3, 1 << 16
 ERRORS_ONLY = 3
@@ -65,6 +65,7 @@ class _Engine:
             )
         except Exception as error:
             raise _engine_error(artifact, "load it", error) from error
+        release_mapped(artifact.root)
         self._loaded = anonymous_bytes() or 0
         self._weights = max(self._loaded - before, 0)
         self._inputs = {value.name: value for value in self._session.get_inputs()}

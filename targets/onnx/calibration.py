@@ -83,11 +83,11 @@ def token_chunks(tokenizer: Path, calibration: Calibration) -> tuple[list[list[i
     encoder.enable_truncation(calibration.tokens)
     whole = encoder.encode(text.text[: calibration.chunks * calibration.tokens * CHARACTERS_PER_TOKEN])
     pieces = [list(piece.ids) for piece in (whole, *whole.overflowing) if piece.ids]
-    if not pieces:
+    if not pieces or not text.text.strip():  # an encoder makes special tokens of nothing
         raise UserError(f"{text.name}: has no token to calibrate on; name another text")
     # From all over the text: its beginning is one subject.
-    step = max(1, len(pieces) // calibration.chunks)
-    return pieces[::step][: calibration.chunks], text.name
+    n = min(calibration.chunks, len(pieces))
+    return [pieces[number * len(pieces) // n] for number in range(n)], text.name
 
 
 def find_ranges(

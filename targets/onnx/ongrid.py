@@ -62,6 +62,8 @@ class OnGrid:
         if codes.size and int(codes.max()) > grid.largest:
             raise ModelError(f"{FILE}: {name} holds a code of {int(codes.max())}, its grid ends at {grid.largest}")
         zeros = None if grid.symmetric else self._read(f"{name}.zero_points", start, stop)
+        if zeros is not None and zeros.size and int(zeros.max()) > grid.largest:
+            raise ModelError(f"{FILE}: {name} has a zero point of {int(zeros.max())}, its grid ends at {grid.largest}")
         scales = self._read(f"{name}.scales", start, stop).view(np.float16).astype(np.float32)
         return Codes(codes.reshape(stop - start, -1, grid.size), scales, zeros)
 

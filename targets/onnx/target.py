@@ -111,7 +111,9 @@ def _calibrated(facts: ModelFacts, options: EmitOptions, plan: Plan, out: Path, 
     tokenizer = facts.path / "tokenizer.json"
     if not tokenizer.is_file():
         raise ModelError(f"{tokenizer}: is missing, calibration needs it; save the tokenizer there")
-    chunks, name = calibration.token_chunks(tokenizer, options.calibration)
+    # A longer piece would be looked up behind the end of the table of positions.
+    pieces = dataclasses.replace(options.calibration, tokens=min(options.calibration.tokens, plan.context))
+    chunks, name = calibration.token_chunks(tokenizer, pieces)
     for value in sorted(set(plan.recorded.values())):
         plan.graph.output(value, np.float32, ("batch_size", "sequence_length", None))
     with calibration.scratch(out) as room:
