@@ -64,7 +64,7 @@ def make_tiny_encoder(
 
 
 def make_tiny_bert(directory: Path, task: str = "feature-extraction", *, pooling: str = "mean", seed: int = 0) -> Path:
-    """A tiny BERT; pooling: "mean" or "cls", written for feature extraction as sentence-transformers does, normalized."""
+    """A tiny BERT; pooling: "mean" or "cls", written for feature extraction as sentence-transformers does."""
     make_tiny_encoder(directory, "Bert", task, seed=seed)
     if task == "feature-extraction":
         write_pooling(directory, pooling)
@@ -115,7 +115,7 @@ def _word_pieces() -> Any:
     """BERT's tokenizer over single characters."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    letters = [chr(code) for code in range(33, 127)]
     vocabulary = [*WORDS, *letters, *(f"##{letter}" for letter in letters)]
     ids = {text: number for number, text in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.tiny_encoders import (
-    CLASSES,
     FAMILIES,
     difference,
     edit_json,
@@ -68,9 +67,7 @@ def check_against_torch(directory: Path, out: Path, output: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_and_task_equals_torch(
-    family: str, task: str, tiny: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_every_family_and_task_equals_torch(family: str, task: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
     check_against_torch(tiny(family, task), tmp_path / "out", OUTPUT[task])
 
 
@@ -179,11 +176,11 @@ def test_token_types_are_looked_up(tiny: Callable[..., Path], tmp_path: Path) ->
     assert difference(run_onnx(artifact, ids, mask)["logits"], expected) > 0.01
 
 
-# Bits of a code, and how far a mean over 17 tokens may be turned: what two layers of random weights were seen to do,
-# times two. A float16 has 11 bits, blocks of 32 codes of 8 bits lose 1 part in 500, codes of 4 bits 1 in 30.
+# Three times as far from 1 as the worst of three seeds and four lengths was: codes in the wrong order, a scale of the
+# wrong block or a table that is read in the wrong place turn an embedding anywhere.
 @pytest.mark.parametrize(
     ("quant", "cosine"),
-    [("fp16", 0.99999), ("int8", 0.9995), ("int4-mixed", 0.97), ("int4", 0.97), ("dynamic-int8", 0.999)],
+    [("fp16", 0.999998), ("int8", 0.9999), ("int4-mixed", 0.996), ("int4", 0.98), ("dynamic-int8", 0.9999)],
 )
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "DistilBert"])
 def test_quantized_encoders_stay_near(family: str, quant: str, cosine: float, tmp_path: Path) -> None:
@@ -216,7 +213,3 @@ def test_a_damaged_config_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"num_attention_heads") as caught:
         export_onnx(directory, tmp_path / "out")
     assert "\n" not in str(caught.value)
-
-
-def test_classes_of_the_tiny_models_are_all_tasks() -> None:
-    assert set(TASKS) < set(CLASSES)

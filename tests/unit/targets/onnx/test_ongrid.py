@@ -1,0 +1,309 @@
+"""Codes that a recipe has chosen already: they stand in the exported file bit for bit, whatever the preset."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support.tiny_encoders import difference, export_onnx
+
+from runtime.errors import ModelError
+from targets.base import EmitOptions
+from targets.onnx.ongrid import FILE, OnGrid
+from targets.onnx.presets import PRESETS
+from targets.onnx.target import OnnxTarget
+from targets.safetensors import read_facts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from runtime.artifact import Artifact
+
+    Parts = dict[str, np.ndarray]
+
+Q, K, V, OUT = (f"model.layers.0.self_attn.{letter}_proj.weight" for letter in "qkvo")
+GATE, UP, DOWN = (f"model.layers.0.mlp.{word}_proj.weight" for word in ("gate", "up", "down"))
+TABLE = "model.embed_tokens.weight"
+SHAPES = {
+    Q: (64, 64), K: (32, 64), V: (32, 64), OUT: (64, 64), GATE: (128, 64), UP: (128, 64), DOWN: (64, 128),
+    TABLE: (600, 64),
+}  # fmt: skip
+# Products of the graph and the matrices in each, from the top down.
+PRODUCTS = {
+    "layers.0.attn.qkv": (Q, K, V), "layers.0.attn.q_k": (Q, K), "layers.0.attn.k_v": (K, V), "layers.0.attn.q": (Q,),
+    "layers.0.attn.k": (K,), "layers.0.attn.v": (V,), "layers.0.attn.output": (OUT,), "layers.0.ffn.gate_up": (GATE, UP),
+    "layers.0.ffn.gate": (GATE,), "layers.0.ffn.up": (UP,), "layers.0.ffn.down": (DOWN,),
+    "embed_tokens": (TABLE,),
+}  # fmt: skip
+
+
+def home(tensors: Parts, name: str) -> tuple[str, int]:
+    """The product that a matrix is in, and its first row there."""
+    (title,) = (one for one, members in PRODUCTS.items() if name in members and f"{one}.codes" in tensors)
+    members = PRODUCTS[title]
+    return title, sum(SHAPES[member][0] for member in members[: members.index(name)])
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_model_dir: Callable[..., Path]) -> Path:
+    return tiny_model_dir("llama", dtype="f32")
+
+
+def parts_of(name: str, bits: int, size: int, *, symmetric: bool, seed: int = 0) -> Parts:
+    """Codes, scales and zero points of one matrix that no rounding of its weights would give."""
+    rows, columns = SHAPES[name]
+    rng = np.random.default_rng(seed)
+    blocks = columns // size
+    parts: Parts = {
+        f"codes{bits}": rng.integers(0, 1 << bits, (rows, columns)).astype(np.uint8),
+        "scales": rng.uniform(0.01, 0.02, (rows, blocks)).astype(np.float16),
+    }
+    if not symmetric:
+        parts["zero_points"] = rng.integers(0, 1 << bits, (rows, blocks)).astype(np.uint8)
+    return parts
+
+
+def with_grids(model: Path, out: Path, matrices: dict[str, Parts]) -> Path:
+    """A copy of a model with FILE beside its weights."""
+    from safetensors.numpy import save_file
+
+    shutil.copytree(model, out)
+    save_file(
+        {f"{name}.{part}": array for name, parts in matrices.items() for part, array in parts.items()}, out / FILE
+    )
+    return out
+
+
+def exported_tensors(model: Path, out: Path, quant: str) -> Parts:
+    """The tensors of an export, external ones too."""
+    import onnx
+    from onnx import numpy_helper
+
+    artifact = export_onnx(model, out, quant)
+    graph = onnx.load(artifact.entry_path, load_external_data=True).graph
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def unpacked(packed: np.ndarray, bits: int, n: int) -> np.ndarray:
+    """Codes along the last axis, the lower half of a byte first; n: how many, without what fills the last byte."""
+    if bits == 8:
+        return packed[..., :n]
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)[..., :n]
+
+
+def check_stored(tensors: Parts, name: str, parts: Parts) -> None:
+    """That a matrix stands in the file as it was given, bit for bit."""
+    title, first_row = home(tensors, name)
+    bits = 4 if "codes4" in parts else 8
+    codes, scales = parts[f"codes{bits}"], parts["scales"]
+    rows = slice(first_row, first_row + len(codes))
+    found = unpacked(tensors[f"{title}.codes"][rows].reshape(len(codes), -1), bits, codes.shape[1])
+    np.testing.assert_array_equal(found, codes)
+    assert tensors[f"{title}.scales"].dtype == np.float16
+    np.testing.assert_array_equal(tensors[f"{title}.scales"][rows].view(np.uint16), scales.view(np.uint16))
+    if "zero_points" in parts:
+        zeros = unpacked(tensors[f"{title}.zero_points"][rows], bits, scales.shape[1])
+        np.testing.assert_array_equal(zeros, parts["zero_points"])
+    else:
+        assert f"{title}.zero_points" not in tensors
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize(("bits", "size"), [(4, 16), (4, 32), (4, 64), (8, 16), (8, 32), (8, 64)])
+def test_every_matrix_is_packed_as_it_is(bits: int, size: int, symmetric: bool, llama: Path, tmp_path: Path) -> None:
+    """All matrices of a layer and the tied table, each with codes of its own."""
+    matrices = {name: parts_of(name, bits, size, symmetric=symmetric, seed=seed) for seed, name in enumerate(SHAPES)}
+    tensors = exported_tensors(with_grids(llama, tmp_path / "model", matrices), tmp_path / "out", "int4-mixed")
+    for name, parts in matrices.items():
+        check_stored(tensors, name, parts)
+    assert home(tensors, V)[0] == "layers.0.attn.qkv"
+
+
+@pytest.mark.parametrize("name", [Q, K, V])
+@pytest.mark.parametrize(("bits", "quant"), [(4, "int8"), (8, "int4")])
+def test_one_matrix_of_a_group_and_the_presets_grid_for_the_others(
+    name: str, bits: int, quant: str, llama: Path, tmp_path: Path
+) -> None:
+    matrices = {name: parts_of(name, bits, 16, symmetric=False)}
+    plain = exported_tensors(llama, tmp_path / "plain", quant)
+    tensors = exported_tensors(with_grids(llama, tmp_path / "model", matrices), tmp_path / "out", quant)
+    check_stored(tensors, name, matrices[name])
+    assert home(tensors, name)[1] == 0
+    same = set(plain) & set(tensors)
+    assert {"embed_tokens.codes", "layers.0.attn.output.codes", "layers.0.ffn.down.codes",
+            "layers.1.attn.output.codes"} <= same  # fmt: skip
+    for title in same:
+        assert plain[title].tobytes() == tensors[title].tobytes(), title
+
+
+@pytest.mark.parametrize(
+    ("name", "role"), [(Q, "attn_q"), (K, "attn_k"), (V, "attn_v"), (GATE, "ffn_gate"), (UP, "ffn_up")]
+)
+@pytest.mark.parametrize("quant", ["int8", "int4-mixed"])
+def test_one_matrix_on_the_grid_of_the_preset_itself(
+    quant: str, name: str, role: str, llama: Path, tmp_path: Path
+) -> None:
+    """Such a one is fused with neighbours that are rounded: each has to get its own codes."""
+    grid = PRESETS[quant].scheme(role, 0, 2).grid
+    matrices = {name: parts_of(name, grid.bits, grid.size, symmetric=grid.symmetric)}
+    plain = exported_tensors(llama, tmp_path / "plain", quant)
+    tensors = exported_tensors(with_grids(llama, tmp_path / "model", matrices), tmp_path / "out", quant)
+    assert tensors.keys() == plain.keys()
+    check_stored(tensors, name, matrices[name])
+    title, start = home(tensors, name)
+    others = np.ones(len(plain[f"{title}.codes"]), bool)
+    others[start : start + SHAPES[name][0]] = False
+    np.testing.assert_array_equal(tensors[f"{title}.codes"][others], plain[f"{title}.codes"][others])
+
+
+def test_the_tied_table_is_one_for_both_of_its_uses(llama: Path, tmp_path: Path) -> None:
+    name = TABLE
+    matrices = {name: parts_of(name, 4, 32, symmetric=False)}
+    model = with_grids(llama, tmp_path / "model", matrices)
+    tensors = exported_tensors(model, tmp_path / "out", "int8")
+    check_stored(tensors, name, matrices[name])
+    np.testing.assert_array_equal(tensors["embeddings.rows"].reshape(-1), tensors["embed_tokens.codes"].reshape(-1))
+    assert "head.codes" not in tensors
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("quant", ["fp32", "static-int8"])
+def test_the_engine_computes_with_the_values_that_the_codes_mean(
+    quant: str, bits: int, symmetric: bool, llama: Path, tmp_path: Path
+) -> None:
+    """Against the same preset on a model whose float weights are those values."""
+    from safetensors.numpy import load_file, save_file
+
+    from runtime.measurement import RunOptions
+    from runtime.sessions import open_session
+
+    names = (TABLE, K, DOWN)
+    matrices, floats = {}, load_file(llama / "model.safetensors")
+    for name in names:
+        parts = parts_of(name, bits, 32, symmetric=symmetric)
+        middle = 1 << (bits - 1)
+        zeros = parts.get("zero_points", np.full(parts["scales"].shape, middle)).astype(np.float32)
+        steps = parts[f"codes{bits}"].astype(np.float32) - zeros.repeat(32, axis=1)
+        matrices[name] = parts
+        floats[name] = (steps * parts["scales"].astype(np.float32).repeat(32, axis=1)).astype(np.float32)
+    dense = tmp_path / "dense"
+    shutil.copytree(llama, dense)
+    save_file(floats, dense / "model.safetensors", {"format": "pt"})
+    ids = np.random.default_rng(1).integers(20, 600, 24).tolist()
+
+    def logits(artifact: Artifact) -> np.ndarray:
+        session = open_session(artifact, RunOptions(threads=1, context=64))
+        found = session.all_logits(ids)
+        session.close()
+        return found
+
+    given = with_grids(dense, tmp_path / "given", matrices)
+    expected = logits(export_onnx(dense, tmp_path / "a", "fp32"))
+    found = logits(export_onnx(given, tmp_path / "b", quant))
+    # MatMulNBits rounds its input to 8 bits, static-int8 all inputs; random codes would be off by the logits' own size
+    assert difference(found, expected) < (0.05 if quant == "fp32" else 0.15)
+    assert logits(export_onnx(llama, tmp_path / "c", "fp32")).shape == expected.shape
+    assert difference(logits(export_onnx(llama, tmp_path / "d", "fp32")), expected) > 0.5
+
+
+NAME = K
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"codes4": np.zeros((32, 32), np.uint8)}, r"codes \[32, 32\] and scales \[32, 4\] do not go with \[32, 64\]"),
+        ({"scales": np.ones((31, 4), np.float16)}, "do not go with"),
+        ({"scales": np.ones((32, 3), np.float16)}, "do not go with"),
+        ({"scales": np.ones((32,), np.float16)}, "do not go with"),
+        ({"scales": np.ones((32, 4), np.float32)}, "scales F16"),
+        ({"zero_points": np.zeros((32, 5), np.uint8)}, "zero points have to be U8"),
+        ({"zero_points": np.zeros((32, 4), np.int8)}, "zero points have to be U8"),
+        ({"codes4": np.zeros((32, 64), np.int8)}, "codes and zero points have to be U8"),
+        ({"scales": np.ones((32, 8), np.float16)}, "blocks of 8 are not a power of two"),
+        ({"scales": None}, "not all of its parts"),
+        ({"codes4": None}, "not all of its parts"),
+    ],
+    ids=str,
+)
+def test_damaged_parts_are_refused_by_check(
+    change: dict[str, np.ndarray | None], reason: str, llama: Path, tmp_path: Path
+) -> None:
+    parts = {**parts_of(NAME, 4, 16, symmetric=False), **change}
+    model = with_grids(
+        llama, tmp_path / "model", {NAME: {key: value for key, value in parts.items() if value is not None}}
+    )
+    (problem,) = OnnxTarget().check(read_facts(model, str(model)), EmitOptions(quant="int4"))
+    assert problem.where == f"{FILE}: {NAME}"
+    assert "\n" not in str(problem)
+    assert re.search(reason, str(problem)), str(problem)
+
+
+def test_codes_without_weights_are_refused(llama: Path, tmp_path: Path) -> None:
+    missing = "model.layers.7.self_attn.k_proj.weight"
+    parts = parts_of(NAME, 4, 16, symmetric=True)
+    model = with_grids(llama, tmp_path / "model", {missing: parts, NAME: parts})
+    (problem,) = OnnxTarget().check(read_facts(model, str(model)), EmitOptions(quant="int4"))
+    assert str(problem).startswith(f"{FILE}: {missing}: has not all of its parts, or no weights that it belongs to; ")
+
+
+@pytest.mark.parametrize("place", [(0, 0), (31, 63)])
+def test_a_code_with_more_bits_than_its_grid_is_refused(place: tuple[int, int], llama: Path, tmp_path: Path) -> None:
+    parts = parts_of(NAME, 4, 16, symmetric=True)
+    parts["codes4"][place] = 16
+    model = with_grids(llama, tmp_path / "model", {NAME: parts})
+    with pytest.raises(ModelError, match=rf"{NAME} holds a code of 16, its grid ends at 15") as caught:
+        export_onnx(model, tmp_path / "out", "int4")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("which", ["zero_points", "scales"])
+def test_senseless_scales_and_zero_points_are_refused(which: str, llama: Path, tmp_path: Path) -> None:
+    parts = parts_of(NAME, 4, 16, symmetric=False)
+    parts[which][3, 1] = 16 if which == "zero_points" else np.inf
+    model = with_grids(llama, tmp_path / "model", {NAME: parts})
+    with pytest.raises(ModelError, match=NAME) as caught:
+        export_onnx(model, tmp_path / "out", "int4")
+    assert "\n" not in str(caught.value)
+
+
+def test_float16_activations_do_not_go_with_codes(llama: Path, tmp_path: Path) -> None:
+    """The operators that read codes are written for float32 activations: refused, or loadable."""
+    from runtime.measurement import RunOptions
+    from runtime.sessions import open_session
+
+    model = with_grids(llama, tmp_path / "model", {NAME: parts_of(NAME, 4, 16, symmetric=False)})
+    if not OnnxTarget().check(read_facts(model, str(model)), EmitOptions(quant="fp16")):
+        open_session(export_onnx(model, tmp_path / "out", "fp16"), RunOptions(threads=1, context=64)).close()
+
+
+def test_a_file_that_is_no_safetensors_is_one_line(llama: Path, tmp_path: Path) -> None:
+    model = with_grids(llama, tmp_path / "model", {NAME: parts_of(NAME, 4, 16, symmetric=True)})
+    (model / FILE).write_bytes(b"\x01\x02")
+    with pytest.raises(ModelError, match=FILE) as caught:
+        OnnxTarget().check(read_facts(model, str(model)), EmitOptions(quant="int4"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_without_the_file_says_nothing(llama: Path) -> None:
+    assert OnGrid.of(llama) is None
+
+
+def test_rows_are_those_asked_for(llama: Path, tmp_path: Path) -> None:
+    parts: dict[str, Any] = parts_of(NAME, 4, 16, symmetric=False)
+    given = OnGrid.of(with_grids(llama, tmp_path / "model", {NAME: parts}))
+    assert given is not None
+    assert NAME in given
+    assert Q not in given
+    with pytest.raises(KeyError):
+        given.grid(Q)
+    assert (given.grid(NAME).bits, given.grid(NAME).size, given.grid(NAME).symmetric) == (4, 16, False)
+    codes = given.rows(NAME, 5, 9)
+    np.testing.assert_array_equal(codes.codes.reshape(4, 64), parts["codes4"][5:9])
+    np.testing.assert_array_equal(codes.scales, parts["scales"][5:9].astype(np.float32))
+    np.testing.assert_array_equal(codes.zero_points, parts["zero_points"][5:9])
