@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter.staging import publish, refuse_occupied, staging
-from runtime.artifact import Artifact, record, write_manifest
+from runtime.artifact import Artifact, FileRecord, record, write_manifest
 from runtime.errors import UserError
 
 HOLD = """
@@ -140,3 +140,16 @@ def test_what_a_kill_between_the_renames_took_away_is_put_back(tmp_path):
         raise RuntimeError
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out" / "m.gguf").read_text() == "earlier"
+
+
+def test_a_foreign_file_inside_a_folder_of_the_export_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "onnx").mkdir(parents=True)
+    (out / "onnx" / "model.onnx").write_bytes(b"1")
+    artifact = Artifact(out, "onnx", "onnx/model.onnx", "m", "fp32", 1, 8.0, 16, "m",
+                        files={"onnx/model.onnx": FileRecord(1, "0")})  # fmt: skip
+    write_manifest(artifact)
+    refuse_occupied(out, overwrite=True)
+    (out / "onnx" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds 'onnx/mine\.txt', which packlight did not write"):
+        refuse_occupied(out, overwrite=True)

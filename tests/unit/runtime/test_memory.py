@@ -60,3 +60,27 @@ def test_without_proc_the_peak_is_getrusage(monkeypatch, tmp_path):
     assert memory.resident().peak_bytes > 5 << 20
     assert memory.anonymous_bytes() is None
     assert memory.mapped_bytes(tmp_path) is None
+
+
+MAPS = """\
+7f0000000000-7f0000100000 r--p 00001000 fe:00 42 /models/out/onnx/model_q4.onnx_data
+7f0000200000-7f0000201000 rw-p 00000000 00:00 0 [heap]
+7f0000300000-7f0000302000 r-xp 00000000 fe:00 7 /usr/lib/libc.so.6
+7f0000400000-7f0000401000 rw-p 00000000 fe:00 43 /models/out/scratch file
+7f0000500000-7f0000501000 r--p 00000000 fe:00 44 /models/outside
+"""
+
+
+def test_only_read_only_mappings_below_the_directory_are_found():
+    assert memory.mappings_of(MAPS, "/models/out") == [(0x7F0000000000, 0x100000)]
+
+
+def test_released_pages_are_no_longer_resident_and_come_back(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * 16 * 64)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[at] for at in range(0, len(mapped), 4096)) == 0
+        assert memory.mapped_bytes(path) == len(mapped)
+        memory.release_mapped(tmp_path)
+        assert memory.mapped_bytes(path) == 0
+        assert mapped[4097] == 1

@@ -35,7 +35,8 @@ SHAPES = {
 # Products of the graph and the matrices in each, from the top down.
 PRODUCTS = {
     "layers.0.attn.qkv": (Q, K, V), "layers.0.attn.q_k": (Q, K), "layers.0.attn.k_v": (K, V), "layers.0.attn.q": (Q,),
-    "layers.0.attn.k": (K,), "layers.0.attn.v": (V,), "layers.0.attn.output": (OUT,), "layers.0.ffn.gate_up": (GATE, UP),
+    "layers.0.attn.k": (K,), "layers.0.attn.v": (V,), "layers.0.attn.output": (OUT,),
+    "layers.0.ffn.gate_up": (GATE, UP),
     "layers.0.ffn.gate": (GATE,), "layers.0.ffn.up": (UP,), "layers.0.ffn.down": (DOWN,),
     "embed_tokens": (TABLE,),
 }  # fmt: skip
