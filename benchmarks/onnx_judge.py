@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,8 @@ class Verdict:
 
     theirs, ours: the two figures in `unit`; theirs is None where ours is held against a fixed limit, either is None
         where it could not be measured
-    value: what the limit is for: mostly the quotient ours / theirs
+    value: what the limit is for: mostly the quotient ours / theirs; of speeds the median of the quotients of each run,
+        whose two processes follow each other: the host is now fast, now slow, and the medians may be of different hours
     least: `limit` is the least that is allowed and not the most
     """
 
@@ -80,6 +83,25 @@ def _ratio(what: str, unit: str, rows: tuple[dict[str, Any], dict[str, Any]], ke
     return Verdict(f"{rows[1]['name']} / {rows[0]['name']}", what, unit, theirs, ours, value, *limit)
 
 
+def _paired(what: str, unit: str, rows: tuple[dict[str, Any], dict[str, Any]], keys: tuple[str, ...],
+            limit: tuple[float, bool]) -> Verdict:  # fmt: skip
+    """As `_ratio`, of a speed or a latency: the quotient of what was measured one after the other, run by run."""
+    one, found = _ratio(what, unit, rows, keys, limit), []
+    if one.value is None:
+        return one
+    for pair in zip(*(_runs(row, *keys[:-1]) for row in rows), strict=True):
+        theirs, ours = (statistics.median(run[keys[-1]]) for run in pair)
+        found.append(ours / theirs)
+    return dataclasses.replace(one, value=statistics.median(found))
+
+
+def _runs(row: dict[str, Any], *keys: str) -> list[dict[str, Any]]:
+    for key in keys:
+        row = row[key]
+    runs: list[dict[str, Any]] = row["runs"]
+    return runs
+
+
 def _decoder(theirs: dict[str, Any], ours: dict[str, Any]) -> list[Verdict]:
     rows = (theirs, ours)
     found = [
@@ -90,7 +112,7 @@ def _decoder(theirs: dict[str, Any], ours: dict[str, Any]) -> list[Verdict]:
     for engine in ("plain", "genai"):
         for phase in ("prefill", "decode"):
             keys = ("engines", engine, phase)
-            found.append(_ratio(f"{phase}, {ENGINES[engine]}", "tokens/s", rows, keys, (SPEED_LIMIT, True)))
+            found.append(_paired(f"{phase}, {ENGINES[engine]}", "tokens/s", rows, keys, (SPEED_LIMIT, True)))
     peak, size = figure(ours, "engines", "harness", "peak_bytes"), figure(ours, "build", "model_bytes")
     value = peak / size if peak is not None and size else None
     what = f"peak / file, {ENGINES['harness']}"
@@ -102,7 +124,7 @@ def _encoder(rows: dict[str, dict[str, Any]]) -> list[Verdict]:
     least = figure(ours, "cosine", "min")
     found = [Verdict(ENCODER, "least cosine", "", None, least, least, COSINE_LIMIT, least=True)]
     for name in ENCODER_PEERS:
-        found.append(_ratio("latency", "ms", (rows[name], ours), ("latency", "ms"), (LATENCY_LIMIT, False)))
+        found.append(_paired("latency", "ms", (rows[name], ours), ("latency", "ms"), (LATENCY_LIMIT, False)))
     return found
 
 

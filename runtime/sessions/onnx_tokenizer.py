@@ -49,7 +49,11 @@ class DirectoryTokenizer:
         path = self._root / "tokenizer.json"
         if not path.is_file():
             raise ArtifactError(f"{path}: is missing; export the model again")
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises nothing narrower
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"{path}: is not a tokenizer ({reason}); export the model again") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer

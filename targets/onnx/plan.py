@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, refusals
 from targets.onnx.encoder import encoder_graph
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
 from targets.onnx.linear import BlockScheme, DynamicScheme, StaticScheme
-from targets.onnx.ongrid import OnGrid
+from targets.onnx.ongrid import FILE, OnGrid
 from targets.onnx.presets import INT8, PRESETS, SMALLEST_BLOCK, TABLES, Preset, table_scheme
 from targets.onnx.weights import lay_out
 from targets.task import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TEXT_GENERATION, TOKEN_CLASSIFICATION, infer_task
@@ -103,15 +104,23 @@ class Choice:
         name = self.sources.names.get((role, layer))
         if self.sources.given is not None and name is not None and name in self.sources.given:
             return BlockScheme(self.sources.given.grid(name), self.sources.given)
-        if role in TABLES:
-            table = table_scheme(self.preset.scheme(role, layer, n_layers), self.hidden)
-            if table is None:
-                raise UnsupportedError(str(self.problems()[0]))
-            return table
-        return self._layers or self.preset.scheme(role, layer, n_layers)
+        if role not in TABLES:
+            return self._knowing(self._layers or self.preset.scheme(role, layer, n_layers))
+        table = table_scheme(self.preset.scheme(role, layer, n_layers), self.hidden)
+        if table is None:
+            raise UnsupportedError(str(self.problems()[0]))
+        return self._knowing(table)
+
+    def _knowing(self, scheme: Scheme) -> Scheme:
+        """The scheme with the given codes: one product may have matrices with codes and others without."""
+        given = self.sources.given
+        return dataclasses.replace(scheme, given=given) if given and isinstance(scheme, BlockScheme) else scheme
 
     def problems(self) -> list[Problem]:
         """What this preset cannot do for a model of this width."""
+        if self.sources.given is not None and self.preset.name == "fp16":
+            what = "holds codes, whose products take 32-bit floats"
+            return [Problem(FILE, what, "use another --quant, such as int4; or delete that file")]
         if table_scheme(self.preset.scheme("token_embd", 0, 1), self.hidden) is not None:
             return []
         what = f"rows of {self.hidden} do not divide into blocks of {SMALLEST_BLOCK} or more"
