@@ -96,6 +96,7 @@ class Encoder:
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = THREADS
+        options.log_severity_level = 3  # Errors only.
         self._np, self._session = np, ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [item.name for item in self._session.get_inputs()]
 

@@ -39,7 +39,10 @@ CHUNKS, TRIALS, TOKENS = 8, 3, 64
 BUILD_RUNS = 3
 """Builds vary less than speeds and take longer: so many runs of them at most."""
 ENCODER_PRESETS = ("dynamic-int8", "static-int8", "int8", "int4", "fp16", "fp32")
-SIZED = {"SmolLM2-135M": ("fp32", "fp16", "int8", "int4-mixed", "int4"), "all-MiniLM-L6-v2": ENCODER_PRESETS}
+SIZED = {
+    "SmolLM2-135M": ("int4", "int4-mixed", "int8", "fp16", "fp32"),
+    "all-MiniLM-L6-v2": ENCODER_PRESETS,
+}
 PROMPTS = (
     "What is the capital of France?", "Write a haiku about the sea.", "Explain gravity to a child.",
     "List three fruits and their colours.", "How do I boil an egg?", "Translate 'good morning' into Spanish.",
@@ -221,8 +224,8 @@ def _build_encoder(model: Path, name: str, out: Path) -> dict[str, Any]:
 
 def greedy() -> Any:  # noqa: ANN401 - JSON
     """How many tokens of our fp32 export are transformers' own, prompt by prompt."""
-    model, out = offgrid(smollm2()), WORK / "greedy-fp32"
-    built = kept("build-greedy-fp32", partial(build, ours_command(model, "fp32", out), out))
+    model, out = offgrid(smollm2()), WORK / slug("packlight fp32")
+    built = kept("build-packlight-fp32", partial(build, ours_command(model, "fp32", out), out))
     if "error" in built:
         return built
     ask = {"source": str(model), "directory": str(out), "prompts": list(PROMPTS), "tokens": TOKENS}
@@ -231,19 +234,17 @@ def greedy() -> Any:  # noqa: ANN401 - JSON
 
 def sizes() -> dict[str, dict[str, Any]]:
     """By model and preset: the graph's name, bytes of graph and weights, and of the whole directory."""
-    sources = dict(zip(SIZED, (offgrid(smollm2()), minilm()), strict=True))
-    found: dict[str, dict[str, Any]] = {name: {} for name in SIZED}
+    found: dict[str, dict[str, Any]] = {}
     for name, presets in SIZED.items():
+        found[name] = {}
         for preset in presets:
-            out = WORK / "sizes"
-            found[name][preset] = kept(f"size-{name}-{preset}", partial(_size, sources[name], preset, out))
-    shutil.rmtree(WORK / "sizes", ignore_errors=True)
+            decoder = name != "all-MiniLM-L6-v2"
+            out = WORK / slug(f"packlight {preset}" if decoder else f"encoder packlight {preset}")
+            if not out.is_dir():  # The other parts have not built it already.
+                command = ours_command(offgrid(smollm2()) if decoder else minilm(), preset, out)
+                built = kept(f"build-{out.name}", partial(build, command, out))
+            found[name][preset] = sizes_of(out) if out.is_dir() else built
     return found
-
-
-def _size(model: Path, preset: str, out: Path) -> dict[str, Any]:
-    build(ours_command(model, preset, out), out)
-    return sizes_of(out)
 
 
 def main() -> None:

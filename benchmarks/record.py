@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGES = ("exporter", "targets", "runtime")
-VERSIONS = ("llama_cpp_python", "gguf", "numpy", "torch", "transformers", "tokenizers")
+VERSIONS = (
+    "llama_cpp_python", "gguf", "numpy", "torch", "transformers", "tokenizers", "onnx", "onnxruntime",
+    "onnxruntime-genai",
+)  # fmt: skip
+"""Packages whose versions are recorded where they are installed."""
 
 
 def provenance() -> dict[str, Any]:
@@ -36,8 +41,17 @@ def provenance() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": host_facts(),
         "load_average": [round(value, 2) for value in os.getloadavg()],
-        "versions": {**{name: metadata.version(name) for name in VERSIONS}, "llama.cpp": SDIST},
+        "versions": {**versions(), "llama.cpp": SDIST},
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of those of VERSIONS that are installed."""
+    found = {}
+    for name in VERSIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def commit() -> str:

@@ -212,8 +212,8 @@ class EncoderThresholds:
 ENCODER_THRESHOLDS: tuple[tuple[float, EncoderThresholds], ...] = (
     # bits                    cosine, label agreement, rank correlation
     (15.0, EncoderThresholds(0.9999, 0.99, 0.999)),
-    (7.5, EncoderThresholds(0.99, 0.97, 0.98)),
-    (0.0, EncoderThresholds(0.95, 0.90, 0.90)),
+    (8.0, EncoderThresholds(0.99, 0.95, 0.98)),
+    (0.0, EncoderThresholds(0.93, 0.90, 0.90)),
 )
 """Default limits: (at least so many bits per weight, limits), the largest first. They separate a broken file from an
 honest one, they do not say what is good enough: a user's own limits do that."""

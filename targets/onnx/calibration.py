@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import EngineError, UserError
+from runtime.errors import EngineError, ModelError, UserError
 from targets.onnx.ranges import Histogram, rounding_noise
 from targets.text import default_text, load_text
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
-CHARACTERS_PER_TOKEN = 16
+CHARACTERS_PER_TOKEN = 64
 OUTSTANDING = 8.0
 """A layer is smoothed where a feature of its input peaks so many times higher than half of them do."""
 LEAST_PEAK = 0.01
@@ -77,7 +77,11 @@ def token_chunks(tokenizer: Path, calibration: Calibration) -> tuple[list[list[i
     import tokenizers
 
     text = default_text("calibration") if calibration.text is None else load_text(calibration.text)
-    encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
+    try:
+        encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the package raises nothing narrower
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{tokenizer}: is not a tokenizer ({reason}); save it again") from error
     encoder.no_padding()
     # Every piece begins and ends as a text of its own does: an encoder's special tokens are its outliers.
     encoder.enable_truncation(calibration.tokens)

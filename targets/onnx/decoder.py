@@ -98,8 +98,10 @@ class _Decoder:
         graph, scheme = self.graph, self.scheme_of("token_embd", 0)
         matrix = self.weights.matrix("token_embd.weight")
         if isinstance(scheme, BlockScheme):
-            self.table = scheme.store(graph, "embed_tokens", matrix, self._head_norm_weights())
-            x = scheme.lookup(graph, "embeddings", ids, self.table, matrix)
+            tied = self.spec.tied
+            self.table = scheme.store(graph, "embed_tokens", matrix, self._head_norm_weights(), flat=not tied)
+            shape = (matrix.n_rows, matrix.n_columns) if tied else None
+            x = scheme.lookup(graph, "embeddings", ids, self.table, shape)
         else:
             blob = Blob("embed_tokens.weight", self.dtype, (matrix.n_rows, matrix.n_columns))
             (name,) = graph.weight(FloatJob((blob,), matrix))

@@ -110,9 +110,8 @@ def refusals(config: Config) -> list[Problem]:
         found.append(
             Problem("config.json: num_key_value_heads", "does not divide num_attention_heads", "check the config.json")
         )
-    if head_dim(config) % 8:
-        # GroupQueryAttention's rotary kernels work on eight values at a time.
-        what = f"a head is {head_dim(config)} wide, GroupQueryAttention takes multiples of 8"
+    if head_dim(config) % 16:
+        what = f"a head is {head_dim(config)} wide, GroupQueryAttention takes multiples of 16"
         found.append(Problem("config.json: head_dim", what, "export it as gguf"))
     if config.get("attn_logit_softcapping"):
         found.append(Problem("config.json: attn_logit_softcapping", "is set", "this variant is not supported"))

@@ -100,7 +100,7 @@ class _Encoder:
                 FloatJob((Blob(f"{name}.weight", self.dtype, (matrix.n_rows, matrix.n_columns)),), matrix)
             )
             return graph.node("Gather", (table, ids), name)
-        return scheme.lookup(graph, name, ids, scheme.store(graph, name, matrix), matrix)
+        return scheme.lookup(graph, name, ids, scheme.store(graph, name, matrix, flat=True), None)
 
     def _norm_weights(self, module: str, name: str) -> tuple[str, str]:
         gamma = vector(self.graph, f"{name}.gamma", self._matrix(module), self.dtype)

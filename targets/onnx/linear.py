@@ -106,11 +106,17 @@ class BlockScheme:
         """See `Scheme`."""
         return 8.0 * sum(self.grid.row_bytes(layer_columns)) / layer_columns
 
-    def store(self, graph: GraphBuilder, name: str, matrix: Matrix, norm: Matrix | None = None) -> tuple[str, str, str]:
-        """The weights as names of codes (rows, blocks, bytes), scales as float32, and zero points ("" for none)."""
+    def store(
+        self, graph: GraphBuilder, name: str, matrix: Matrix, norm: Matrix | None = None, *, flat: bool = False
+    ) -> tuple[str, str, str]:
+        """The weights as names of codes (rows, blocks, bytes), scales as float32, and zero points ("" for none).
+
+        flat: codes are (rows, bytes), as a table is read that is no head
+        """
         rows, blocks = matrix.n_rows, self.grid.n_blocks(matrix.n_columns)
+        size = self.grid.size * self.grid.bits // 8
         blobs = [
-            Blob(f"{name}.codes", np.dtype(np.uint8), (rows, blocks, self.grid.size * self.grid.bits // 8)),
+            Blob(f"{name}.codes", np.dtype(np.uint8), (rows, blocks * size) if flat else (rows, blocks, size)),
             Blob(f"{name}.scales", np.dtype(np.float16 if self.grid.half_scales else np.float32), (rows, blocks)),
         ]
         if not self.grid.symmetric:
@@ -122,10 +128,17 @@ class BlockScheme:
             scales = graph.node("Cast", (scales,), f"{scales}.float", to=1)
         return codes, scales, zeros[0] if zeros else ""
 
-    def lookup(self, graph: GraphBuilder, name: str, ids: str, stored: tuple[str, str, str], matrix: Matrix) -> str:
-        """Rows of a stored table, decoded; from the same bytes as `multiply`, seen as a matrix of bytes."""
+    def lookup(
+        self, graph: GraphBuilder, name: str, ids: str, stored: tuple[str, str, str], as_matrix: tuple[int, int] | None
+    ) -> str:
+        """Rows of a stored table, decoded.
+
+        as_matrix: rows and columns, where `multiply` reads the table as well: the same bytes are seen as a matrix
+        """
         codes, scales, zeros = stored
-        rows = graph.alias(f"{name}.rows", codes, (matrix.n_rows, self.grid.row_bytes(matrix.n_columns)[0]))
+        rows = codes
+        if as_matrix is not None:
+            rows = graph.alias(f"{name}.rows", codes, (as_matrix[0], self.grid.row_bytes(as_matrix[1])[0]))
         return graph.node(
             "GatherBlockQuantized", [rows, ids, scales, *([zeros] if zeros else [])], name, bits=self.grid.bits,
             block_size=self.grid.size, gather_axis=0, quantize_axis=1,

@@ -24,7 +24,7 @@ from targets.task import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TEXT_GENERATIO
 
 if TYPE_CHECKING:
     from targets.base import EmitOptions
-    from targets.facts import ModelFacts
+    from targets.facts import ModelFacts, TensorFact
     from targets.onnx.graph import GraphBuilder
     from targets.onnx.linear import Scheme
 
@@ -213,8 +213,9 @@ def _plan_encoder(
         if problems:
             return None, problems
         spec = encoder_spec(facts, task, tensors)
-        choice = Choice(preset, ranges, spec.hidden, Sources({}, None))
-        if problems := choice.problems():
+        given = OnGrid.of(facts.path)
+        choice = Choice(preset, ranges, spec.hidden, Sources(_encoder_names(spec, tensors), given))
+        if problems := choice.problems() + (given.problems(facts) if given else []):
             return None, problems
         graph = encoder_graph(spec, tensors, lambda role, layer: choice(role, layer, spec.n_layers))
     except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError) as error:
@@ -234,6 +235,17 @@ def _plan_encoder(
         encoder=spec,
         notes=choice.notes(),
     ), []
+
+
+def _encoder_names(spec: EncoderSpec, tensors: dict[str, TensorFact]) -> dict[tuple[str, int], str]:
+    """Names of the stored matrices of an encoder by role and layer."""
+    family = spec.family
+    names = {
+        (role, layer): tensors[f"{family.layers.format(i=layer)}{family.modules[role]}.weight"].name
+        for role in ROLES
+        for layer in range(spec.n_layers)
+    }
+    return names | {("token_embd", 0): tensors[f"{family.embeddings['word']}.weight"].name}
 
 
 def _places(facts: ModelFacts, graph: GraphBuilder) -> list[int]:

