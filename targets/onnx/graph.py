@@ -72,7 +72,7 @@ class GraphBuilder:
 
         array = np.asarray(values, dtype)
         text = "x".join(map(str, array.shape)) or "scalar"
-        name = f"const.{array.dtype}.{text}." + ".".join(f"{value:g}" for value in array.reshape(-1).tolist())
+        name = f"const.{array.dtype}.{text}." + ".".join(repr(value) for value in array.reshape(-1).tolist())
         if name not in self._constants:
             self._constants[name] = onnx.numpy_helper.from_array(array, name)
         return name
