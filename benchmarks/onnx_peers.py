@@ -10,6 +10,7 @@ lies in .cache/onnx-peers afterwards; with --resume, what an interrupted run has
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from benchmarks import record
 from benchmarks.models import minilm, offgrid
@@ -247,6 +248,18 @@ def sizes() -> dict[str, dict[str, Any]]:
     return found
 
 
+def alone(path: Path) -> TextIO:
+    """A locked file, held until it is closed. Raises SystemExit where another run has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w", encoding="ascii")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise SystemExit(f"{path}: another run measures here; wait until it has ended") from None
+    return file
+
+
 def main() -> None:
     """Run, print the table, write the result; exit status 1 where a limit does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.onnx_peers", description=__doc__.splitlines()[0])
@@ -256,6 +269,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="not all: printed and not saved")
     args = parser.parse_args()
     start, runs = time.monotonic(), 1 if args.quick else args.runs
+    lock = alone(WORK.with_suffix(".lock"))
     if not args.resume:
         shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True, exist_ok=True)
@@ -270,6 +284,7 @@ def main() -> None:
     content["wall_s"] = round(time.monotonic() - start, 1)
     if set(args.parts) == set(PARTS):
         record.save("onnx_peers", content)
+    lock.close()
     print(table(content))
     broken = failures(content)
     print("\n".join(broken) or f"every one of {len(pairs(content))} limits holds", file=sys.stderr)

@@ -93,6 +93,7 @@ GEMMA3 = Architecture(
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 131072,
         "query_pre_attn_scalar": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
         "sliding_window": 4096,
         "tie_word_embeddings": True,
     },

@@ -146,6 +146,14 @@ def test_a_failed_step_is_told_and_tried_again(tmp_path, monkeypatch, capsys):
     assert "a: first" in capsys.readouterr().err
 
 
+def test_two_runs_at_once_are_refused(tmp_path):
+    first = onnx_peers.alone(tmp_path / "lock")
+    with pytest.raises(SystemExit, match="another run"):
+        onnx_peers.alone(tmp_path / "lock")
+    first.close()
+    onnx_peers.alone(tmp_path / "lock").close()
+
+
 def test_medians_over_runs_and_their_trials():
     runs = [{"ms": [1.0, 9.0, 2.0], "load_s": 3.0}, {"ms": [4.0], "load_s": 5.0}]
     assert onnx_runs.median_of(runs) == {"ms": 3.0, "load_s": 4.0}

@@ -50,15 +50,22 @@ def test_a_graph_runs_with_its_weights_in_two_files(tmp_path: Path) -> None:
     times = graph.default_input("times", [1.0], np.float32)
     one = graph.table("one", np.array([[1, 2], [3, 4]], np.float32))
     two = graph.table("two", np.array([10, 20], np.float32))
+    three = graph.table("three", np.array([0.5], np.float32))
     flat = graph.alias("one.flat", one, (4,))
     product = graph.node("MatMul", (x, one), "product")
     total = graph.node("Add", (graph.node("Mul", (product, times), "scaled"), two), "sum")
-    graph.node("Add", (total, graph.node("ReduceSum", (flat,), "all", keepdims=0)), "y")
+    more = graph.node("Add", (graph.node("ReduceSum", (flat,), "all", keepdims=0), three), "more")
+    graph.node("Add", (total, more), "y")
     graph.output("y", np.float32, ("n", 2))
-    assert lay_out(graph.jobs, 16) == [16, 8]
+    # the second would end at byte 72, so it begins a file; the third lies behind it
+    assert lay_out(graph.jobs, 71) == [16, 68]
     names = ["data", "data_1"]
-    for name, job in zip(names, graph.jobs, strict=True):
-        (tmp_path / name).write_bytes(job.values.tobytes())  # type: ignore[attr-defined]
+    room = [bytearray(16), bytearray(68)]
+    for job in graph.jobs:
+        (stored,) = job.blobs
+        room[stored.file][stored.offset : stored.offset + stored.n_bytes] = job.values.tobytes()  # type: ignore[attr-defined]
+    for name, content in zip(names, room, strict=True):
+        (tmp_path / name).write_bytes(content)
     proto = graph.proto(names, 21, 10)
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     onnx.checker.check_model(str(tmp_path / "m.onnx"))
@@ -66,5 +73,5 @@ def test_a_graph_runs_with_its_weights_in_two_files(tmp_path: Path) -> None:
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 21), ("com.microsoft", 1)]
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     feeds = {"x": np.array([[1, 1]], np.float32)}
-    assert session.run(None, feeds)[0].tolist() == [[4 + 10 + 10, 6 + 20 + 10]]
-    assert session.run(None, {**feeds, "times": np.array([2], np.float32)})[0].tolist() == [[28, 42]]
+    assert session.run(None, feeds)[0].tolist() == [[4 + 10 + 10.5, 6 + 20 + 10.5]]
+    assert session.run(None, {**feeds, "times": np.array([2], np.float32)})[0].tolist() == [[28.5, 42.5]]

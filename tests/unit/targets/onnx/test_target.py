@@ -135,6 +135,16 @@ def test_a_target_exports_two_models_one_after_the_other(model: Path, tiny_llama
     assert found["a"].n_params != found["b"].n_params
 
 
+def test_a_graph_is_written_once(tiny_llama: Path, tmp_path: Path) -> None:
+    """Calibration adds outputs to the plan that it runs: a second export needs a plan of its own."""
+    backend, facts, options = OnnxTarget(), resolve(str(tiny_llama)), EmitOptions("static-int8", 1)
+    found = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        found.append(backend.emit(facts, options, tmp_path / name, no_progress).files)
+    assert found[0] == found[1]
+
+
 def test_the_devices_release_chooses_the_opset(model: Path, out: Path) -> None:
     options = EmitOptions("fp32", engine="1.17")
     (problem,) = OnnxTarget().check(resolve(str(model)), options)
