@@ -249,7 +249,7 @@ def sizes() -> dict[str, dict[str, Any]]:
 
 
 def alone(path: Path) -> TextIO:
-    """A locked file, held until it is closed. Raises SystemExit where another run has it."""
+    """A locked file, held until it is closed. Raises SystemExit where another run has it: both would write to WORK."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w", encoding="ascii")
     try:
