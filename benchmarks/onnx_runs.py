@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from targets.text import Half
+
 THREADS = 2
 # Not from benchmarks.paths: what that imports (libcrypto, 7 MB) would count in the measured memory.
 _CACHE = Path(os.environ.get("PACKLIGHT_CACHE", Path(__file__).resolve().parent.parent / ".cache"))
@@ -232,17 +234,18 @@ def harness(directory: str, trials: int) -> dict[str, Any]:
     return {"load_s": load_s, "peak_bytes": peak, **timed}
 
 
-def drift(source: str, directory: str, chunks: int, kept: str) -> dict[str, Any]:
+def drift(source: str, directory: str, chunks: int, kept: str, text: Half = "evaluation") -> dict[str, Any]:
     """Figures of `exporter.verify`'s protocol for a directory in plain onnxruntime, against float32 in torch.
 
     kept: where the token ids and torch's logits stay for the next directory; made where they are not there yet
+    text: which part of the built-in text
     """
     import numpy as np
 
     from targets.drift import DriftAccumulator
 
     if not Path(kept).is_file():
-        _write_reference(source, chunks, Path(kept))
+        _write_reference(source, chunks, Path(kept), text)
     with Path(kept).open("rb") as file:
         cut = np.load(file)
         logits = np.load(file)
@@ -255,7 +258,7 @@ def drift(source: str, directory: str, chunks: int, kept: str) -> dict[str, Any]
     return {key: getattr(result, key) for key in figures}
 
 
-def _write_reference(source: str, chunks: int, kept: Path) -> None:
+def _write_reference(source: str, chunks: int, kept: Path, text: Half) -> None:
     import numpy as np
 
     from exporter.verify.reference import TransformersReference
@@ -263,7 +266,7 @@ def _write_reference(source: str, chunks: int, kept: Path) -> None:
     from targets.text import default_text
 
     reference = TransformersReference(Path(source), threads=THREADS)
-    cut = cut_chunks(reference, default_text("evaluation"), chunks, PROMPT)
+    cut = cut_chunks(reference, default_text(text), chunks, PROMPT)
     logits = np.stack([reference.logits(ids.tolist(), PROMPT // 2)[:-1] for ids in cut])
     partial = kept.with_suffix(".partial")
     with partial.open("wb") as file:

@@ -6,7 +6,7 @@ import pytest
 
 from targets.onnx.blocks import BlockGrid
 from targets.onnx.linear import BlockScheme, DynamicScheme, FloatScheme, Scheme
-from targets.onnx.presets import INT4, INT4_64, INT8, INT8_64, INT8_128, PRESETS, table_scheme
+from targets.onnx.presets import INT4, INT4_64, INT8, INT8_64, INT8_128, PRESETS, QKV, table_scheme
 
 ROLES = ("token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
@@ -31,17 +31,27 @@ def test_one_scheme_everywhere(preset: str, scheme: Scheme) -> None:
 
 def test_int4_by_hand() -> None:
     assert PRESETS["int4"].scheme("token_embd", 0, 9) == PRESETS["int4"].scheme("output", 0, 9) == INT4
-    outer = [INT8_64] * 3 + [INT4_64] * 3 + [INT8_64] * 3
-    assert schemes("int4", "attn_v", 9) == schemes("int4", "ffn_down", 9) == outer
-    for role in ("attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up"):
+    assert schemes("int4", "ffn_down", 10) == [INT8_64] * 4 + [INT4_64] * 3 + [INT8_64] * 3
+    for role in QKV:
+        assert schemes("int4", role, 12) == [INT8_64] * 2 + [INT4_64] * 10
+    for role in ("attn_output", "ffn_gate", "ffn_up"):
         assert schemes("int4", role, 9) == [INT4_64] * 9
 
 
 def test_int4_mixed_by_hand() -> None:
-    for role in ("token_embd", "output", "attn_v", "ffn_down"):
-        assert set(map(repr, schemes("int4-mixed", role, 32))) == {repr(INT8)}
-    assert schemes("int4-mixed", "ffn_up", 32) == [INT8] * 2 + [INT4] * 28 + [INT8] * 2
-    assert schemes("int4-mixed", "ffn_up", 8) == [INT4] * 8
+    for role in ("token_embd", "output", "ffn_down"):
+        assert schemes("int4-mixed", role, 9) == [INT8] * 9
+    for role in ("attn_output", "ffn_gate", "ffn_up"):
+        assert schemes("int4-mixed", role, 9) == [INT4] * 9
+    for role in QKV:
+        assert schemes("int4-mixed", role, 9) == [INT8] * 3 + [INT4] * 3 + [INT8] * 3
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("layers", [1, 2, 7, 30])
+def test_queries_keys_and_values_are_one_product_in_every_layer(preset: str, layers: int) -> None:
+    one, two, three = (schemes(preset, role, layers) for role in QKV)
+    assert one == two == three
 
 
 @pytest.mark.parametrize("preset", ["dynamic-int8", "static-int8"])
