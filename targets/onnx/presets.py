@@ -65,34 +65,33 @@ def table_scheme(scheme: Scheme, columns: int) -> Scheme | None:
     return dataclasses.replace(scheme, grid=grid) if size >= SMALLEST_BLOCK else None
 
 
-def _outer(layer: int, layers: int, share: int) -> bool:
-    """Whether a layer is among the first or the last 1/share of them."""
-    n = layers // share
-    return layer < n or layer >= layers - n
-
-
 QKV = ("attn_q", "attn_k", "attn_v")
 """Of one scheme in every layer, so that they are one product: a second one costs a layer 2 % of its decoding time."""
 
 
 def _small(role: str, layer: int, layers: int) -> Scheme:
-    """Four bits; eight where they help most: in the first sixth for attention's inputs, at both ends for the way down.
+    """Four bits; eight for queries, keys and values, and for the way down in the first tenth and in the last layer.
 
     Blocks of 64 in layers: while it runs, ONNX Runtime keeps 12 bytes more for every block (its scale twice, the sum of
     its codes), so that blocks of 32 would cost a quarter more memory than they do on disk.
     """
     if role in TABLES:
         return INT4
-    early = layer < layers // 6
-    ends = layer < 2 * layers // 5 or layer >= layers - -(-layers // 4)
-    return INT8_64 if (role in QKV and early) or (role == "ffn_down" and ends) else INT4_64
+    ends = layer < max(1, layers // 10) or layer == layers - 1
+    return INT8_64 if role in QKV or (role == "ffn_down" and ends) else INT4_64
 
 
 def _mixed(role: str, layer: int, layers: int) -> Scheme:
-    """Eight bits for the table and the way down, and for attention's inputs in the outer thirds; four for the rest."""
-    if role in TABLES or role == "ffn_down" or (role in QKV and _outer(layer, layers, 3)):
-        return INT8
-    return INT4
+    """Eight bits for the table, queries, keys and values, and for the way down in the outer layers; four for the rest.
+
+    Blocks of 64 where an error costs little: at eight bits, and in front of the feed-forward's activation.
+    """
+    if role in TABLES or role in QKV:
+        return INT8_64
+    ends = layer < 2 * layers // 5 or layer >= layers - -(-layers // 4)
+    if role == "ffn_down" and ends:
+        return INT8_64
+    return INT4_64 if role in ("ffn_gate", "ffn_up") else INT4
 
 
 _ALL = (

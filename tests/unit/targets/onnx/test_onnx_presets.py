@@ -31,20 +31,21 @@ def test_one_scheme_everywhere(preset: str, scheme: Scheme) -> None:
 
 def test_int4_by_hand() -> None:
     assert PRESETS["int4"].scheme("token_embd", 0, 9) == PRESETS["int4"].scheme("output", 0, 9) == INT4
-    assert schemes("int4", "ffn_down", 10) == [INT8_64] * 4 + [INT4_64] * 3 + [INT8_64] * 3
+    assert schemes("int4", "ffn_down", 20) == [INT8_64] * 2 + [INT4_64] * 17 + [INT8_64]
+    assert schemes("int4", "ffn_down", 3) == [INT8_64, INT4_64, INT8_64]
     for role in QKV:
-        assert schemes("int4", role, 12) == [INT8_64] * 2 + [INT4_64] * 10
+        assert schemes("int4", role, 9) == [INT8_64] * 9
     for role in ("attn_output", "ffn_gate", "ffn_up"):
         assert schemes("int4", role, 9) == [INT4_64] * 9
 
 
 def test_int4_mixed_by_hand() -> None:
-    for role in ("token_embd", "output", "ffn_down"):
-        assert schemes("int4-mixed", role, 9) == [INT8] * 9
-    for role in ("attn_output", "ffn_gate", "ffn_up"):
-        assert schemes("int4-mixed", role, 9) == [INT4] * 9
-    for role in QKV:
-        assert schemes("int4-mixed", role, 9) == [INT8] * 3 + [INT4] * 3 + [INT8] * 3
+    for role in ("token_embd", "output", *QKV):
+        assert schemes("int4-mixed", role, 9) == [INT8_64] * 9
+    assert schemes("int4-mixed", "ffn_down", 10) == [INT8_64] * 4 + [INT4] * 3 + [INT8_64] * 3
+    assert schemes("int4-mixed", "attn_output", 9) == [INT4] * 9
+    for role in ("ffn_gate", "ffn_up"):
+        assert schemes("int4-mixed", role, 9) == [INT4_64] * 9
 
 
 @pytest.mark.parametrize("preset", PRESETS)
