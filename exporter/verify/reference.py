@@ -10,6 +10,7 @@ from exporter.verify.chat import render
 from runtime.artifact import open_artifact
 from runtime.errors import EngineError, ModelError
 from runtime.sessions import open_session
+from runtime.tokenizer_file import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -124,10 +125,10 @@ class TorchSource:
                 self._model, loading = getattr(transformers, kind).from_pretrained(
                     path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **common
                 )
-                self._file_tokenizer = _tokenizer_of_file(path)
             except Exception as error:
                 reason = " ".join(str(error).split())[:300]
                 raise ModelError(f"{path}: transformers cannot load it ({reason}); check the directory") from error
+        self._file_tokenizer = _tokenizer_of_file(path)
         missing = sorted(name for name in loading["missing_keys"] if unused is None or unused not in name)
         if missing:
             # transformers fills them with random numbers and goes on.
@@ -207,15 +208,8 @@ def _tokenizer_of_file(path: Path) -> Any:  # noqa: ANN401 - tokenizers is untyp
     transformers 5 builds the tokenizers of some classes anew and drops what the file says of them: under the class
     name GPT2Tokenizer, SmolLM2 loses the step that splits digits. The file is what the model was trained with.
     """
-    import tokenizers
-
     file = path / "tokenizer.json"
-    if not file.is_file():
-        return None
-    tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return load_tokenizer(file, ModelError, "get or save it again") if file.is_file() else None
 
 
 @contextlib.contextmanager

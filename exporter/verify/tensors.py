@@ -31,7 +31,7 @@ def dead_tensors(artifact: Artifact, facts: ModelFacts) -> tuple[str, ...] | Non
     """
     if artifact.format == "gguf":
         dead = _all_zero(read_gguf_facts(artifact.entry_path, str(artifact.entry_path)).tensors.values())
-    elif artifact.format == "onnx":
+    elif artifact.format in ("onnx", "ort"):
         dead = dead_matrices(artifact.entry_path)
     else:
         return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import ArtifactError, EngineError
+from runtime.errors import ArtifactError
+from runtime.tokenizer_file import load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ class DirectoryTokenizer:
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids of `text`. Raises EngineError without the `tokenizers` package, ArtifactError without its file."""
         if self._tokenizer is None:
-            self._tokenizer = self._load()
+            self._tokenizer = load_tokenizer(self._root / "tokenizer.json", ArtifactError, "export the model again")
         clean = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         return [int(token) for token in self._tokenizer.encode(clean, add_special_tokens=add_special).ids]
 
@@ -40,23 +41,6 @@ class DirectoryTokenizer:
         if isinstance(token, dict):
             token = token.get("content")
         return token if isinstance(token, str) else None
-
-    def _load(self) -> Any:  # noqa: ANN401 - tokenizers is untyped
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise EngineError("the package tokenizers is missing; pip install tokenizers") from error
-        path = self._root / "tokenizer.json"
-        if not path.is_file():
-            raise ArtifactError(f"{path}: is missing; export the model again")
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises nothing narrower
-            reason = " ".join(str(error).split())[:200]
-            raise ArtifactError(f"{path}: is not a tokenizer ({reason}); export the model again") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
 
     def _settings(self) -> dict[str, Any]:
         if self._config is None:

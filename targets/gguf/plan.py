@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import ModelError, UnsupportedError
+from runtime.errors import UnsupportedError
+from targets.damage import damage_in
 from targets.gguf import header
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import (
@@ -25,9 +25,6 @@ from targets.gguf.presets import ALIASES, PRESETS, ModelShape, Preset, choose_ty
 from targets.gguf.types import TYPES, GgmlType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from targets.base import EmitOptions, Problem
     from targets.facts import ModelFacts
 
@@ -94,7 +91,7 @@ def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, lis
         content, problems = _read_checkpoint(facts)
     if content is None or problems:
         return None, problems
-    with _damage_in(facts.path):
+    with damage_in(facts.path):
         return _lay_out(preset, content), []
 
 
@@ -104,13 +101,13 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
 
     architecture = architecture_of(facts.architecture)
     config = full_config(architecture, facts)
-    with _damage_in(facts.path / "config.json"):
+    with damage_in(facts.path / "config.json"):
         tensors, problems = plan_tensors(architecture, config, facts)
         problems += architecture.refuse(config)
         if problems:
             return None, problems
         hyper_parameters = architecture.hyper_parameters(config)
-    with _damage_in(facts.path / "tokenizer.json"):
+    with damage_in(facts.path / "tokenizer.json"):
         tokenizer = tokenizer_metadata(facts.path, config, dimensions(config)["vocab"])
     shape = ModelShape(
         n_layers=config["num_hidden_layers"],
@@ -125,21 +122,6 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         *tokenizer.entries,
     ]
     return Content(name, metadata, tensors, shape, tuple(tokenizer.notes)), []
-
-
-@contextlib.contextmanager
-def _damage_in(file: Path) -> Iterator[None]:
-    """Turn what an entry of the wrong kind makes Python raise into a ModelError that names the file.
-
-    JSON that parses can still hold a number where an object belongs, in any of a hundred places.
-    """
-    try:
-        yield
-    except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError, RecursionError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ModelError(
-            f"{file}: an entry is not what it should be ({what}); download or save the file again"
-        ) from error
 
 
 def _is_70b(arch: str, config: dict[str, Any]) -> bool:

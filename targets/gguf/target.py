@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from runtime.artifact import Artifact, record
 from runtime.atomic import replacing
-from runtime.errors import ModelError, UnsupportedError
+from runtime.errors import ModelError
 from runtime.host import usable_cores
 from targets.gguf.plan import Plan, make_plan
 from targets.gguf.presets import PRESETS
 from targets.gguf.stream import write_tensors
+from targets.planned import PlannedTarget
 from targets.stream import reserve
 
 if TYPE_CHECKING:
@@ -21,14 +22,10 @@ if TYPE_CHECKING:
     from targets.facts import ModelFacts
 
 
-class GgufTarget:
+class GgufTarget(PlannedTarget[Plan]):
     """Writes `.gguf` files for llama.cpp."""
 
     name = "gguf"
-
-    def __init__(self) -> None:
-        # check() and emit() follow each other on the same model: the tokenizer is read once
-        self._planned: tuple[ModelFacts, EmitOptions, Plan] | None = None
 
     def presets(self) -> dict[str, str]:
         """Quantization presets by name, with a line for people."""
@@ -38,21 +35,9 @@ class GgufTarget:
         """See `Target`: what most GGUF files on a hub have."""
         return "q4_k_m"
 
-    def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
-        """Every problem that can be known before a weight is read. Raises ModelError for a broken tokenizer."""
-        plan, problems = make_plan(facts, options)
-        self._planned = (facts, options, plan) if plan is not None else None
-        return problems
-
-    def plan(self, facts: ModelFacts, options: EmitOptions) -> Plan:
-        """The laid-out file. Raises UnsupportedError that lists every problem."""
-        if self._planned is None or self._planned[0] is not facts or self._planned[1] != options:
-            problems = self.check(facts, options)
-            if problems:
-                raise UnsupportedError("\n".join(map(str, problems)))
-        if self._planned is None:
-            raise UnsupportedError(f"{facts.path}: cannot be written as GGUF")
-        return self._planned[2]
+    def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
+        """See `PlannedTarget`."""
+        return make_plan(facts, options)
 
     def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
         """Write the file into the existing directory `out`. Raises ModelError for NaN or infinite weights."""

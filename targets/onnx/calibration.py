@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import EngineError, ModelError, UserError
+from runtime.tokenizer_file import load_tokenizer
 from targets.onnx.ranges import Histogram, rounding_noise
 from targets.text import default_text, load_text
 
@@ -74,15 +75,8 @@ class Ranges:
 
 def token_chunks(tokenizer: Path, calibration: Calibration) -> tuple[list[list[int]], str]:
     """Pieces of the calibration text as token ids, and the text's name. Raises UserError for a text without a token."""
-    import tokenizers
-
     text = default_text("calibration") if calibration.text is None else load_text(calibration.text)
-    try:
-        encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the package raises nothing narrower
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{tokenizer}: is not a tokenizer ({reason}); save it again") from error
-    encoder.no_padding()
+    encoder = load_tokenizer(tokenizer, ModelError, "calibration needs it: save the tokenizer there")
     # Every piece begins and ends as a text of its own does: an encoder's special tokens are its outliers.
     encoder.enable_truncation(calibration.tokens)
     whole = encoder.encode(text.text[: calibration.chunks * calibration.tokens * CHARACTERS_PER_TOKEN])

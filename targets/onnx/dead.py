@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.errors import ArtifactError
-from targets.onnx.mobile import load_graph
+from targets.onnx.mobile import load_graph, run_worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from onnx import TensorProto
 
+FOLDED = ".float"
+"""What our name of a Cast ends in, and so that of the constant that ONNX Runtime makes of it."""
 PIECE_BYTES = 1 << 18
 """Read at a time; a healthy matrix is left after the first piece."""
 
 
 def dead_matrices(model: Path) -> list[str]:
-    """Names of the external matrices of the .onnx at `model` that are all zeros. Raises ArtifactError.
+    """Names of the matrices of the .onnx or .ort at `model` that are all zeros. Raises ArtifactError, EngineError.
 
     A matrix in blocks is zero where all of its scales are, or where all of its codes are the same.
     """
+    if model.suffix == ".ort":
+        return _dead_in_ort(model)
     dead = set()
     for tensor in load_graph(model).graph.initializer:
         if len(tensor.dims) < 2 or not tensor.external_data or tensor.name.endswith(".zero_points"):
@@ -31,6 +35,16 @@ def dead_matrices(model: Path) -> list[str]:
         name, _, part = tensor.name.rpartition(".")
         if _is_uniform(model, tensor, zero=part != "codes"):
             dead.add(name if part in ("codes", "scales") else tensor.name)
+    return sorted(dead)
+
+
+def _dead_in_ort(model: Path) -> list[str]:
+    dead = set()
+    tensors: dict[str, int] = run_worker("uniform", {"ort": str(model)}, model)["tensors"]
+    for tensor, value in tensors.items():
+        name, _, part = tensor.removesuffix(FOLDED).rpartition(".")
+        if part != "zero_points" and (value == 0 or part == "codes"):
+            dead.add(name if part in ("codes", "scales") else tensor)
     return sorted(dead)
 
 

@@ -110,9 +110,6 @@ def refusals(config: Config) -> list[Problem]:
         found.append(
             Problem("config.json: num_key_value_heads", "does not divide num_attention_heads", "check the config.json")
         )
-    if head_dim(config) % 16:
-        what = f"a head is {head_dim(config)} wide, GroupQueryAttention takes multiples of 16"
-        found.append(Problem("config.json: head_dim", what, "export it as gguf"))
     if config.get("attn_logit_softcapping"):
         found.append(Problem("config.json: attn_logit_softcapping", "is set", "this variant is not supported"))
     if config.get("use_bidirectional_attention"):
@@ -121,6 +118,14 @@ def refusals(config: Config) -> list[Problem]:
     if types and len(types) != config.get("num_hidden_layers"):
         found.append(Problem("config.json: layer_types", "has not one entry a layer", "check the config.json"))
     return found
+
+
+def kernel_refusals(config: Config) -> list[Problem]:
+    """What GroupQueryAttention does not take, whatever the model computes."""
+    if head_dim(config) % 16 == 0:
+        return []
+    what = f"a head is {head_dim(config)} wide, GroupQueryAttention takes multiples of 16"
+    return [Problem("config.json: head_dim", what, "export it as gguf")]
 
 
 def _activation(config: Config) -> str:

@@ -126,6 +126,7 @@ def run_worker(job: str, request: dict[str, Any], about: Path) -> dict[str, Any]
 _JOBS = {
     "convert": "convert it to .ort",
     "operators": "list its operators",
+    "uniform": "look into its weights",
     "usability": "judge its use on phones",
 }
 

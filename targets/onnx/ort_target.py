@@ -11,12 +11,14 @@ from runtime.units import format_bytes
 from targets.base import Problem
 from targets.onnx import clients, mobile
 from targets.onnx.target import OnnxTarget
+from targets.onnx.usability import usability
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from targets.base import EmitOptions, Progress
     from targets.facts import ModelFacts
+    from targets.onnx.plan import Plan
 
 OPERATORS = "required_operators_and_types.config"
 NOT_HERE = ("fp16",)
@@ -32,22 +34,25 @@ class OrtTarget(OnnxTarget):
         """Quantization presets by name, with a line for people."""
         return {name: text for name, text in super().presets().items() if name not in NOT_HERE}
 
-    def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
-        """Every problem that can be known before a weight is read; the format's limit of 2 GB is one."""
-        problems = super().check(facts, options)
+    def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
+        """See `PlannedTarget`; the format's limit of 2 GB is one more problem."""
+        plan, problems = super().make_plan(facts, options)
         if options.engine is not None:
             fix = "take the device's [onnxruntime] table out, or use --format onnx"
             problems.append(Problem("the device", "pins ONNX Runtime, an .ort needs the version that made it", fix))
-        if not problems and sum(self.plan(facts, options).data_bytes) > mobile.ORT_LIMIT_BYTES:
-            what = f"weights of {format_bytes(sum(self.plan(facts, options).data_bytes))} are over the format's 2 GB"
+        if plan is not None and sum(plan.data_bytes) > mobile.ORT_LIMIT_BYTES:
+            what = f"weights of {format_bytes(sum(plan.data_bytes))} are over the format's 2 GB"
             problems.append(Problem(facts.requested, what, "use --format onnx, or a smaller quantization"))
-        return problems
+        return plan, problems
 
     def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
         """Write the directory. Raises ModelError for bad weights, EngineError where ONNX Runtime does not convert."""
         artifact = super().emit(facts, options, out, progress)
-        progress("convert to .ort", 0, 1)
         model = artifact.entry_path
+        progress("mobile usability check", 0, 1)
+        found = usability(model)  # which reads no .ort
+        progress("mobile usability check", 1, 1)
+        progress("convert to .ort", 0, 1)
         made = mobile.to_ort(model, model.with_suffix(".ort"))
         write_text(out / OPERATORS, mobile.required_operators(made.path))
         gone = [*artifact.contract["model_files"], clients.GENAI_CONFIG]  # the engine that reads it wants an .onnx
@@ -57,10 +62,11 @@ class OrtTarget(OnnxTarget):
         write_json(out / "config.json", facts.config)  # transformers.js, whose settings it had, wants an .onnx
         entry = made.path.relative_to(out).as_posix()
         kept = {name: entry_record for name, entry_record in artifact.files.items() if name not in gone}
-        notes = [*artifact.contract["notes"], f"an .ort loads in ONNX Runtime {made.onnxruntime} and newer ones"]
+        notes = [*artifact.contract["notes"], *found.notes(), f"an .ort loads in ONNX Runtime {made.onnxruntime} and newer ones"]
         contract = {
             **artifact.contract,
             "minimum_onnxruntime": ".".join(made.onnxruntime.split(".")[:2]),
+            "mobile_usability": found.to_json(),
             "model_files": [entry],
             "notes": notes,
         }

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from onnxruntime.tools.mobile_helpers.usability_checker import PartitioningInfo
 
+PIECE_BYTES = 1 << 18
+"""Looked at together; a healthy matrix is left after the first piece."""
 SMALL_BYTES = 4096
 """External tensors up to this size are read for shape inference: shapes and axes are among them, weights are not."""
 
@@ -49,6 +51,30 @@ def operators(request: dict[str, Any]) -> dict[str, Any]:
         config = Path(directory) / "required_operators_and_types.config"
         create_config_from_models([Path(request["ort"])], config, True)
         return {"config": config.read_text(encoding="utf-8")}
+
+
+def uniform(request: dict[str, Any]) -> dict[str, Any]:
+    """Initializers of the .ort at `ort`, with two dimensions or more, whose bytes are all one value.
+
+    {"tensors": {name: that value}}. Only pages that are looked at are read.
+    """
+    import mmap
+
+    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
+
+    found: dict[str, int] = {}
+    with Path(request["ort"]).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        graph = InferenceSession.GetRootAs(data, 0).Model().Graph()
+        for number in range(graph.InitializersLength()):
+            tensor = graph.Initializers(number)
+            if tensor.DimsLength() < 2 or not tensor.RawDataLength():
+                continue
+            values = tensor.RawDataAsNumpy()
+            pieces = range(0, values.size, PIECE_BYTES)
+            if all((values[at : at + PIECE_BYTES] == values[0]).all() for at in pieces):
+                found[tensor.Name().decode()] = int(values[0])
+            del values  # a view of the map, which could not be closed
+    return {"tensors": found}
 
 
 def usability(request: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +132,7 @@ def _partitions(info: PartitioningInfo) -> dict[str, Any]:
     }
 
 
-JOBS = {"convert": convert, "operators": operators, "usability": usability}
+JOBS = {"convert": convert, "operators": operators, "uniform": uniform, "usability": usability}
 
 
 def main() -> int:

@@ -7,13 +7,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import ModelError, UnsupportedError
+from runtime.errors import UnsupportedError
 from targets.base import Problem
+from targets.damage import damage_in
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import dimensions, full_config, plan_tensors
 from targets.onnx.calibration import Ranges, Recorder
 from targets.onnx.decoder import DecoderWeights, decoder_graph
-from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, refusals
+from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, kernel_refusals, refusals
 from targets.onnx.encoder import encoder_graph
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
 from targets.onnx.linear import BlockScheme, DynamicScheme, StaticScheme
@@ -165,12 +166,12 @@ def make_plan(
 def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> tuple[Plan | None, list[Problem]]:
     architecture = architecture_of(facts.architecture)
     config = full_config(architecture, facts)
-    try:
+    with damage_in(facts.path / "config.json"):
         tensors, problems = plan_tensors(architecture, config, facts)
         given = OnGrid.of(facts.path)
         names = {_role(tensor.name): tensor.source.name for tensor in tensors if tensor.source is not None}
         choice = Choice(preset, ranges, dimensions(config)["hidden"], Sources(names, given))
-        problems += refusals(config) + choice.problems() + (given.problems(facts) if given else [])
+        problems += refusals(config) + kernel_refusals(config) + choice.problems() + (given.problems(facts) if given else [])
         if problems:
             return None, problems
         spec = decoder_spec(architecture, config)
@@ -181,9 +182,6 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         graph = decoder_graph(
             spec, config, DecoderWeights(stored), lambda role, layer: choice(role, layer, spec.n_layers)
         )
-    except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ModelError(f"{facts.path / 'config.json'}: an entry is not what it should be ({what})") from error
     notes = []
     if spec.context < spec.trained_context:
         notes.append(
@@ -208,7 +206,7 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
 def _plan_encoder(
     facts: ModelFacts, task: str, preset: Preset, ranges: Ranges | None
 ) -> tuple[Plan | None, list[Problem]]:
-    try:
+    with damage_in(facts.path / "config.json"):
         tensors, problems = account(facts, task)
         if problems:
             return None, problems
@@ -218,9 +216,6 @@ def _plan_encoder(
         if problems := choice.problems() + (given.problems(facts) if given else []):
             return None, problems
         graph = encoder_graph(spec, tensors, lambda role, layer: choice(role, layer, spec.n_layers))
-    except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ModelError(f"{facts.path / 'config.json'}: an entry is not what it should be ({what})") from error
     counts = Counter(choice(role, layer, spec.n_layers).label for role in ROLES for layer in range(spec.n_layers))
     return Plan(
         task=task,

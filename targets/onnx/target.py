@@ -20,6 +20,7 @@ from targets.onnx import calibration, clients, releases
 from targets.onnx.plan import FOLDER, Plan, make_plan
 from targets.onnx.presets import PRESETS
 from targets.onnx.weights import Sink
+from targets.planned import PlannedTarget
 from targets.stream import reserve, run_chunks
 from targets.weights import WeightReader
 
@@ -35,14 +36,10 @@ OPSET, IR_VERSION = 21, 10
 """Nothing that is written needs more."""
 
 
-class OnnxTarget:
+class OnnxTarget(PlannedTarget[Plan]):
     """Writes directories with an `.onnx` graph and its weights beside it, for ONNX Runtime and its clients."""
 
     name = "onnx"
-
-    def __init__(self) -> None:
-        # check() and emit() follow each other on the same model: the graph is made once
-        self._planned: tuple[ModelFacts, EmitOptions, Plan] | None = None
 
     def presets(self) -> dict[str, str]:
         """Quantization presets by name, with a line for people."""
@@ -54,28 +51,14 @@ class OnnxTarget:
 
         return "int4" if infer_task(facts) == TEXT_GENERATION else "dynamic-int8"
 
-    def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
-        """Every problem that can be known before a weight is read."""
+    def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
+        """See `PlannedTarget`."""
         plan, problems = make_plan(facts, options)
-        if plan is not None:
-            problems = _too_new(plan, options)
-        self._planned = (facts, options, plan) if plan is not None else None
-        return problems
-
-    def plan(self, facts: ModelFacts, options: EmitOptions) -> Plan:
-        """The graph and its layout. Raises UnsupportedError that lists every problem."""
-        if self._planned is None or self._planned[0] is not facts or self._planned[1] != options:
-            problems = self.check(facts, options)
-            if problems:
-                raise UnsupportedError("\n".join(map(str, problems)))
-        if self._planned is None:
-            raise UnsupportedError(f"{facts.path}: cannot be written as ONNX")
-        return self._planned[2]
+        return plan, problems if plan is None else _too_new(plan, options)
 
     def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
         """Write the directory. Raises ModelError for NaN or infinite weights."""
-        plan = self.plan(facts, options)
-        self._planned = None  # its blobs know their places: a graph is written once
+        plan = self.taken_plan(facts, options)  # its blobs know their places: a graph is written once
         if plan.recorded:
             plan = _calibrated(facts, options, plan, out, progress)
         proto = write_graph(out, plan, options, progress)
@@ -108,12 +91,9 @@ class OnnxTarget:
 
 def _calibrated(facts: ModelFacts, options: EmitOptions, plan: Plan, out: Path, progress: Progress) -> Plan:
     """The plan of a static preset, once its ranges are known from running `plan`."""
-    tokenizer = facts.path / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise ModelError(f"{tokenizer}: is missing, calibration needs it; save the tokenizer there")
     # A longer piece would be looked up behind the end of the table of positions.
     pieces = dataclasses.replace(options.calibration, tokens=min(options.calibration.tokens, plan.context))
-    chunks, name = calibration.token_chunks(tokenizer, pieces)
+    chunks, name = calibration.token_chunks(facts.path / "tokenizer.json", pieces)
     for value in sorted(set(plan.recorded.values())):
         plan.graph.output(value, np.float32, ("batch_size", "sequence_length", None))
     with calibration.scratch(out) as room:

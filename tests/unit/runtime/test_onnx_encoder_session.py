@@ -108,5 +108,9 @@ def test_weights_are_always_mapped(artifact: Any) -> None:
 
 def test_closing_twice_does_nothing(artifact: Any) -> None:
     session = opened(artifact)
+    engine = weakref.ref(session._session)
+    assert engine() is not None
     session.close()
     session.close()
+    gc.collect()
+    assert engine() is None

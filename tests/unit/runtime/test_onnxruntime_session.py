@@ -136,8 +136,10 @@ def test_files_that_do_not_load_are_one_line(fault: str, tiny_llama: Path, tmp_p
 
 def test_closing_twice_is_closing(artifact: Artifact) -> None:
     engine = open_session(artifact, RunOptions(threads=1, context=64))
+    assert engine.memory_bytes()["kv_cache"] > 0
     engine.close()
     engine.close()
+    assert engine.memory_bytes()["kv_cache"] == 0
 
 
 def test_a_half_precision_cache(tiny_llama: Path, tmp_path: Path) -> None:

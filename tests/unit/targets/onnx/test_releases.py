@@ -83,4 +83,5 @@ def test_the_installed_release_loads_what_the_table_says(tmp_path):
     ort = pytest.importorskip("onnxruntime")
     release = opset_for(ort.__version__)
     model = graph("Relu", domain="", opset=release.opset, ir=release.ir)
-    ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    loaded = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert [item.name for item in loaded.get_inputs()] == [item.name for item in model.graph.input]

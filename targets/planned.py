@@ -1,0 +1,52 @@
+"""What backends share that decide everything about a file before a weight is read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from runtime.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from targets.base import EmitOptions, Problem
+    from targets.facts import ModelFacts
+
+PlanT = TypeVar("PlanT")
+
+
+class PlannedTarget(ABC, Generic[PlanT]):
+    """check() and emit() follow each other on the same model: it is planned once.
+
+    name: of the format
+    """
+
+    name: str
+
+    def __init__(self) -> None:
+        self._planned: tuple[ModelFacts, EmitOptions, PlanT] | None = None
+
+    @abstractmethod
+    def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[PlanT | None, list[Problem]]:
+        """The plan, or every problem that keeps the model from being written."""
+
+    def check(self, facts: ModelFacts, options: EmitOptions) -> list[Problem]:
+        """Every problem that can be known before a weight is read. Raises ModelError for files that are broken."""
+        plan, problems = self.make_plan(facts, options)
+        self._planned = (facts, options, plan) if plan is not None and not problems else None
+        return problems
+
+    def plan(self, facts: ModelFacts, options: EmitOptions) -> PlanT:
+        """The plan that `check` made, or a new one. Raises UnsupportedError that lists every problem."""
+        if self._planned is None or self._planned[0] is not facts or self._planned[1] != options:
+            problems = self.check(facts, options)
+            if problems:
+                raise UnsupportedError("\n".join(map(str, problems)))
+        if self._planned is None:
+            raise UnsupportedError(f"{facts.path}: cannot be written as {self.name}")
+        return self._planned[2]
+
+    def taken_plan(self, facts: ModelFacts, options: EmitOptions) -> PlanT:
+        """As `plan`, for a plan that changes while it is written: the next call makes a new one."""
+        plan = self.plan(facts, options)
+        self._planned = None
+        return plan
