@@ -62,7 +62,8 @@ class OrtTarget(OnnxTarget):
         write_json(out / "config.json", facts.config)  # transformers.js, whose settings it had, wants an .onnx
         entry = made.path.relative_to(out).as_posix()
         kept = {name: entry_record for name, entry_record in artifact.files.items() if name not in gone}
-        notes = [*artifact.contract["notes"], *found.notes(), f"an .ort loads in ONNX Runtime {made.onnxruntime} and newer ones"]
+        newer = f"an .ort loads in ONNX Runtime {made.onnxruntime} and newer ones"
+        notes = [*artifact.contract["notes"], *found.notes(), newer]
         contract = {
             **artifact.contract,
             "minimum_onnxruntime": ".".join(made.onnxruntime.split(".")[:2]),

@@ -171,7 +171,8 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         given = OnGrid.of(facts.path)
         names = {_role(tensor.name): tensor.source.name for tensor in tensors if tensor.source is not None}
         choice = Choice(preset, ranges, dimensions(config)["hidden"], Sources(names, given))
-        problems += refusals(config) + kernel_refusals(config) + choice.problems() + (given.problems(facts) if given else [])
+        problems += refusals(config) + kernel_refusals(config) + choice.problems()
+        problems += given.problems(facts) if given else []
         if problems:
             return None, problems
         spec = decoder_spec(architecture, config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

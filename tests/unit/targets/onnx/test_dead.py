@@ -10,7 +10,7 @@ from exporter.checkpoint import resolve
 from exporter.verify.tensors import dead_tensors
 from runtime.errors import ArtifactError
 from targets.onnx.dead import dead_matrices
-from targets.onnx.mobile import load_graph
+from targets.onnx.mobile import load_graph, to_ort
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,29 @@ def test_a_zeroed_matrix_is_named(
     fill(artifact, tensor, value)
     assert dead_matrices(artifact.entry_path) == [name]
     assert dead_tensors(artifact, resolve(str(tiny_llama))) == (name,)
+
+
+@pytest.mark.parametrize("preset", ["fp32", "int8", "int4", "dynamic-int8"])
+def test_a_healthy_ort_has_no_dead_matrix(preset: str, tiny_llama: Path, tmp_path: Path) -> None:
+    assert dead_tensors(emit(tiny_llama, tmp_path, "ort", preset), resolve(str(tiny_llama))) == ()
+
+
+@pytest.mark.parametrize(
+    ("preset", "tensor", "value", "name"),
+    [
+        ("fp32", "layers.1.attn.output.weight", 0, "layers.1.attn.output.weight"),
+        ("int4", "layers.1.attn.output.scales", 0, "layers.1.attn.output"),
+        ("int8", "layers.0.ffn.down.codes", 0x80, "layers.0.ffn.down"),
+    ],
+)
+def test_a_zeroed_matrix_of_an_ort_is_named(
+    preset: str, tensor: str, value: int, name: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    model = emit(tiny_llama, tmp_path, "onnx", preset)
+    fill(model, tensor, value)
+    ort = model.entry_path.with_suffix(".ort")
+    to_ort(model.entry_path, ort)
+    assert dead_matrices(ort) == [name]
 
 
 def test_a_file_that_is_cut_short_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from runtime.sessions import open_session
 from targets import get_target
 from targets.base import EmitOptions
 from targets.onnx import mobile
+from targets.onnx.usability import PROVIDERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +41,7 @@ def test_the_ort_file_answers_as_the_onnx_does_and_lies_alone(tiny_llama: Path, 
     assert "MatMulNBits" in text
     assert "GroupQueryAttention" in text
     assert "Conv" not in text
+    assert [use["name"] for use in ort.contract["mobile_usability"]["providers"]] == list(PROVIDERS)
 
 
 def test_there_is_no_fp16() -> None:
