@@ -71,7 +71,8 @@ class Usability:
         """Plain data for `json.dumps`."""
         from dataclasses import asdict
 
-        return {"providers": [asdict(provider) for provider in self.providers], "notes": self.notes()}
+        providers = [{**asdict(one), "unsupported": list(one.unsupported)} for one in self.providers]
+        return {"providers": providers, "notes": self.notes()}
 
 
 def usability(model: Path) -> Usability:

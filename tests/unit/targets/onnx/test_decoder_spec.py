@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from targets.gguf.architectures import architecture_of
-from targets.onnx.decoder_spec import LONGEST_TABLE, DecoderSpec, decoder_spec, refusals
+from targets.onnx.decoder_spec import LONGEST_TABLE, DecoderSpec, decoder_spec, kernel_refusals, refusals
+
+if TYPE_CHECKING:
+    from targets.base import Problem
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -19,6 +22,10 @@ def config(name: str = "LlamaForCausalLM", **changes: Any) -> dict[str, Any]:
         "rms_norm_eps": 1e-5, "rope_theta": 1e4,
     }  # fmt: skip
     return {**architecture_of(name).defaults, **base, **changes}
+
+
+def every_refusal(of: dict[str, Any]) -> list[Problem]:
+    return refusals(of) + kernel_refusals(of)
 
 
 def spec(name: str, **changes: Any) -> DecoderSpec:
@@ -69,7 +76,7 @@ def test_a_long_context_is_cut() -> None:
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
                                   "Gemma3ForCausalLM"])  # fmt: skip
 def test_ordinary_configs_are_no_problem(name: str) -> None:
-    assert refusals(config(name)) == []
+    assert every_refusal(config(name)) == []
 
 
 @pytest.mark.parametrize(
@@ -87,10 +94,10 @@ def test_ordinary_configs_are_no_problem(name: str) -> None:
     ],
 )
 def test_what_no_graph_computes_is_named(changes: dict[str, Any], says: str) -> None:
-    (problem,) = refusals(config(**changes))
+    (problem,) = every_refusal(config(**changes))
     assert says in str(problem)
 
 
 def test_all_problems_at_once() -> None:
     changes = {"hidden_act": "relu", "head_dim": 20, "num_key_value_heads": 3, "attn_logit_softcapping": 50.0}
-    assert len(refusals(config(**changes))) == 4
+    assert len(every_refusal(config(**changes))) == 4
