@@ -14,6 +14,7 @@ TARGETS = {
     "gguf": "targets.gguf.target:GgufTarget",
     "onnx": "targets.onnx.target:OnnxTarget",
     "ort": "targets.onnx.ort_target:OrtTarget",
+    "torchscript": "targets.torchscript.target:TorchScriptTarget",
 }
 
 

@@ -49,7 +49,12 @@ class Job:
     format: Annotated[str, _option("--format", "Artifact format; default gguf.", _JOB, _NAME)] = "gguf"
     quant: Annotated[
         str | None,
-        _option("--quant", "Quantization preset; default q4_k_m; onnx: int4, encoders dynamic-int8.", _JOB, _NAME),
+        _option(
+            "--quant",
+            "Quantization preset; default q4_k_m, onnx int4, torchscript int8; encoders dynamic-int8.",
+            _JOB,
+            _NAME,
+        ),
     ] = None
     revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
     calibration: Annotated[

@@ -75,13 +75,18 @@ def model_card(report: Report, facts: ModelFacts, context: int) -> str:
     )
 
 
+_RUN_WITH = {"llama.cpp": "gguf", "ONNX Runtime": "onnx", "libtorch": "torchscript"}
+"""The template of the section for each engine that a contract names."""
+
+
 def _how_to_run(artifact: Artifact, facts: ModelFacts) -> dict[str, Any]:
     """What the sections of the formats fill in. clients: the directory is laid out for other programs too."""
     task, file = task_of(artifact), PurePosixPath(artifact.entry).name
     pooling = read_pooling(facts.path) if task == "feature-extraction" else None
     embedding = "sentence_embedding" if pooling else "last_hidden_state"
     return {
-        "how_to_run": "onnx" if artifact.contract.get("engine") == "ONNX Runtime" else "gguf",
+        "how_to_run": _RUN_WITH.get(str(artifact.contract.get("engine")), "gguf"),
+        "engine": artifact.contract.get("quantized_engine", ""),
         "task": task,
         "output": embedding if task == "feature-extraction" else "logits",
         "pooling": pooling,

@@ -17,10 +17,12 @@ SESSIONS = {
     "gguf": "runtime.sessions.llamacpp:LlamaCppSession",
     "onnx": "runtime.sessions.onnxruntime:OnnxSession",
     "ort": "runtime.sessions.onnxruntime:OnnxSession",
+    "torchscript": "runtime.sessions.torchscript:TorchScriptSession",
 }
 ENCODER_SESSIONS = {
     "onnx": "runtime.sessions.onnxruntime:OnnxEncoderSession",
     "ort": "runtime.sessions.onnxruntime:OnnxEncoderSession",
+    "torchscript": "runtime.sessions.torchscript:TorchScriptEncoderSession",
 }
 
 

@@ -1,0 +1,215 @@
+"""TorchScript modules in torch, on the CPU: decoders with their KV cache in place, and encoders."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import EngineError, UserError
+from runtime.host import default_threads
+from runtime.memory import anonymous_bytes
+from runtime.sessions.onnx_tokenizer import DirectoryTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from runtime.artifact import Artifact
+    from runtime.measurement import RunOptions
+
+PIECE = 128
+"""Most prompt tokens that are evaluated at once: their activations stay small beside the weights."""
+
+
+class _Engine:
+    """What decoders and encoders share: the loaded module and the tokenizer beside it."""
+
+    def __init__(self, artifact: Artifact, options: RunOptions) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise EngineError("the package torch is missing; pip install torch") from error
+        if not options.mmap:
+            raise UserError("torch.jit.load reads the file into memory always; leave out --no-mmap")
+        self._torch: Any = torch
+        self._artifact, self._options = artifact, options
+        self._tokenizer = DirectoryTokenizer(artifact.root)
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(options.threads or default_threads())
+        self.engine = f"torch {torch.__version__}, TorchScript, CPU"
+        wanted = artifact.contract.get("quantized_engine")
+        if wanted:
+            self.engine += f", {wanted}"
+            self._use_engine(str(wanted))
+        before = anonymous_bytes() or 0
+        with warnings.catch_warnings(), self._errors("load it"):
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as a whole; see the docs
+            self._module: Any = self._torch.jit.load(str(artifact.entry_path), map_location="cpu")
+        self._loaded = anonymous_bytes() or 0
+        self._weights = max(self._loaded - before, 0)
+
+    def _use_engine(self, name: str) -> None:
+        """The engine that the weights were made for; another one rounds otherwise."""
+        known = self._torch.backends.quantized.supported_engines
+        if name not in known:
+            have = ", ".join(one for one in known if one != "none") or "none"
+            raise EngineError(
+                f"{self._artifact.entry_path}: needs torch's engine {name}, this build has {have}; "
+                "export the model again on such a machine, or with --quant int8"
+            )
+        self._torch.backends.quantized.engine = name
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        """Torch's own errors as one line."""
+        try:
+            yield
+        except (RuntimeError, self._torch.jit.Error) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            # The traceback of the interpreter comes first, what it says last.
+            reason = (lines[-1] if lines and "Traceback" in str(error) else " ".join(lines))[:300]
+            raise EngineError(f"{self._artifact.entry_path}: torch cannot {doing}: {reason}") from error
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """See `Session`."""
+        return self._tokenizer.tokenize(text, add_special=add_special)
+
+    def chat_template(self) -> str | None:
+        """See `Session`."""
+        return self._tokenizer.chat_template()
+
+    def special_text(self, which: str) -> str | None:
+        """See `Session`."""
+        return self._tokenizer.special_text(which)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What loading added, the cache, and what running added: differences of anonymous memory, in bytes."""
+        cache = self._cache_bytes()
+        grown = max((anonymous_bytes() or 0) - self._loaded - cache, 0)
+        return {"weights": self._weights, "weights_mapped": 0, "kv_cache": cache, "compute": grown}
+
+    def _cache_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Free everything. A second call does nothing."""
+        if self._module is not None:
+            self._torch.set_num_threads(self._threads_before)
+        self._module = None
+
+
+class TorchScriptSession(_Engine):
+    """An open decoder and one sequence of context, in one cache tensor that the module extends in place."""
+
+    def __init__(self, artifact: Artifact, options: RunOptions) -> None:
+        if options.context < 1 or options.batch < 1:
+            raise UserError(f"context {options.context} and batch {options.batch} have to be at least 1 token")
+        longest = artifact.context_length or options.context
+        if options.context > longest:
+            raise UserError(f"{artifact.entry_path}: holds {longest} tokens of context, not {options.context}")
+        super().__init__(artifact, options)
+        with self._errors("make a cache"):
+            self._cache: Any = self._module.new_cache(options.context)
+        self.n_vocab, self.n_context, self.n_past = int(artifact.contract["n_vocab"]), options.context, 0
+        self._logits: Any = None
+
+    @classmethod
+    def open(cls, artifact: Artifact, options: RunOptions) -> TorchScriptSession:
+        """Load the module and allocate its cache. Raises EngineError with torch's own reason."""
+        return cls(artifact, options)
+
+    def reset(self) -> None:
+        """Forget the context."""
+        self.n_past, self._logits = 0, None
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        """Evaluate a prompt after what the context holds, keeping the logits of its last token only."""
+        for piece in self._pieces(ids):
+            self._logits = self._evaluate(piece)
+
+    def decode(self, token: int) -> None:
+        """Evaluate one more token."""
+        self._logits = self._evaluate((token,))
+
+    def greedy(self) -> int:
+        """The token with the largest logit after the last evaluated one."""
+        return int(self._last().argmax())
+
+    def last_logits(self) -> npt.NDArray[np.float32]:
+        """Logits after the last evaluated token, shape (n_vocab,), a copy."""
+        logits: npt.NDArray[np.float32] = self._last().numpy().copy()
+        return logits
+
+    def all_logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Reset, evaluate `ids` and return the logits of every position, shape (len(ids), n_vocab), float32."""
+        self.reset()
+        found = self._torch.cat([self._evaluate(piece, keep=0) for piece in self._pieces(ids)])
+        logits: npt.NDArray[np.float32] = found.numpy()
+        return logits
+
+    def _pieces(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
+        size = min(self._options.batch, PIECE)
+        return (ids[start : start + size] for start in range(0, len(ids), size))
+
+    def _last(self) -> Any:  # noqa: ANN401 - torch is untyped here
+        if self._logits is None:
+            raise EngineError("no logits before a token is evaluated")
+        return self._logits[-1]
+
+    def _evaluate(self, ids: Sequence[int], keep: int = 1) -> Any:  # noqa: ANN401 - torch is untyped here
+        """Logits of the last `keep` tokens (0 for all), shape (tokens, n_vocab)."""
+        if self.n_past + len(ids) > self.n_context:
+            raise EngineError(
+                f"{len(ids)} tokens do not fit: the context of {self.n_context} holds {self.n_past} already"
+            )
+        wrong = next((token for token in ids if not 0 <= token < self.n_vocab), None)
+        if wrong is not None:
+            raise EngineError(f"token {wrong} is outside the vocabulary of {self.n_vocab}")
+        with self._torch.inference_mode(), self._errors(f"evaluate {len(ids)} tokens after {self.n_past}"):
+            logits, _ = self._module(self._torch.tensor([list(ids)]), self._cache, self.n_past, keep)
+        self.n_past += len(ids)
+        return logits[0]
+
+    def _cache_bytes(self) -> int:
+        return 0 if self._cache is None else int(self._cache.nbytes)
+
+    def close(self) -> None:
+        """Free everything. A second call does nothing."""
+        super().close()
+        self._cache = self._logits = None
+
+
+class TorchScriptEncoderSession(_Engine):
+    """An open encoder: one text at a time, nothing kept between texts."""
+
+    def __init__(self, artifact: Artifact, options: RunOptions) -> None:
+        super().__init__(artifact, options)
+        self.outputs = tuple(artifact.contract["outputs"])
+        self.max_tokens, self.n_vocab = artifact.context_length, int(artifact.contract["n_vocab"])
+
+    @classmethod
+    def open(cls, artifact: Artifact, options: RunOptions) -> TorchScriptEncoderSession:
+        """Load the module. Raises EngineError with torch's own reason."""
+        return cls(artifact, options)
+
+    def encode(self, ids: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
+        """The outputs for one text, without the batch dimension, float32."""
+        return {name: value[0].numpy() for name, value in zip(self.outputs, self._run(ids), strict=True)}
+
+    def run(self, ids: Sequence[int]) -> None:
+        """Compute the outputs for one text and drop them."""
+        self._run(ids)
+
+    def _run(self, ids: Sequence[int]) -> list[Any]:
+        if self.max_tokens and len(ids) > self.max_tokens:
+            raise EngineError(f"{len(ids)} tokens are more than the {self.max_tokens} that the model takes")
+        wrong = next((token for token in ids if not 0 <= token < self.n_vocab), None)
+        if wrong is not None:
+            raise EngineError(f"token {wrong} is outside the vocabulary of {self.n_vocab}")
+        with self._torch.inference_mode(), self._errors(f"read {len(ids)} tokens"):
+            row = self._torch.tensor([list(ids)])
+            found: list[Any] = self._module(row, self._torch.ones_like(row))
+        return found

@@ -1,0 +1,1 @@
+"""TorchScript modules for libtorch: the backend."""

@@ -1,0 +1,122 @@
+"""All of a TorchScript export that is decided before a weight is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import UnsupportedError
+from targets.base import Problem
+from targets.damage import damage_in
+from targets.gguf.architectures import architecture_of
+from targets.gguf.architectures.base import full_config, plan_tensors
+from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, refusals
+from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
+from targets.onnx.ongrid import OnGrid
+from targets.onnx.weights import Matrix, Part
+from targets.task import TEXT_GENERATION, infer_task
+from targets.torchscript.presets import PRESETS, Preset
+
+if TYPE_CHECKING:
+    from targets.base import EmitOptions
+    from targets.facts import ModelFacts
+
+ENCODER_TASKS = ("feature-extraction", "text-classification", "token-classification")
+ENCODER_ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An export that is ready to be written.
+
+    config: config.json as it is; full: with its family's defaults
+    matrices: what to read, by the names that `build` asks for; counts: matrices by their kind
+    """
+
+    task: str
+    preset: Preset
+    config: dict[str, Any]
+    full: dict[str, Any]
+    matrices: dict[str, Matrix]
+    n_params: int
+    context: int
+    counts: dict[str, int]
+    decoder: DecoderSpec | None = None
+    encoder: EncoderSpec | None = None
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name. Raises UnsupportedError that lists the known ones."""
+    if name.lower() not in PRESETS:
+        raise UnsupportedError(f"unknown quantization '{name}' for torchscript; known: {', '.join(PRESETS)}")
+    return PRESETS[name.lower()]
+
+
+def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
+    """The plan, or every problem that keeps the model from being written. Raises ModelError and UnsupportedError."""
+    preset = find_preset(options.quant)
+    if facts.source == "gguf":
+        fix = "name the Hugging Face directory that it was converted from"
+        return None, [Problem(facts.requested, "a .gguf file cannot be exported as TorchScript", fix)]
+    task = infer_task(facts)
+    if task != TEXT_GENERATION and task not in ENCODER_TASKS:
+        known = ", ".join((TEXT_GENERATION, *ENCODER_TASKS))
+        raise UnsupportedError(f"{facts.requested}: {task} cannot be written as TorchScript yet; known: {known}")
+    given = OnGrid.of(facts.path)
+    if given is not None:
+        what = "holds codes of MatMulNBits, which torch has no product for"
+        return None, [Problem(str(facts.path), what, "use --format onnx; or delete packlight_grids.safetensors")]
+    with damage_in(facts.path / "config.json"):
+        if task == TEXT_GENERATION:
+            return _plan_decoder(facts, preset)
+        return _plan_encoder(facts, task, preset)
+
+
+def _plan_decoder(facts: ModelFacts, preset: Preset) -> tuple[Plan | None, list[Problem]]:
+    architecture = architecture_of(facts.architecture)
+    config = full_config(architecture, facts)
+    tensors, problems = plan_tensors(architecture, config, facts)
+    problems += refusals(config)
+    if problems:
+        return None, problems
+    spec = decoder_spec(architecture, config)
+    matrices = {t.name: Matrix((Part(t.source, t.plus),)) for t in tensors if t.source is not None}
+    counts: Counter[str] = Counter()
+    for name, matrix in matrices.items():
+        parts = name.split(".")
+        if name.endswith(".weight") and len(matrix.parts[0].fact.shape) == 2:
+            layer, role = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, parts[0])
+            table = role in ("token_embd", "output")
+            counts[preset.table if table else preset.kind(role, layer, spec.n_layers)] += 1
+    return Plan(
+        task=TEXT_GENERATION,
+        preset=preset,
+        config=facts.config,
+        full=config,
+        matrices=matrices,
+        n_params=sum(matrix.parts[0].fact.n_elements for matrix in matrices.values()),
+        context=spec.context,
+        counts=dict(counts),
+        decoder=spec,
+    ), []
+
+
+def _plan_encoder(facts: ModelFacts, task: str, preset: Preset) -> tuple[Plan | None, list[Problem]]:
+    tensors, problems = account(facts, task)
+    if problems:
+        return None, problems
+    spec = encoder_spec(facts, task, tensors)
+    kinds = Counter(preset.kind(role, n, spec.n_layers) for role in ENCODER_ROLES for n in range(spec.n_layers))
+    return Plan(
+        task=task,
+        preset=preset,
+        config=facts.config,
+        full=facts.config,
+        matrices={name: Matrix((Part(fact),)) for name, fact in tensors.items()},
+        n_params=sum(fact.n_elements for fact in tensors.values()),
+        context=spec.max_tokens,
+        counts=dict(kinds),
+        encoder=spec,
+    ), []

@@ -1,0 +1,191 @@
+"""The TorchScript backend: a scripted module in one file for libtorch, and the tokenizer beside it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from runtime.artifact import Artifact, record
+from runtime.atomic import write_json
+from runtime.errors import ModelError
+from targets.onnx import calibration
+from targets.onnx.clients import copy_side_files
+from targets.planned import PlannedTarget
+from targets.task import TEXT_GENERATION, infer_task
+from targets.torchscript.plan import Plan, make_plan
+from targets.torchscript.presets import DYNAMIC, FLOAT, PRESETS
+from targets.weights import WeightReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from targets.base import EmitOptions, Problem, Progress
+    from targets.facts import ModelFacts
+
+    Floats = npt.NDArray[np.float32]
+
+FILE = "model.pt"
+"""Always the same: TorchScript writes the file's name into the file."""
+ENGINES = ("x86", "fbgemm", "qnnpack")
+"""Engines of the products with 8-bit activations, the best first; qnnpack is Arm's."""
+
+
+class TorchScriptTarget(PlannedTarget[Plan]):
+    """Writes directories with a `.pt` that torch or libtorch loads alone."""
+
+    name = "torchscript"
+
+    def presets(self) -> dict[str, str]:
+        """Quantization presets by name, with a line for people."""
+        return {preset.name: preset.help for preset in PRESETS.values()}
+
+    def default_quant(self, facts: ModelFacts) -> str:
+        """The preset where the user names none."""
+        return "int8" if infer_task(facts) == TEXT_GENERATION else "dynamic-int8"
+
+    def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
+        """See `PlannedTarget`."""
+        return make_plan(facts, options)
+
+    def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
+        """Write the directory. Raises ModelError for NaN or infinite weights."""
+        plan = self.plan(facts, options)
+        side_files = copy_side_files(facts.path, out)
+        engine, notes = "", list(plan.notes)
+        with warnings.catch_warnings():
+            # Deprecated, as the docs say; a user who asked for it need not read it of every call.
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*quantize_per_channel.*deprecated.*", category=UserWarning)
+            if plan.preset.layers == DYNAMIC:
+                engine = _use_engine()
+            stored = _write(facts, plan, options, out / FILE, progress, notes, engine)
+        write_json(out / "config.json", plan.config)
+        names = [FILE, *side_files, "config.json"]
+        return Artifact(
+            root=out,
+            format=self.name,
+            entry=FILE,
+            name=facts.name,
+            quant=plan.preset.name,
+            n_params=plan.n_params,
+            bits_per_weight=8 * stored / plan.n_params,
+            context_length=plan.context,
+            source=facts.requested,
+            contract=_contract(plan, engine, notes),
+            files={name: record(out / name) for name in names},
+        )
+
+
+def _use_engine() -> str:
+    """Make torch use this host's best engine for 8-bit activations, and name it. Raises ModelError for none."""
+    import torch
+
+    known = torch.backends.quantized.supported_engines
+    engine = next((name for name in ENGINES if name in known), "")
+    if not engine:
+        raise ModelError(f"this build of torch has none of the engines {', '.join(ENGINES)}; use --quant fp32 or bf16")
+    torch.backends.quantized.engine = engine
+    return engine
+
+
+def _write(facts: ModelFacts, plan: Plan, options: EmitOptions, path: Path, progress: Progress, notes: list[str],
+           engine: str) -> int:  # fmt: skip
+    """Build, script and save the module; returns the bytes of its weights."""
+    import torch
+
+    from targets.torchscript.build import Builder
+
+    narrow = engine == "fbgemm"
+    with WeightReader() as reader, torch.inference_mode():
+        smoothing: dict[str, Floats] = {}
+        if plan.preset.layers == DYNAMIC:
+            smoothing, method = _smoothing(facts, plan, options, reader, progress)
+            notes.append(method)
+        builder = Builder(plan, reader, progress, narrow=narrow, smoothing=smoothing)
+        module = builder.build()
+        _save(module, plan, path)
+    return builder.stored
+
+
+def _smoothing(facts: ModelFacts, plan: Plan, options: EmitOptions, reader: WeightReader, progress: Progress
+               ) -> tuple[dict[str, Floats], str]:  # fmt: skip
+    """Of each product, what its input features are divided by: from running the float model over the text."""
+    import dataclasses
+
+    import torch
+
+    from targets.torchscript.build import Builder
+
+    pieces = dataclasses.replace(options.calibration, tokens=min(options.calibration.tokens, plan.context))
+    chunks, name = calibration.token_chunks(facts.path / "tokenizer.json", pieces)
+    floats = Builder(dataclasses.replace(plan, preset=PRESETS["fp32"]), reader, progress)
+    module: Any = floats.build()
+    peaks: dict[str, Any] = {}
+
+    def watch(title: str) -> Callable[..., None]:
+        def see(_module: object, inputs: tuple[Any, ...]) -> None:
+            found = inputs[0].abs().reshape(-1, inputs[0].shape[-1]).amax(0)
+            peaks[title] = torch.maximum(peaks[title], found) if title in peaks else found
+
+        return see
+
+    for title, product in floats.products.items():
+        product.register_forward_pre_hook(watch(title))
+    for number, chunk in enumerate(chunks):
+        ids = torch.tensor([chunk])
+        if plan.encoder is not None:
+            module(ids, torch.ones_like(ids))
+        else:
+            module(ids, module.new_cache(len(chunk)), 0)
+        progress("calibrate", number + 1, len(chunks))
+    factors = {title: calibration.smoothing_factors(found.numpy()) for title, found in peaks.items()}
+    tokens = sum(map(len, chunks))
+    kept = {title: factor for title, factor in factors.items() if factor is not None}
+    return kept, f"inputs smoothed by what {tokens} tokens of {name} showed"
+
+
+def _save(module: Any, plan: Plan, path: Path) -> None:  # noqa: ANN401 - torch is untyped here
+    """Script, freeze and write the module; see `FILE`."""
+    import torch
+
+    scripted = torch.jit.script(module)
+    # Freezing computes what depends on weights only: of 8-bit codes it would store their floats.
+    if plan.preset.layers == FLOAT or (plan.preset.layers == DYNAMIC and plan.encoder is not None):
+        kept = ["new_cache"] if plan.decoder is not None else None
+        scripted = torch.jit.freeze(scripted, preserved_attrs=kept)
+    try:
+        torch.jit.save(scripted, str(path))
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path.parent}: cannot be written ({reason}); free space or choose another -o") from error
+
+
+def _contract(plan: Plan, engine: str, notes: list[str]) -> dict[str, Any]:
+    """What a client has to know to call the module."""
+    import torch
+
+    contract: dict[str, Any] = {
+        "engine": "libtorch",
+        "task": plan.task,
+        "torch": torch.__version__.split("+")[0],
+        "tensors": plan.counts,
+        "notes": notes,
+    }
+    if engine:
+        contract["quantized_engine"] = engine
+    if plan.decoder is not None:
+        names = {"inputs": ["input_ids", "cache", "position", "keep"], "outputs": ["logits", "cache"]}
+        return contract | names | {"methods": ["new_cache"], "n_vocab": plan.decoder.vocab}
+    outputs = ["logits"]
+    if plan.encoder is not None and plan.task == "feature-extraction":
+        outputs = ["last_hidden_state", *(["sentence_embedding"] if plan.encoder.pooling else [])]
+    vocab = plan.encoder.vocab if plan.encoder is not None else 0
+    inputs = ["input_ids", "attention_mask", "token_type_ids"]
+    return contract | {"inputs": inputs, "outputs": outputs, "n_vocab": vocab}
