@@ -17,7 +17,7 @@ FORMS = {"s": ("{:.2f} s", 1), "bytes": ("{:.1f} MB", 1e6), "nats": ("{:.4f}", 1
 FAILED = "failed"
 
 
-def _markdown(header: Iterable[str], rows: Iterable[Iterable[str]], texts: int = 1) -> str:
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]], texts: int = 1) -> str:
     """A table whose first `texts` columns are text and whose others are numbers."""
     cells = list(header)
     align = ["---"] * texts + ["---:"] * (len(cells) - texts)
@@ -38,8 +38,13 @@ def _limit(one: Verdict) -> list[str]:
 
 def limits(content: dict[str, Any]) -> str:
     """Every limit, and whether it holds."""
+    return limit_rows(pairs(content))
+
+
+def limit_rows(verdicts: Iterable[Verdict]) -> str:
+    """A table of limits; those that do not hold are marked."""
     header = ("ours / theirs", "what", "theirs", "ours", "ratio (limit)")
-    return _markdown(header, map(_limit, pairs(content)), texts=2)
+    return markdown(header, map(_limit, verdicts), texts=2)
 
 
 def _rate(row: dict[str, Any], engine: str) -> str:
@@ -69,7 +74,7 @@ def decoders(rows: list[dict[str, Any]]) -> str:
         cells.append(_number(row, ".3f", 1, "drift", "same_top1"))
         cells += [_rate(row, engine) for engine in ENGINES] + [_peak(row, engine) for engine in ENGINES]
         lines.append(cells)
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def _drift(row: dict[str, Any]) -> str:
@@ -102,7 +107,7 @@ def encoders(rows: list[dict[str, Any]]) -> str:
         cells.append(_number(row, ".2f", 1, "latency", "ms"))
         cells.append(_number(row, ".0f", 1e6, "latency", "peak_bytes"))
         lines.append(cells)
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def table(content: dict[str, Any]) -> str:
@@ -127,7 +132,7 @@ def sizes(content: dict[str, Any]) -> str:
         entries = {name: rows[preset] for name, rows in found.items() if preset in rows}
         file = next((entry["file"] for entry in entries.values() if "file" in entry), "")
         lines.append([f"`{preset}`", f"`{file}`" if file else "", *(_size(entries.get(name)) for name in found)])
-    return _markdown(header, lines, texts=2)
+    return markdown(header, lines, texts=2)
 
 
 def _size(entry: dict[str, Any] | None) -> str:

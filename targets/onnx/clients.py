@@ -181,7 +181,7 @@ def copy_side_files(source: Path, out: Path) -> list[str]:
     files = read_files(source)
     if files.tokenizer is None:
         fix = "save it there with AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-        raise ModelError(f"{source}: has no tokenizer.json, which every client of an ONNX export reads; {fix}")
+        raise ModelError(f"{source}: has no tokenizer.json, which every client reads; {fix}")
     written = _tokenizer_files(files)
     for name, text in written.items():
         path = out / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ from targets.torchscript.modules import (
     LayerNorm,
     RmsNorm,
 )
-from targets.torchscript.presets import DYNAMIC, FLOAT, GROUP, INT4
+from targets.torchscript.presets import DYNAMIC, FLOAT, GROUP, INT4, INT8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ class Builder:
 
     smoothing: by the name of a product, what each feature of its input is divided by; narrow: see DynamicLinear
     products: what was made, by the same names; stored: bytes of the weights so far
+    counts: stored matrices by the kind that they got
     """
 
     def __init__(self, plan: Plan, reader: WeightReader, progress: Progress, *, narrow: bool = False,
@@ -53,6 +55,7 @@ class Builder:
         self.dtype = getattr(torch, plan.preset.dtype)
         self.products: dict[str, nn.Module] = {}
         self.stored = 0
+        self.counts: Counter[str] = Counter()
         self.total = sum(matrix.parts[0].fact.n_bytes for matrix in plan.matrices.values())
         self.done = 0
 
@@ -85,11 +88,14 @@ class Builder:
         """A product of stored matrices, one below the other, with their biases."""
         rows, bias = self._read(*names), self._biases(names)
         made: nn.Module
+        if kind == INT4 and (rows.shape[1] % GROUP or rows.shape[0] % OUTPUTS_MULTIPLE):
+            kind = INT8
+        self.counts[kind] += len(names)
         if kind == FLOAT:
             made = FloatLinear(torch.from_numpy(rows).to(self.dtype), bias)
         elif kind == DYNAMIC:
             made = self._dynamic(title, rows, bias)
-        elif kind == INT4 and rows.shape[1] % GROUP == 0 and rows.shape[0] % OUTPUTS_MULTIPLE == 0:
+        elif kind == INT4:
             made = _int4(rows, bias)
         else:
             codes, scales = _rows_to_int8(rows)
@@ -108,6 +114,7 @@ class Builder:
 
     def _table(self, name: str) -> nn.Module:
         rows = self._read(name)
+        self.counts[self.plan.preset.table] += 1
         if self.plan.preset.table == FLOAT:
             return self._counted(FloatTable(torch.from_numpy(rows).to(self.dtype)))
         codes, scales = _rows_to_int8(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from targets.facts import ModelFacts
 
 ENCODER_TASKS = ("feature-extraction", "text-classification", "token-classification")
-ENCODER_ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Plan:
     """An export that is ready to be written.
 
     config: config.json as it is; full: with its family's defaults
-    matrices: what to read, by the names that `build` asks for; counts: matrices by their kind
+    matrices: what to read, by the names that `build` asks for
     """
 
     task: str
@@ -41,7 +39,6 @@ class Plan:
     matrices: dict[str, Matrix]
     n_params: int
     context: int
-    counts: dict[str, int]
     decoder: DecoderSpec | None = None
     encoder: EncoderSpec | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
@@ -83,13 +80,6 @@ def _plan_decoder(facts: ModelFacts, preset: Preset) -> tuple[Plan | None, list[
         return None, problems
     spec = decoder_spec(architecture, config)
     matrices = {t.name: Matrix((Part(t.source, t.plus),)) for t in tensors if t.source is not None}
-    counts: Counter[str] = Counter()
-    for name, matrix in matrices.items():
-        parts = name.split(".")
-        if name.endswith(".weight") and len(matrix.parts[0].fact.shape) == 2:
-            layer, role = (int(parts[1]), parts[2]) if parts[0] == "blk" else (0, parts[0])
-            table = role in ("token_embd", "output")
-            counts[preset.table if table else preset.kind(role, layer, spec.n_layers)] += 1
     return Plan(
         task=TEXT_GENERATION,
         preset=preset,
@@ -98,7 +88,6 @@ def _plan_decoder(facts: ModelFacts, preset: Preset) -> tuple[Plan | None, list[
         matrices=matrices,
         n_params=sum(matrix.parts[0].fact.n_elements for matrix in matrices.values()),
         context=spec.context,
-        counts=dict(counts),
         decoder=spec,
     ), []
 
@@ -108,7 +97,6 @@ def _plan_encoder(facts: ModelFacts, task: str, preset: Preset) -> tuple[Plan | 
     if problems:
         return None, problems
     spec = encoder_spec(facts, task, tensors)
-    kinds = Counter(preset.kind(role, n, spec.n_layers) for role in ENCODER_ROLES for n in range(spec.n_layers))
     return Plan(
         task=task,
         preset=preset,
@@ -117,6 +105,5 @@ def _plan_encoder(facts: ModelFacts, task: str, preset: Preset) -> tuple[Plan | 
         matrices={name: Matrix((Part(fact),)) for name, fact in tensors.items()},
         n_params=sum(fact.n_elements for fact in tensors.values()),
         context=spec.max_tokens,
-        counts=dict(kinds),
         encoder=spec,
     ), []

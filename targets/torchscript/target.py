@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from targets.base import EmitOptions, Problem, Progress
     from targets.facts import ModelFacts
+    from targets.torchscript.build import Builder
 
     Floats = npt.NDArray[np.float32]
 
@@ -63,7 +64,7 @@ class TorchScriptTarget(PlannedTarget[Plan]):
             warnings.filterwarnings("ignore", message=".*quantize_per_channel.*deprecated.*", category=UserWarning)
             if plan.preset.layers == DYNAMIC:
                 engine = _use_engine()
-            stored = _write(facts, plan, options, out / FILE, progress, notes, engine)
+            made = _write(facts, plan, options, out / FILE, progress, notes, engine)
         write_json(out / "config.json", plan.config)
         names = [FILE, *side_files, "config.json"]
         return Artifact(
@@ -73,10 +74,10 @@ class TorchScriptTarget(PlannedTarget[Plan]):
             name=facts.name,
             quant=plan.preset.name,
             n_params=plan.n_params,
-            bits_per_weight=8 * stored / plan.n_params,
+            bits_per_weight=8 * made.stored / plan.n_params,
             context_length=plan.context,
             source=facts.requested,
-            contract=_contract(plan, engine, notes),
+            contract=_contract(plan, dict(made.counts), engine, notes),
             files={name: record(out / name) for name in names},
         )
 
@@ -94,8 +95,8 @@ def _use_engine() -> str:
 
 
 def _write(facts: ModelFacts, plan: Plan, options: EmitOptions, path: Path, progress: Progress, notes: list[str],
-           engine: str) -> int:  # fmt: skip
-    """Build, script and save the module; returns the bytes of its weights."""
+           engine: str) -> Builder:  # fmt: skip
+    """Build, script and save the module; what built it knows what it is made of."""
     import torch
 
     from targets.torchscript.build import Builder
@@ -109,7 +110,7 @@ def _write(facts: ModelFacts, plan: Plan, options: EmitOptions, path: Path, prog
         builder = Builder(plan, reader, progress, narrow=narrow, smoothing=smoothing)
         module = builder.build()
         _save(module, plan, path)
-    return builder.stored
+    return builder
 
 
 def _smoothing(facts: ModelFacts, plan: Plan, options: EmitOptions, reader: WeightReader, progress: Progress
@@ -167,7 +168,7 @@ def _save(module: Any, plan: Plan, path: Path) -> None:  # noqa: ANN401 - torch 
         raise ModelError(f"{path.parent}: cannot be written ({reason}); free space or choose another -o") from error
 
 
-def _contract(plan: Plan, engine: str, notes: list[str]) -> dict[str, Any]:
+def _contract(plan: Plan, counts: dict[str, int], engine: str, notes: list[str]) -> dict[str, Any]:
     """What a client has to know to call the module."""
     import torch
 
@@ -175,7 +176,7 @@ def _contract(plan: Plan, engine: str, notes: list[str]) -> dict[str, Any]:
         "engine": "libtorch",
         "task": plan.task,
         "torch": torch.__version__.split("+")[0],
-        "tensors": plan.counts,
+        "tensors": counts,
         "notes": notes,
     }
     if engine:

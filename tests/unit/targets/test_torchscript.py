@@ -174,6 +174,16 @@ def test_int4_product_is_that_of_its_weights(rows: int) -> None:
     assert close(Int4Linear(nibbles, both, bias, 32)(x), x @ weight.T + bias)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "counts"), [(64, {"int8": 9, "int4": 6}), (48, {"int8": 15})], ids=["divides", "does not divide"]
+)
+def test_a_matrix_that_four_bits_cannot_hold_takes_eight_and_is_counted_so(
+    hidden: int, counts: dict[str, int], tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = tiny_model_dir("llama", hidden=hidden)
+    assert emit(directory, tmp_path, "torchscript", "int4").contract["tensors"] == counts
+
+
 def test_unknown_presets_are_listed(tiny_llama: Path) -> None:
     with pytest.raises(
         UnsupportedError, match=f"unknown quantization 'q4_0' for torchscript; known: {', '.join(PRESETS)}"
