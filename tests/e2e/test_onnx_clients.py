@@ -27,6 +27,8 @@ PROMPTS = (
     CHAT.format("What is the chemical formula of water?"),
     "The days of the week are Monday, Tuesday,",
     "1, 2, 3, 4, 5, 6,",
+    "A, B, C, D, E, F,",
+    "January, February, March, April,",
     "def fibonacci(n):\n",
     "The capital of France is",
 )
@@ -77,8 +79,8 @@ def test_greedy_tokens_are_equal_in_all_clients(exported: Export, encoded: Calla
         assert clients.genai_greedy(directory, ids, N)[:n] == expected[:n], prompt
         assert clients.node_greedy(directory, ids, N)[:n] == expected[:n], prompt
         compared += n
-    # that ties do not make this test empty
-    assert compared >= len(PROMPTS) * N / 2
+    # Ties do not make this test empty: counting on and the like has none.
+    assert compared >= 3 * N
 
 
 def test_browsers_engine_counts_on(exported: Export, encoded: Callable[[str], list[int]]) -> None:
