@@ -22,7 +22,7 @@ def _decoder(name: str, wall_s: float, n_bytes: int, mean_kl: float, prefill: fl
         engines["harness"] = _engine(prefill, 55.0, 200_000_000)
     build = {"wall_s": wall_s, "peak_rss_bytes": 10**9, "model_bytes": n_bytes}
     drift = {"mean_kl": mean_kl, "perplexity": 12.0, "same_top1": 0.8}
-    return {"name": name, "build": build, "drift": drift, "drift_unseen": {"mean_kl": mean_kl / 2}, "engines": engines}
+    return {"name": name, "build": build, "drift": drift, "drift_second": {"mean_kl": mean_kl / 2}, "engines": engines}
 
 
 def _decoders(**ours: float) -> list[dict]:
@@ -45,7 +45,7 @@ def test_quotients_are_ours_over_theirs():
     ("ours", "lines"),
     [
         ({"wall_s": 25.0}, ["build: 3.125, limit 3.0 at most"]),
-        ({"mean_kl": 0.33}, [f"mean KL{text}: 0.825, limit 0.8 at most" for text in ("", ", text not tuned on")]),
+        ({"mean_kl": 0.33}, [f"mean KL{text}: 0.825, limit 0.8 at most" for text in ("", ", second text")]),
         ({"n_bytes": 100_000_001}, ["graph and weights: 1.000, limit 1.0 at most"]),
         ({"n_bytes": 79_000_000}, ["peak / file, packlight's session: 2.532, limit 2.5 at most"]),
         (
