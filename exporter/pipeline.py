@@ -138,9 +138,7 @@ def with_mobile_check(artifact: Artifact, reporter: Reporter) -> Artifact:
 
     reporter.step("asking ONNX Runtime's mobile usability check")
     found = usability(artifact.entry_path)
-    contract = {**artifact.contract, "mobile_usability": found.to_json()}
-    contract["notes"] = [*contract.get("notes", ()), *found.notes()]
-    return dataclasses.replace(artifact, contract=contract)
+    return dataclasses.replace(artifact, contract=found.recorded(artifact.contract))
 
 
 def examine(request: ExportRequest, artifact: Artifact, facts: ModelFacts, reporter: Reporter) -> Report:

@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from targets.base import EmitOptions, Problem
     from targets.facts import ModelFacts
 
 PlanT = TypeVar("PlanT")
+PresetT = TypeVar("PresetT")
+
+
+def preset_named(name: str, presets: Mapping[str, PresetT], format_name: str) -> PresetT:
+    """The preset of that name, in whatever case. Raises UnsupportedError that lists the known ones."""
+    if name.lower() not in presets:
+        raise UnsupportedError(f"unknown quantization '{name}' for {format_name}; known: {', '.join(presets)}")
+    return presets[name.lower()]
 
 
 class PlannedTarget(ABC, Generic[PlanT]):

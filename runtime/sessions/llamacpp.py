@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import EngineError, UserError
 from runtime.host import default_threads
+from runtime.sessions.limits import check_ids, check_room
 from runtime.sessions.llamacpp_library import buffer_bytes, capture_log, load_library
 
 if TYPE_CHECKING:
@@ -184,13 +185,8 @@ class LlamaCppSession:
         return min(self._options.batch, self._options.context)
 
     def _evaluate(self, ids: Sequence[int], *, all_outputs: bool = False) -> None:
-        if self.n_past + len(ids) > self.n_context:
-            raise EngineError(
-                f"{len(ids)} tokens do not fit: the context of {self.n_context} holds {self.n_past} already"
-            )
-        wrong = next((token for token in ids if not 0 <= token < self.n_vocab), None)
-        if wrong is not None:
-            raise EngineError(f"token {wrong} is outside the vocabulary of {self.n_vocab}")
+        check_room(len(ids), self.n_past, self.n_context)
+        check_ids(ids, self.n_vocab)
         tokens = (ctypes.c_int32 * len(ids))(*ids)
         batch = self._lib.llama_batch_get_one(tokens, len(ids))
         if all_outputs:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import EngineError, UserError
 from runtime.host import default_threads
 from runtime.memory import anonymous_bytes, release_mapped
-from runtime.sessions.onnx_tokenizer import DirectoryTokenizer
+from runtime.sessions.directory import DirectoryEngine
+from runtime.sessions.limits import check_context, check_ids, check_length, check_room, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ def _return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
 
 
-class _Engine:
+class _Engine(DirectoryEngine):
     """What decoders and encoders share: the open graph and the tokenizer beside it."""
 
     def __init__(self, artifact: Artifact, options: RunOptions) -> None:
@@ -53,9 +54,7 @@ class _Engine:
         if not options.mmap:
             raise UserError("ONNX Runtime maps external weights always; leave out --no-mmap")
         self._ort: Any = onnxruntime
-        self._artifact = artifact
-        self._options = options
-        self._tokenizer = DirectoryTokenizer(artifact.root)
+        super().__init__(artifact, options)
         self.engine = f"ONNX Runtime {onnxruntime.__version__}, CPU"
         _return_freed_memory()
         before = anonymous_bytes() or 0
@@ -80,31 +79,6 @@ class _Engine:
         options.enable_mem_pattern = False
         return options
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """See `Session`."""
-        return self._tokenizer.tokenize(text, add_special=add_special)
-
-    def chat_template(self) -> str | None:
-        """See `Session`."""
-        return self._tokenizer.chat_template()
-
-    def special_text(self, which: str) -> str | None:
-        """See `Session`."""
-        return self._tokenizer.special_text(which)
-
-    def memory_bytes(self) -> dict[str, int]:
-        """What loading added (packed copies of weights), the cache, and what running added beside it; in bytes.
-
-        ONNX Runtime does not say what it allocated: these are differences of the process's anonymous memory. Weights
-        that are mapped from the file come on top.
-        """
-        cache = self._cache_bytes()
-        grown = max((anonymous_bytes() or 0) - self._loaded - cache, 0)
-        return {"weights": self._weights, "weights_mapped": 0, "kv_cache": cache, "compute": grown}
-
-    def _cache_bytes(self) -> int:
-        return 0
-
     def close(self) -> None:
         """Free everything. A second call does nothing."""
         self._session = None
@@ -120,11 +94,7 @@ class OnnxSession(_Engine):
     def __init__(self, artifact: Artifact, options: RunOptions) -> None:
         import numpy as np
 
-        if options.context < 1 or options.batch < 1:
-            raise UserError(f"context {options.context} and batch {options.batch} have to be at least 1 token")
-        longest = artifact.context_length or options.context
-        if options.context > longest:
-            raise UserError(f"{artifact.entry_path}: holds {longest} tokens of context, not {options.context}")
+        check_context(artifact, options)
         super().__init__(artifact, options)
         self._np = np
         outputs = {value.name: value for value in self._session.get_outputs()}
@@ -184,8 +154,7 @@ class OnnxSession(_Engine):
         return whole
 
     def _pieces(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
-        size = min(self._options.batch, PIECE)
-        return (ids[start : start + size] for start in range(0, len(ids), size))
+        return pieces(ids, min(self._options.batch, PIECE))
 
     def _last(self) -> npt.NDArray[np.float32]:
         if self._logits is None:
@@ -194,13 +163,8 @@ class OnnxSession(_Engine):
         return row
 
     def _evaluate(self, ids: Sequence[int], keep: int = 1) -> None:
-        if self.n_past + len(ids) > self.n_context:
-            raise EngineError(
-                f"{len(ids)} tokens do not fit: the context of {self.n_context} holds {self.n_past} already"
-            )
-        wrong = next((token for token in ids if not 0 <= token < self.n_vocab), None)
-        if wrong is not None:
-            raise EngineError(f"token {wrong} is outside the vocabulary of {self.n_vocab}")
+        check_room(len(ids), self.n_past, self.n_context)
+        check_ids(ids, self.n_vocab)
         binding, np = self._binding, self._np
         total = self.n_past + len(ids)
         values = {"input_ids": np.array([ids], np.int64), "attention_mask": self._ones[:, :total]}
@@ -258,8 +222,7 @@ class OnnxEncoderSession(_Engine):
     def _run(self, ids: Sequence[int]) -> list[npt.NDArray[np.generic]]:
         import numpy as np
 
-        if self.max_tokens and len(ids) > self.max_tokens:
-            raise EngineError(f"{len(ids)} tokens are more than the {self.max_tokens} that the model takes")
+        check_length(ids, self.max_tokens)
         row = np.array([ids], np.int64)
         values = {"input_ids": row, "attention_mask": np.ones_like(row), "token_type_ids": np.zeros_like(row)}
         feeds = {name: value for name, value in values.items() if name in self._inputs}

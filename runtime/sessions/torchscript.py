@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import EngineError, UserError
 from runtime.host import default_threads
 from runtime.memory import anonymous_bytes
-from runtime.sessions.onnx_tokenizer import DirectoryTokenizer
+from runtime.sessions.directory import DirectoryEngine
+from runtime.sessions.limits import check_context, check_ids, check_length, check_room, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ PIECE = 128
 """Most prompt tokens that are evaluated at once: their activations stay small beside the weights."""
 
 
-class _Engine:
+class _Engine(DirectoryEngine):
     """What decoders and encoders share: the loaded module and the tokenizer beside it."""
 
     def __init__(self, artifact: Artifact, options: RunOptions) -> None:
@@ -35,8 +36,7 @@ class _Engine:
         if not options.mmap:
             raise UserError("torch.jit.load reads the file into memory always; leave out --no-mmap")
         self._torch: Any = torch
-        self._artifact, self._options = artifact, options
-        self._tokenizer = DirectoryTokenizer(artifact.root)
+        super().__init__(artifact, options)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(options.threads or default_threads())
         self.engine = f"torch {torch.__version__}, TorchScript, CPU"
@@ -73,27 +73,6 @@ class _Engine:
             reason = (lines[-1] if lines and "Traceback" in str(error) else " ".join(lines))[:300]
             raise EngineError(f"{self._artifact.entry_path}: torch cannot {doing}: {reason}") from error
 
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """See `Session`."""
-        return self._tokenizer.tokenize(text, add_special=add_special)
-
-    def chat_template(self) -> str | None:
-        """See `Session`."""
-        return self._tokenizer.chat_template()
-
-    def special_text(self, which: str) -> str | None:
-        """See `Session`."""
-        return self._tokenizer.special_text(which)
-
-    def memory_bytes(self) -> dict[str, int]:
-        """What loading added, the cache, and what running added: differences of anonymous memory, in bytes."""
-        cache = self._cache_bytes()
-        grown = max((anonymous_bytes() or 0) - self._loaded - cache, 0)
-        return {"weights": self._weights, "weights_mapped": 0, "kv_cache": cache, "compute": grown}
-
-    def _cache_bytes(self) -> int:
-        return 0
-
     def close(self) -> None:
         """Free everything. A second call does nothing."""
         if self._module is not None:
@@ -105,11 +84,7 @@ class TorchScriptSession(_Engine):
     """An open decoder and one sequence of context, in one cache tensor that the module extends in place."""
 
     def __init__(self, artifact: Artifact, options: RunOptions) -> None:
-        if options.context < 1 or options.batch < 1:
-            raise UserError(f"context {options.context} and batch {options.batch} have to be at least 1 token")
-        longest = artifact.context_length or options.context
-        if options.context > longest:
-            raise UserError(f"{artifact.entry_path}: holds {longest} tokens of context, not {options.context}")
+        check_context(artifact, options)
         super().__init__(artifact, options)
         with self._errors("make a cache"):
             self._cache: Any = self._module.new_cache(options.context)
@@ -151,8 +126,7 @@ class TorchScriptSession(_Engine):
         return logits
 
     def _pieces(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
-        size = min(self._options.batch, PIECE)
-        return (ids[start : start + size] for start in range(0, len(ids), size))
+        return pieces(ids, min(self._options.batch, PIECE))
 
     def _last(self) -> Any:  # noqa: ANN401 - torch is untyped here
         if self._logits is None:
@@ -161,13 +135,8 @@ class TorchScriptSession(_Engine):
 
     def _evaluate(self, ids: Sequence[int], keep: int = 1) -> Any:  # noqa: ANN401 - torch is untyped here
         """Logits of the last `keep` tokens (0 for all), shape (tokens, n_vocab)."""
-        if self.n_past + len(ids) > self.n_context:
-            raise EngineError(
-                f"{len(ids)} tokens do not fit: the context of {self.n_context} holds {self.n_past} already"
-            )
-        wrong = next((token for token in ids if not 0 <= token < self.n_vocab), None)
-        if wrong is not None:
-            raise EngineError(f"token {wrong} is outside the vocabulary of {self.n_vocab}")
+        check_room(len(ids), self.n_past, self.n_context)
+        check_ids(ids, self.n_vocab)
         with self._torch.inference_mode(), self._errors(f"evaluate {len(ids)} tokens after {self.n_past}"):
             logits, _ = self._module(self._torch.tensor([list(ids)]), self._cache, self.n_past, keep)
         self.n_past += len(ids)
@@ -204,11 +173,8 @@ class TorchScriptEncoderSession(_Engine):
         self._run(ids)
 
     def _run(self, ids: Sequence[int]) -> list[Any]:
-        if self.max_tokens and len(ids) > self.max_tokens:
-            raise EngineError(f"{len(ids)} tokens are more than the {self.max_tokens} that the model takes")
-        wrong = next((token for token in ids if not 0 <= token < self.n_vocab), None)
-        if wrong is not None:
-            raise EngineError(f"token {wrong} is outside the vocabulary of {self.n_vocab}")
+        check_length(ids, self.max_tokens)
+        check_ids(ids, self.n_vocab)
         with self._torch.inference_mode(), self._errors(f"read {len(ids)} tokens"):
             row = self._torch.tensor([list(ids)])
             found: list[Any] = self._module(row, self._torch.ones_like(row))

@@ -50,7 +50,7 @@ class OrtTarget(OnnxTarget):
         artifact = super().emit(facts, options, out, progress)
         model = artifact.entry_path
         progress("mobile usability check", 0, 1)
-        found = usability(model)  # which reads no .ort
+        judged = usability(model).recorded(artifact.contract)  # the check reads no .ort
         progress("mobile usability check", 1, 1)
         progress("convert to .ort", 0, 1)
         made = mobile.to_ort(model, model.with_suffix(".ort"))
@@ -63,13 +63,11 @@ class OrtTarget(OnnxTarget):
         entry = made.path.relative_to(out).as_posix()
         kept = {name: entry_record for name, entry_record in artifact.files.items() if name not in gone}
         newer = f"an .ort loads in ONNX Runtime {made.onnxruntime} and newer ones"
-        notes = [*artifact.contract["notes"], *found.notes(), newer]
         contract = {
-            **artifact.contract,
+            **judged,
             "minimum_onnxruntime": ".".join(made.onnxruntime.split(".")[:2]),
-            "mobile_usability": found.to_json(),
             "model_files": [entry],
-            "notes": notes,
+            "notes": [*judged["notes"], newer],
         }
         files = {**kept, **{name: record(out / name) for name in (entry, OPERATORS, "config.json")}}
         return dataclasses.replace(artifact, format=self.name, entry=entry, contract=contract, files=files)

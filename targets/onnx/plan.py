@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UnsupportedError
+from runtime.sessions.base import ENCODER_TASKS
 from targets.base import Problem
 from targets.damage import damage_in
 from targets.gguf.architectures import architecture_of
@@ -21,7 +22,8 @@ from targets.onnx.linear import BlockScheme, DynamicScheme, StaticScheme
 from targets.onnx.ongrid import FILE, OnGrid
 from targets.onnx.presets import INT8, PRESETS, SMALLEST_BLOCK, TABLES, Preset, table_scheme
 from targets.onnx.weights import lay_out
-from targets.task import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TEXT_GENERATION, TOKEN_CLASSIFICATION, infer_task
+from targets.planned import preset_named
+from targets.task import TEXT_GENERATION, infer_task
 
 if TYPE_CHECKING:
     from targets.base import EmitOptions
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 LARGEST_DATA_FILE = (1 << 31) - 1
 """Bytes. A browser cannot load a larger file, and a 32-bit process cannot map one."""
-ENCODER_TASKS = (FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)
 KNOWN_TASKS = (TEXT_GENERATION, *ENCODER_TASKS)
 ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
 """Matrices in a layer of an encoder."""
@@ -137,13 +138,6 @@ class Choice:
         )
 
 
-def find_preset(name: str) -> Preset:
-    """The preset of that name. Raises UnsupportedError that lists the known ones."""
-    if name.lower() not in PRESETS:
-        raise UnsupportedError(f"unknown quantization '{name}' for onnx; known: {', '.join(PRESETS)}")
-    return PRESETS[name.lower()]
-
-
 def make_plan(
     facts: ModelFacts, options: EmitOptions, ranges: Ranges | None = None
 ) -> tuple[Plan | None, list[Problem]]:
@@ -151,7 +145,7 @@ def make_plan(
 
     ranges: of activations; a preset that needs them gets a plan for finding them while they are not there
     """
-    preset = find_preset(options.quant)
+    preset = preset_named(options.quant, PRESETS, "onnx")
     if facts.source == "gguf":
         fix = "name the Hugging Face directory that it was converted from"
         return None, [Problem(facts.requested, "a .gguf file cannot be exported as ONNX", fix)]

@@ -67,6 +67,10 @@ class Usability:
         """A line for each provider."""
         return [provider.note() for provider in self.providers]
 
+    def recorded(self, contract: dict[str, Any]) -> dict[str, Any]:
+        """An artifact's contract with the result and its notes."""
+        return {**contract, "mobile_usability": self.to_json(), "notes": [*contract.get("notes", ()), *self.notes()]}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         from dataclasses import asdict

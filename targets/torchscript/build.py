@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from targets.base import Progress
+    from targets.onnx.decoder_spec import DecoderSpec
+    from targets.onnx.encoder_spec import EncoderSpec
     from targets.torchscript.plan import Plan
     from targets.weights import WeightReader
 
@@ -61,8 +63,11 @@ class Builder:
 
     def build(self) -> nn.Module:
         """The whole module, in evaluation mode."""
-        made: nn.Module = self._decoder() if self.plan.decoder is not None else self._encoder()
-        return made.eval()
+        if self.plan.decoder is not None:
+            return self._decoder(self.plan.decoder).eval()
+        if self.plan.encoder is not None:
+            return self._encoder(self.plan.encoder).eval()
+        raise TypeError("a plan of nothing")
 
     def _read(self, *names: str) -> Floats:
         """Stored tensors, one below the other; vectors become one long row."""
@@ -124,10 +129,8 @@ class Builder:
         self.stored += sum(buffer.nbytes for buffer in made.buffers())
         return made
 
-    def _decoder(self) -> nn.Module:
-        spec, preset = self.plan.decoder, self.plan.preset
-        if spec is None:
-            raise TypeError("not a decoder's plan")
+    def _decoder(self, spec: DecoderSpec) -> nn.Module:
+        preset = self.plan.preset
         windowed = next((window for window in spec.windows if window), 0)
         layers: list[nn.Module] = []
         table = self._table("token_embd.weight")
@@ -154,16 +157,13 @@ class Builder:
             layers.append(DecoderLayer(attention, forward, norms, spec.local[number], spec.windows[number] > 0))
         head = None if spec.tied else self._linear("output", preset.table, "output.weight")
         return Decoder(
-            table, layers, RmsNorm(self._vector("output_norm.weight"), spec.eps), head, self._rotary(),
+            table, layers, RmsNorm(self._vector("output_norm.weight"), spec.eps), head, self._rotary(spec),
             float(spec.embedding_scale), float(spec.softcap), windowed, spec.n_heads // spec.n_kv_heads,
             (spec.n_layers, spec.n_kv_heads, spec.head_dim),
         )  # fmt: skip
 
-    def _rotary(self) -> list[Tensor]:
+    def _rotary(self, spec: DecoderSpec) -> list[Tensor]:
         """Cosines and sines of all layers, then of local ones, each (positions, 1, width / 2)."""
-        spec = self.plan.decoder
-        if spec is None:
-            raise TypeError("not a decoder's plan")
         made: list[Tensor] = []
         for local in (False, True):
             if local and not any(spec.local):
@@ -175,10 +175,8 @@ class Builder:
             made += [torch.from_numpy(table).to(self.dtype).unsqueeze(1) for table in values]
         return made
 
-    def _encoder(self) -> nn.Module:
-        spec, preset = self.plan.encoder, self.plan.preset
-        if spec is None:
-            raise TypeError("not an encoder's plan")
+    def _encoder(self, spec: EncoderSpec) -> nn.Module:
+        preset = self.plan.preset
         names, family = spec.family.embeddings, spec.family
 
         def norm(module: str) -> nn.Module:
@@ -201,17 +199,16 @@ class Builder:
         types = self._floats(f"{names['type']}.weight") if "type" in names else torch.zeros(1, spec.hidden)
         return Encoder(
             table, self._floats(f"{names['position']}.weight"), types.to(self.dtype), norm(names["norm"]), layers,
-            self._head(), spec.first_position, family.padded_positions, spec.pooling.mode if spec.pooling else "",
+            self._head(spec), spec.first_position, family.padded_positions, spec.pooling.mode if spec.pooling else "",
             spec.pooling.normalize if spec.pooling else False, spec.task == "token-classification",
         )  # fmt: skip
 
     def _floats(self, name: str) -> Tensor:
         return torch.from_numpy(self._read(name)).to(self.dtype)
 
-    def _head(self) -> nn.Module | None:
+    def _head(self, spec: EncoderSpec) -> nn.Module | None:
         """A classifier's modules, in floats: they are small and decide."""
-        spec = self.plan.encoder
-        if spec is None or spec.task not in spec.family.heads:
+        if spec.task not in spec.family.heads:
             return None
         active = {"Tanh": torch.nn.Tanh, "Relu": torch.nn.ReLU}[spec.family.head_activation]
         made: list[nn.Module] = []

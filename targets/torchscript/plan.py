@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UnsupportedError
+from runtime.sessions.base import ENCODER_TASKS
 from targets.base import Problem
 from targets.damage import damage_in
 from targets.gguf.architectures import architecture_of
@@ -14,14 +15,13 @@ from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, refusals
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
 from targets.onnx.ongrid import OnGrid
 from targets.onnx.weights import Matrix, Part
+from targets.planned import preset_named
 from targets.task import TEXT_GENERATION, infer_task
 from targets.torchscript.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
     from targets.base import EmitOptions
     from targets.facts import ModelFacts
-
-ENCODER_TASKS = ("feature-extraction", "text-classification", "token-classification")
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,11 @@ class Plan:
     context: int
     decoder: DecoderSpec | None = None
     encoder: EncoderSpec | None = None
-    notes: tuple[str, ...] = field(default_factory=tuple)
-
-
-def find_preset(name: str) -> Preset:
-    """The preset of that name. Raises UnsupportedError that lists the known ones."""
-    if name.lower() not in PRESETS:
-        raise UnsupportedError(f"unknown quantization '{name}' for torchscript; known: {', '.join(PRESETS)}")
-    return PRESETS[name.lower()]
 
 
 def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
     """The plan, or every problem that keeps the model from being written. Raises ModelError and UnsupportedError."""
-    preset = find_preset(options.quant)
+    preset = preset_named(options.quant, PRESETS, "torchscript")
     if facts.source == "gguf":
         fix = "name the Hugging Face directory that it was converted from"
         return None, [Problem(facts.requested, "a .gguf file cannot be exported as TorchScript", fix)]
