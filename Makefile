@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 			"$$python" -m venv $(VENV) || { rm -rf $(VENV); \
 			echo "$$python -m venv: failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; }; }; }
 	$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev,executorch]"
 	touch $@
 
 $(DOCS_STAMP): $(STAMP)

@@ -113,6 +113,7 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
         Recipe.from_quant(quant, target.presets()).quant,
         calibration=request.calibration,
         engine=request.limits.device.onnxruntime if request.limits.device else None,
+        context=request.options.context,
     )
     refuse_problems(target, facts, options)
     refuse_other_limits(request.limits, lambda: task_of_source(facts))

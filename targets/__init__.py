@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from targets.base import Target
 
 TARGETS = {
+    "executorch": "targets.executorch.target:ExecuTorchTarget",
     "gguf": "targets.gguf.target:GgufTarget",
     "onnx": "targets.onnx.target:OnnxTarget",
     "ort": "targets.onnx.ort_target:OrtTarget",

@@ -62,12 +62,14 @@ class EmitOptions:
     quant: the preset, lower case, for example "q4_k_m"; threads: None for all cores
     calibration: for presets that fix the ranges of activations
     engine: the oldest version of the engine that has to load the artifact, as the device's profile names it
+    context: tokens of a cache whose size the artifact fixes; None for a default
     """
 
     quant: str
     threads: int | None = None
     calibration: Calibration = Calibration()
     engine: str | None = None
+    context: int | None = None
 
 
 class Target(Protocol):

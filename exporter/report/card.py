@@ -75,7 +75,7 @@ def model_card(report: Report, facts: ModelFacts, context: int) -> str:
     )
 
 
-_RUN_WITH = {"llama.cpp": "gguf", "ONNX Runtime": "onnx", "libtorch": "torchscript"}
+_RUN_WITH = {"llama.cpp": "gguf", "ONNX Runtime": "onnx", "libtorch": "torchscript", "ExecuTorch": "executorch"}
 """The template of the section for each engine that a contract names."""
 
 

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from runtime.sessions.base import Session
 
 SESSIONS = {
+    "executorch": "runtime.sessions.executorch:ExecuTorchSession",
     "gguf": "runtime.sessions.llamacpp:LlamaCppSession",
     "onnx": "runtime.sessions.onnxruntime:OnnxSession",
     "ort": "runtime.sessions.onnxruntime:OnnxSession",
     "torchscript": "runtime.sessions.torchscript:TorchScriptSession",
 }
 ENCODER_SESSIONS = {
+    "executorch": "runtime.sessions.executorch:ExecuTorchEncoderSession",
     "onnx": "runtime.sessions.onnxruntime:OnnxEncoderSession",
     "ort": "runtime.sessions.onnxruntime:OnnxEncoderSession",
     "torchscript": "runtime.sessions.torchscript:TorchScriptEncoderSession",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from targets.onnx import rope
 from targets.onnx.blocks import BlockGrid
+from targets.pytorch.presets import DYNAMIC, FLOAT, GROUP, INT4, INT8
+from targets.pytorch.reading import MatrixReader, rows_to_int8
 from targets.torchscript.layers import DynamicLinear, FloatLinear, FloatTable, Int4Linear, Int8Linear, Int8Table
 from targets.torchscript.modules import (
     Attention,
@@ -21,10 +21,9 @@ from targets.torchscript.modules import (
     LayerNorm,
     RmsNorm,
 )
-from targets.torchscript.presets import DYNAMIC, FLOAT, GROUP, INT4, INT8
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import numpy.typing as npt
     from torch import Tensor, nn
@@ -32,34 +31,27 @@ if TYPE_CHECKING:
     from targets.base import Progress
     from targets.onnx.decoder_spec import DecoderSpec
     from targets.onnx.encoder_spec import EncoderSpec
-    from targets.torchscript.plan import Plan
+    from targets.pytorch.plan import Plan
     from targets.weights import WeightReader
 
     Floats = npt.NDArray[np.float32]
 
-INT8_LARGEST = 127
 OUTPUTS_MULTIPLE = 16
 """torch's four-bit product wants rows in such bundles; a matrix with another number of rows takes eight bits."""
 
 
-class Builder:
+class Builder(MatrixReader):
     """Reads the matrices of a plan and makes modules of them.
 
     smoothing: by the name of a product, what each feature of its input is divided by; narrow: see DynamicLinear
-    products: what was made, by the same names; stored: bytes of the weights so far
-    counts: stored matrices by the kind that they got
+    products: what was made, by the same names
     """
 
     def __init__(self, plan: Plan, reader: WeightReader, progress: Progress, *, narrow: bool = False,
                  smoothing: Mapping[str, Floats] | None = None) -> None:  # fmt: skip
-        self.plan, self.reader, self.progress, self.narrow = plan, reader, progress, narrow
-        self.smoothing = smoothing or {}
-        self.dtype = getattr(torch, plan.preset.dtype)
+        super().__init__(plan, reader, progress)
+        self.narrow, self.smoothing = narrow, smoothing or {}
         self.products: dict[str, nn.Module] = {}
-        self.stored = 0
-        self.counts: Counter[str] = Counter()
-        self.total = sum(matrix.parts[0].fact.n_bytes for matrix in plan.matrices.values())
-        self.done = 0
 
     def build(self) -> nn.Module:
         """The whole module, in evaluation mode."""
@@ -69,29 +61,9 @@ class Builder:
             return self._encoder(self.plan.encoder).eval()
         raise TypeError("a plan of nothing")
 
-    def _read(self, *names: str) -> Floats:
-        """Stored tensors, one below the other; vectors become one long row."""
-        found = []
-        for name in names:
-            part = self.plan.matrices[name].parts[0]
-            rows = part.fact.n_elements // part.fact.shape[-1]
-            values = self.reader.read_rows(part.fact, 0, rows)
-            found.append(values + np.float32(part.plus) if part.plus else values)
-            self.done += part.fact.n_bytes
-            self.progress("quantize", self.done, self.total)
-        axis = 1 if len(self.plan.matrices[names[0]].parts[0].fact.shape) == 1 else 0
-        return found[0] if len(found) == 1 else np.concatenate(found, axis=axis)
-
-    def _vector(self, *names: str) -> Tensor:
-        return torch.from_numpy(self._read(*names)[0].copy()).to(self.dtype)
-
-    def _biases(self, names: Sequence[str]) -> Tensor | None:
-        known = [name.removesuffix("weight") + "bias" for name in names]
-        return self._vector(*known) if known[0] in self.plan.matrices else None
-
     def _linear(self, title: str, kind: str, *names: str) -> nn.Module:
         """A product of stored matrices, one below the other, with their biases."""
-        rows, bias = self._read(*names), self._biases(names)
+        rows, bias = self.read(*names), self.biases(names)
         made: nn.Module
         if kind == INT4 and (rows.shape[1] % GROUP or rows.shape[0] % OUTPUTS_MULTIPLE):
             kind = INT8
@@ -103,31 +75,27 @@ class Builder:
         elif kind == INT4:
             made = _int4(rows, bias)
         else:
-            codes, scales = _rows_to_int8(rows)
+            codes, scales = rows_to_int8(rows)
             made = Int8Linear(codes, scales.to(self.dtype), bias)
-        self.products[title] = self._counted(made)
+        self.products[title] = self.counted(made)
         self.stored += rows.size + 4 * len(rows) if kind == DYNAMIC else 0  # behind torch's own packing
         return made
 
     def _dynamic(self, title: str, rows: Floats, bias: Tensor | None) -> nn.Module:
         factors = self.smoothing.get(title)
-        codes, scales = _rows_to_int8(rows if factors is None else rows * factors)
+        codes, scales = rows_to_int8(rows if factors is None else rows * factors)
         zeros = torch.zeros(len(scales), dtype=torch.int64)
         # Made of the codes and not of the floats: torch would round with scales of its own type.
         weight = torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros, 0)
         return DynamicLinear(weight, bias, None if factors is None else torch.from_numpy(1 / factors), self.narrow)
 
     def _table(self, name: str) -> nn.Module:
-        rows = self._read(name)
+        rows = self.read(name)
         self.counts[self.plan.preset.table] += 1
         if self.plan.preset.table == FLOAT:
-            return self._counted(FloatTable(torch.from_numpy(rows).to(self.dtype)))
-        codes, scales = _rows_to_int8(rows)
-        return self._counted(Int8Table(codes, scales.to(self.dtype)))
-
-    def _counted(self, made: nn.Module) -> nn.Module:
-        self.stored += sum(buffer.nbytes for buffer in made.buffers())
-        return made
+            return self.counted(FloatTable(torch.from_numpy(rows).to(self.dtype)))
+        codes, scales = rows_to_int8(rows)
+        return self.counted(Int8Table(codes, scales.to(self.dtype)))
 
     def _decoder(self, spec: DecoderSpec) -> nn.Module:
         preset = self.plan.preset
@@ -138,7 +106,7 @@ class Builder:
             start = f"blk.{number}."
 
             def norm(name: str, start: str = start, *, there: bool = True) -> nn.Module:
-                return RmsNorm(self._vector(f"{start}{name}.weight"), spec.eps) if there else torch.nn.Identity()
+                return RmsNorm(self.vector(f"{start}{name}.weight"), spec.eps) if there else torch.nn.Identity()
 
             def product(title: str, *roles: str, start: str = start, number: int = number) -> nn.Module:
                 kind = preset.kind(roles[0], number, spec.n_layers)
@@ -157,30 +125,17 @@ class Builder:
             layers.append(DecoderLayer(attention, forward, norms, spec.local[number], spec.windows[number] > 0))
         head = None if spec.tied else self._linear("output", preset.table, "output.weight")
         return Decoder(
-            table, layers, RmsNorm(self._vector("output_norm.weight"), spec.eps), head, self._rotary(spec),
+            table, layers, RmsNorm(self.vector("output_norm.weight"), spec.eps), head, self.rotary(spec, spec.context),
             float(spec.embedding_scale), float(spec.softcap), windowed, spec.n_heads // spec.n_kv_heads,
             (spec.n_layers, spec.n_kv_heads, spec.head_dim),
         )  # fmt: skip
-
-    def _rotary(self, spec: DecoderSpec) -> list[Tensor]:
-        """Cosines and sines of all layers, then of local ones, each (positions, 1, width / 2)."""
-        made: list[Tensor] = []
-        for local in (False, True):
-            if local and not any(spec.local):
-                made += made  # one storage
-                continue
-            attention = rope.SLIDING if local else rope.FULL
-            theta = 10000.0 if local else spec.default_theta
-            values = rope.tables(self.plan.full, spec.context, attention, theta)
-            made += [torch.from_numpy(table).to(self.dtype).unsqueeze(1) for table in values]
-        return made
 
     def _encoder(self, spec: EncoderSpec) -> nn.Module:
         preset = self.plan.preset
         names, family = spec.family.embeddings, spec.family
 
         def norm(module: str) -> nn.Module:
-            return LayerNorm(self._vector(f"{module}.weight"), self._vector(f"{module}.bias"), spec.eps)
+            return LayerNorm(self.vector(f"{module}.weight"), self.vector(f"{module}.bias"), spec.eps)
 
         layers: list[nn.Module] = []
         table = self._table(f"{names['word']}.weight")
@@ -196,15 +151,12 @@ class Builder:
                 product("up", "ffn_up"), product("down", "ffn_down"),
                 [norm(module["attn_norm"]), norm(module["ffn_norm"])], spec.n_heads, spec.activation,
             ))  # fmt: skip
-        types = self._floats(f"{names['type']}.weight") if "type" in names else torch.zeros(1, spec.hidden)
+        types = self.floats(f"{names['type']}.weight") if "type" in names else torch.zeros(1, spec.hidden)
         return Encoder(
-            table, self._floats(f"{names['position']}.weight"), types.to(self.dtype), norm(names["norm"]), layers,
+            table, self.floats(f"{names['position']}.weight"), types.to(self.dtype), norm(names["norm"]), layers,
             self._head(spec), spec.first_position, family.padded_positions, spec.pooling.mode if spec.pooling else "",
             spec.pooling.normalize if spec.pooling else False, spec.task == "token-classification",
         )  # fmt: skip
-
-    def _floats(self, name: str) -> Tensor:
-        return torch.from_numpy(self._read(name)).to(self.dtype)
 
     def _head(self, spec: EncoderSpec) -> nn.Module | None:
         """A classifier's modules, in floats: they are small and decide."""
@@ -215,14 +167,6 @@ class Builder:
         for module in spec.family.heads[spec.task]:
             made += [self._linear(module, FLOAT, f"{module.removeprefix(spec.family.prefix)}.weight"), active()]
         return torch.nn.Sequential(*made[:-1])
-
-
-def _rows_to_int8(rows: Floats) -> tuple[Tensor, Tensor]:
-    """Codes (outputs, inputs), int8, and a scale for each row, float32."""
-    scales = np.abs(rows).max(axis=1) / np.float32(INT8_LARGEST)
-    scales = np.where(scales == 0, np.float32(1), scales).astype(np.float32)
-    codes = np.rint(rows / scales[:, None]).astype(np.int8)
-    return torch.from_numpy(codes), torch.from_numpy(scales)
 
 
 def _int4(rows: Floats, bias: Tensor | None) -> nn.Module:

@@ -2,36 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from targets.onnx.presets import PRESETS as BLOCK_PRESETS
-
-FLOAT, INT8, INT4, DYNAMIC = "float", "int8", "int4", "dynamic"
-GROUP = 32
-"""Weights of a group at four bits."""
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A preset.
-
-    layers: kind of the layers' matrices: FLOAT, INT8, INT4 or DYNAMIC; table: of the table of tokens, FLOAT or INT8
-    dtype: of activations, norms and float weights
-    """
-
-    name: str
-    help: str
-    layers: str
-    table: str
-    dtype: str = "float32"
-
-    def kind(self, role: str, layer: int, n_layers: int) -> str:
-        """The kind of a matrix by its role and its layer."""
-        if self.layers != INT4:
-            return self.layers
-        # Where eight bits help most does not depend on the engine.
-        return INT8 if BLOCK_PRESETS["int4"].scheme(role, layer, n_layers).label.startswith("int8") else INT4
-
+from targets.pytorch.presets import DYNAMIC, FLOAT, INT4, INT8, Preset
 
 _ALL = (
     Preset("fp32", "32-bit floats: the model as it is", FLOAT, FLOAT),

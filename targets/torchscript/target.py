@@ -12,9 +12,10 @@ from runtime.errors import ModelError
 from targets.onnx import calibration
 from targets.onnx.clients import copy_side_files
 from targets.planned import PlannedTarget
+from targets.pytorch.plan import Plan, make_plan
+from targets.pytorch.presets import DYNAMIC, FLOAT
 from targets.task import TEXT_GENERATION, infer_task
-from targets.torchscript.plan import Plan, make_plan
-from targets.torchscript.presets import DYNAMIC, FLOAT, PRESETS
+from targets.torchscript.presets import PRESETS
 from targets.weights import WeightReader
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class TorchScriptTarget(PlannedTarget[Plan]):
 
     def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
         """See `PlannedTarget`."""
-        return make_plan(facts, options)
+        return make_plan(facts, options, self.name, PRESETS)
 
     def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
         """Write the directory. Raises ModelError for NaN or infinite weights."""

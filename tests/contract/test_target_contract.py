@@ -86,5 +86,6 @@ def test_every_preset_is_listed_and_emitted(format_name: str, tiny_model_dir: ob
         finally:
             session.close()
         sizes[preset] = artifact.total_bytes
-        assert artifact.bits_per_weight <= 32
+        # XNNPACK keeps a copy of its own of a table that is the head too.
+        assert artifact.bits_per_weight <= (64 if format_name == "executorch" else 32)
     assert len(set(sizes.values())) > len(sizes) // 2

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from runtime.artifact import Artifact
 
-LOSSLESS = {"gguf": "f32", "onnx": "fp32", "ort": "fp32", "torchscript": "fp32"}
+LOSSLESS = {"gguf": "f32", "onnx": "fp32", "ort": "fp32", "torchscript": "fp32", "executorch": "fp32"}
 """The preset of each target that keeps the weights as they are."""
 
 OPTIONS = RunOptions(threads=2, context=64, batch=64, kv_type="f32")

@@ -1,4 +1,4 @@
-"""All of a TorchScript export that is decided before a weight is read."""
+"""All of an export to a PyTorch format that is decided before a weight is read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from targets.onnx.ongrid import OnGrid
 from targets.onnx.weights import Matrix, Part
 from targets.planned import preset_named
 from targets.task import TEXT_GENERATION, infer_task
-from targets.torchscript.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from targets.base import EmitOptions
     from targets.facts import ModelFacts
+    from targets.pytorch.presets import Preset
+
+TITLES = {"torchscript": "TorchScript", "executorch": "an ExecuTorch program"}
+"""Formats as people call them."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,20 @@ class Plan:
     encoder: EncoderSpec | None = None
 
 
-def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
-    """The plan, or every problem that keeps the model from being written. Raises ModelError and UnsupportedError."""
-    preset = preset_named(options.quant, PRESETS, "torchscript")
+def make_plan(facts: ModelFacts, options: EmitOptions, format_name: str, presets: Mapping[str, Preset]
+              ) -> tuple[Plan | None, list[Problem]]:  # fmt: skip
+    """The plan, or every problem that keeps the model from being written. Raises ModelError and UnsupportedError.
+
+    format_name: one of TITLES; presets: of that format
+    """
+    preset, title = preset_named(options.quant, presets, format_name), TITLES[format_name]
     if facts.source == "gguf":
         fix = "name the Hugging Face directory that it was converted from"
-        return None, [Problem(facts.requested, "a .gguf file cannot be exported as TorchScript", fix)]
+        return None, [Problem(facts.requested, f"a .gguf file cannot be exported as {title}", fix)]
     task = infer_task(facts)
     if task != TEXT_GENERATION and task not in ENCODER_TASKS:
         known = ", ".join((TEXT_GENERATION, *ENCODER_TASKS))
-        raise UnsupportedError(f"{facts.requested}: {task} cannot be written as TorchScript yet; known: {known}")
+        raise UnsupportedError(f"{facts.requested}: {task} cannot be written as {title} yet; known: {known}")
     given = OnGrid.of(facts.path)
     if given is not None:
         what = "holds codes of MatMulNBits, which torch has no product for"

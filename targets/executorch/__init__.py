@@ -1,0 +1,1 @@
+"""ExecuTorch: one .pte with its weights, computed by XNNPACK."""

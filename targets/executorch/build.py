@@ -1,0 +1,174 @@
+"""The module of a plan, its weights read and quantized matrix by matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from targets.executorch.layers import FloatLinear, GroupLinear, RowLinear, Table
+from targets.executorch.modules import (
+    Attention,
+    Decoder,
+    DecoderLayer,
+    Encoder,
+    EncoderLayer,
+    GatedForward,
+    LayerNorm,
+    RmsNorm,
+)
+from targets.onnx.blocks import BlockGrid
+from targets.pytorch.presets import FLOAT, GROUP, INT4, INT8
+from targets.pytorch.reading import MatrixReader, rows_to_int8
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor, nn
+
+    from targets.base import Progress
+    from targets.onnx.decoder_spec import DecoderSpec
+    from targets.onnx.encoder_spec import EncoderSpec
+    from targets.pytorch.plan import Plan
+    from targets.weights import WeightReader
+
+    Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PositiveGrid(BlockGrid):
+    """A symmetric grid of codes -8 to 7 whose scales are positive, as XNNPACK wants them."""
+
+    def _range(self, low: Floats, high: Floats) -> tuple[Floats, Floats]:
+        largest = np.float32(self.largest - self.middle)
+        return np.maximum(-low / np.float32(self.middle), high / largest), np.full_like(low, self.middle)
+
+
+GRID = PositiveGrid(bits=4, size=GROUP, symmetric=True, half_scales=False)
+
+
+class Builder(MatrixReader):
+    """Reads the matrices of a plan and makes modules of them. capacity: tokens of a decoder's cache."""
+
+    def __init__(self, plan: Plan, reader: WeightReader, progress: Progress, capacity: int) -> None:
+        super().__init__(plan, reader, progress)
+        self.capacity = capacity
+
+    def build(self) -> nn.Module:
+        """The whole module, in evaluation mode."""
+        if self.plan.decoder is not None:
+            return self._decoder(self.plan.decoder).eval()
+        if self.plan.encoder is not None:
+            return self._encoder(self.plan.encoder).eval()
+        raise TypeError("a plan of nothing")
+
+    def _linear(self, kind: str, name: str) -> nn.Module:
+        """The product of a stored matrix, with its bias."""
+        rows, bias = self.read(name), self.biases([name])
+        if kind == INT4 and rows.shape[1] % GROUP:
+            kind = INT8
+        self.counts[kind] += 1
+        if kind == FLOAT:
+            return self.counted(FloatLinear(torch.from_numpy(rows.copy()), bias))
+        if kind == INT4:
+            codes, scales = rows_to_int4(rows)
+            self.stored += rows.size // 2 + 2 * scales.numel()
+            return GroupLinear(codes, scales, bias, GROUP)
+        self.stored += rows.size + 4 * len(rows)
+        return RowLinear(*rows_to_int8(rows), bias)
+
+    def _decoder(self, spec: DecoderSpec) -> nn.Module:
+        preset = self.plan.preset
+        layers: list[nn.Module] = []
+        table, head = self._table_and_head(spec)
+        for number in range(spec.n_layers):
+            start = f"blk.{number}."
+
+            def norm(name: str, start: str = start, *, there: bool = True) -> nn.Module:
+                return RmsNorm(self.vector(f"{start}{name}.weight"), spec.eps) if there else torch.nn.Identity()
+
+            def product(role: str, start: str = start, number: int = number) -> nn.Module:
+                return self._linear(preset.kind(role, number, spec.n_layers), f"{start}{role}.weight")
+
+            attention = Attention(
+                [product(role) for role in ("attn_q", "attn_k", "attn_v", "attn_output")],
+                norm("attn_q_norm", there=spec.head_norms), norm("attn_k_norm", there=spec.head_norms),
+                (spec.n_heads, spec.n_kv_heads, spec.head_dim), spec.scale, self.capacity,
+            )  # fmt: skip
+            forward = GatedForward(
+                product("ffn_gate"), product("ffn_up"), product("ffn_down"), spec.activation != "silu"
+            )
+            norms = [norm("attn_norm"), norm("ffn_norm"), norm("post_attention_norm", there=spec.post_norms),
+                     norm("post_ffw_norm", there=spec.post_norms)]  # fmt: skip
+            # A window that the cache never outgrows hides nothing.
+            windowed = 0 < spec.windows[number] < self.capacity
+            layers.append(DecoderLayer(attention, forward, norms, spec.local[number], windowed))
+        windows = {window for window in spec.windows if 0 < window < self.capacity}
+        return Decoder(
+            table, layers, RmsNorm(self.vector("output_norm.weight"), spec.eps), head,
+            self.rotary(spec, self.capacity), float(spec.embedding_scale), float(spec.softcap), max(windows, default=0),
+        )  # fmt: skip
+
+    def _table_and_head(self, spec: DecoderSpec) -> tuple[nn.Module, nn.Module]:
+        """The table of tokens, and the product that gives logits: XNNPACK keeps a copy of its own of that."""
+        table, rows = self._table("token_embd.weight")
+        if not spec.tied:
+            return table, self._linear(self.plan.preset.table, "output.weight")
+        if isinstance(rows, tuple):
+            self.stored += rows[0].numel() + 4 * len(rows[0])
+            return table, RowLinear(*rows, None)
+        return table, self.counted(FloatLinear(rows, None))
+
+    def _table(self, name: str) -> tuple[nn.Module, Tensor | tuple[Tensor, Tensor]]:
+        """The table of tokens, and its rows: floats, or codes and scales."""
+        rows, kind = self.read(name), self.plan.preset.table
+        self.counts[kind] += 1
+        if kind == FLOAT:
+            values = torch.from_numpy(rows.copy())
+            return self.counted(Table(values, None)), values
+        codes, scales = rows_to_int8(rows)
+        return self.counted(Table(codes, scales.unsqueeze(1).clone())), (codes, scales)
+
+    def _encoder(self, spec: EncoderSpec) -> nn.Module:
+        preset = self.plan.preset
+        names, family = spec.family.embeddings, spec.family
+
+        def norm(module: str) -> nn.Module:
+            return LayerNorm(self.vector(f"{module}.weight"), self.vector(f"{module}.bias"), spec.eps)
+
+        layers: list[nn.Module] = []
+        table, _ = self._table(f"{names['word']}.weight")
+        for number in range(spec.n_layers):
+            module = {role: family.layers.format(i=number) + end for role, end in family.modules.items()}
+            products = [
+                self._linear(preset.kind(role, number, spec.n_layers), f"{module[role]}.weight")
+                for role in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")
+            ]
+            norms = [norm(module["attn_norm"]), norm(module["ffn_norm"])]
+            layers.append(EncoderLayer(products, norms, spec.n_heads, spec.hidden, spec.activation))
+        types = self.floats(f"{names['type']}.weight") if "type" in names else torch.zeros(1, spec.hidden)
+        return Encoder(
+            table, self.floats(f"{names['position']}.weight"), types, norm(names["norm"]), layers,
+            self._head(spec), spec.first_position, family.padded_positions, spec.pooling.mode if spec.pooling else "",
+            spec.pooling.normalize if spec.pooling else False, spec.task == "token-classification",
+        )  # fmt: skip
+
+    def _head(self, spec: EncoderSpec) -> nn.Module | None:
+        """A classifier's modules, in floats: they are small and decide."""
+        if spec.task not in spec.family.heads:
+            return None
+        active = {"Tanh": torch.nn.Tanh, "Relu": torch.nn.ReLU}[spec.family.head_activation]
+        made: list[nn.Module] = []
+        for module in spec.family.heads[spec.task]:
+            made += [self._linear(FLOAT, f"{module.removeprefix(spec.family.prefix)}.weight"), active()]
+        return torch.nn.Sequential(*made[:-1])
+
+
+def rows_to_int4(rows: Floats) -> tuple[Tensor, Tensor]:
+    """Codes (outputs, inputs), int8 of -8 to 7, and scales (outputs, groups), float32 that bfloat16 holds."""
+    blocks = rows.reshape(len(rows), -1, GROUP)
+    scales, zeros = GRID.fit(blocks)
+    stored = torch.from_numpy(np.where(scales <= 0, np.float32(1), scales)).to(torch.bfloat16).float()
+    codes = GRID.round(blocks, stored.numpy(), zeros).reshape(rows.shape).astype(np.int16) - GRID.middle
+    return torch.from_numpy(codes.astype(np.int8)), stored

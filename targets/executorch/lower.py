@@ -1,0 +1,75 @@
+"""A module of torch as an ExecuTorch program: torch.export, XNNPACK for what it takes, kernels for the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+EXAMPLE = 7
+"""Tokens of the example that torch.export traces: neither 0 nor 1, which it would take for fixed."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what executorch and torchao say to their developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def register_operators() -> None:
+    """Make torch know the operators of the cache and of attention over it, llama::update_cache and custom_sdpa."""
+    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+
+
+def write_program(module: nn.Module, n_inputs: int, longest: int, metadata: Mapping[str, Any], path: Path,
+                  fixed: Sequence[Tensor] = ()) -> None:  # fmt: skip
+    """Write a program whose method `forward` takes 1 to `longest` tokens. Raises ModelError where it cannot be written.
+
+    n_inputs: inputs of shape (1, tokens), int64, that come first; fixed: examples of those behind them
+    metadata: more methods by name, each giving a constant
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    row = torch.ones(1, min(EXAMPLE, longest), dtype=torch.int64)
+    shape = {1: torch.export.Dim("tokens", min=1, max=longest)}
+    exported = torch.export.export(
+        module,
+        (*[row] * n_inputs, *fixed),
+        dynamic_shapes=tuple([shape] * n_inputs + [None] * len(fixed)),
+        strict=False,
+    )
+    edge = to_edge_transform_and_lower(
+        exported,
+        partitioner=[XnnpackPartitioner()],
+        # The check knows no custom operators.
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        constant_methods=dict(metadata),
+    )
+    program = edge.to_executorch()
+    try:
+        with path.open("wb") as file:
+            program.write_to_file(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ModelError(f"{path.parent}: cannot be written ({error}); free space or choose another -o") from error

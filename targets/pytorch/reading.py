@@ -1,0 +1,93 @@
+"""Matrices of a plan as tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from targets.onnx import rope
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    from torch import Tensor, nn
+
+    from targets.base import Progress
+    from targets.onnx.decoder_spec import DecoderSpec
+    from targets.pytorch.plan import Plan
+    from targets.weights import WeightReader
+
+    Floats = npt.NDArray[np.float32]
+
+INT8_LARGEST = 127
+
+
+class MatrixReader:
+    """Reads what a plan names, for a builder that inherits this.
+
+    stored: bytes of the weights so far; counts: stored matrices by the kind that they got
+    """
+
+    def __init__(self, plan: Plan, reader: WeightReader, progress: Progress) -> None:
+        self.plan, self.reader, self.progress = plan, reader, progress
+        self.dtype = getattr(torch, plan.preset.dtype)
+        self.stored = 0
+        self.counts: Counter[str] = Counter()
+        self.total = sum(matrix.parts[0].fact.n_bytes for matrix in plan.matrices.values())
+        self.done = 0
+
+    def read(self, *names: str) -> Floats:
+        """Stored tensors, one below the other; vectors become one long row."""
+        found = []
+        for name in names:
+            part = self.plan.matrices[name].parts[0]
+            rows = part.fact.n_elements // part.fact.shape[-1]
+            values = self.reader.read_rows(part.fact, 0, rows)
+            found.append(values + np.float32(part.plus) if part.plus else values)
+            self.done += part.fact.n_bytes
+            self.progress("quantize", self.done, self.total)
+        axis = 1 if len(self.plan.matrices[names[0]].parts[0].fact.shape) == 1 else 0
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=axis)
+
+    def vector(self, *names: str) -> Tensor:
+        """Vectors, one behind the other."""
+        return torch.from_numpy(self.read(*names)[0].copy()).to(self.dtype)
+
+    def floats(self, name: str) -> Tensor:
+        """A matrix as it is."""
+        return torch.from_numpy(self.read(name)).to(self.dtype)
+
+    def biases(self, names: Sequence[str]) -> Tensor | None:
+        """The biases of matrices, one behind the other; None where they have none."""
+        known = [name.removesuffix("weight") + "bias" for name in names]
+        return self.vector(*known) if known[0] in self.plan.matrices else None
+
+    def counted(self, made: nn.Module) -> nn.Module:
+        """`made`, its bytes added to those stored."""
+        self.stored += sum(buffer.nbytes for buffer in made.buffers())
+        return made
+
+    def rotary(self, spec: DecoderSpec, positions: int) -> list[Tensor]:
+        """Cosines and sines of all layers, then of local ones, each (positions, 1, width / 2)."""
+        made: list[Tensor] = []
+        for local in (False, True):
+            if local and not any(spec.local):
+                made += made  # one storage
+                continue
+            attention = rope.SLIDING if local else rope.FULL
+            theta = 10000.0 if local else spec.default_theta
+            values = rope.tables(self.plan.full, positions, attention, theta)
+            made += [torch.from_numpy(table).to(self.dtype).unsqueeze(1) for table in values]
+        return made
+
+
+def rows_to_int8(rows: Floats) -> tuple[Tensor, Tensor]:
+    """Codes (outputs, inputs), int8, and a scale for each row, float32."""
+    scales = np.abs(rows).max(axis=1) / np.float32(INT8_LARGEST)
+    scales = np.where(scales == 0, np.float32(1), scales).astype(np.float32)
+    codes = np.rint(rows / scales[:, None]).astype(np.int8)
+    return torch.from_numpy(codes), torch.from_numpy(scales)
