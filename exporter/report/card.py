@@ -87,6 +87,8 @@ def _how_to_run(artifact: Artifact, facts: ModelFacts) -> dict[str, Any]:
     return {
         "how_to_run": _RUN_WITH.get(str(artifact.contract.get("engine")), "gguf"),
         "engine": artifact.contract.get("quantized_engine", ""),
+        "kinds": "token_type_ids" in artifact.contract.get("inputs", ()),
+        "piece": artifact.contract.get("piece", 0),
         "task": task,
         "output": embedding if task == "feature-extraction" else "logits",
         "pooling": pooling,

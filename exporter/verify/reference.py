@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.verify.chat import render
@@ -219,9 +220,14 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
+    # Of torchao, which transformers imports where it is installed, as executorch has it.
+    tree = logging.getLogger("torch.utils._pytree")
+    level = tree.level
+    tree.setLevel(logging.ERROR)
     try:
         yield
     finally:
         log.set_verbosity(verbosity)
+        tree.setLevel(level)
         if bars:
             log.enable_progress_bar()

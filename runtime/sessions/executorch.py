@@ -47,7 +47,7 @@ class _Engine(DirectoryEngine):
             # The module behind executorch.runtime, which itself would import the whole exporter: 150 MB and 5 s.
             native: Any = importlib.import_module("executorch.extension.pybindings._C")
             if artifact.contract.get("kv_type"):
-                torch.ops.load_library(str(Path((found.submodule_search_locations or [""])[0]) / CACHE_OPERATORS))
+                self._torch.ops.load_library(str(Path((found.submodule_search_locations or [""])[0]) / CACHE_OPERATORS))
             native._unsafe_reset_threadpool(options.threads or default_threads())
             before = anonymous_bytes() or 0
             self._program: Any = native._load_program(str(artifact.entry_path))
@@ -56,7 +56,7 @@ class _Engine(DirectoryEngine):
         self._loaded = anonymous_bytes() or 0
         self._weights = max(self._loaded - before - self._cache_bytes(), 0)
 
-    def _call(self, *inputs: Any) -> list[Any]:  # noqa: ANN401 - torch is untyped here
+    def _call(self, *inputs: Any) -> list[Any]:
         with self._errors(f"evaluate {inputs[0].shape[1]} tokens", None):
             found: list[Any] = self._forward.call(inputs)
         return found

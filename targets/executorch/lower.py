@@ -50,11 +50,12 @@ def write_program(module: nn.Module, n_inputs: int, longest: int, metadata: Mapp
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    row = torch.ones(1, min(EXAMPLE, longest), dtype=torch.int64)
+    # Each a tensor of its own: one tensor given twice would be one input.
+    rows = [torch.ones(1, min(EXAMPLE, longest), dtype=torch.int64) for _ in range(n_inputs)]
     shape = {1: torch.export.Dim("tokens", min=1, max=longest)}
     exported = torch.export.export(
         module,
-        (*[row] * n_inputs, *fixed),
+        (*rows, *fixed),
         dynamic_shapes=tuple([shape] * n_inputs + [None] * len(fixed)),
         strict=False,
     )

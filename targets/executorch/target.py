@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from targets.base import EmitOptions, Progress
     from targets.executorch.build import Builder
     from targets.facts import ModelFacts
+    from targets.onnx.decoder_spec import DecoderSpec
 
 FILE = "model.pte"
 PIECE = 128
@@ -126,6 +127,12 @@ def _metadata(plan: Plan, capacity: int, longest: int) -> dict[str, Any]:
     return known
 
 
+def _cache_contract(spec: DecoderSpec, capacity: int) -> dict[str, Any]:
+    """Of a decoder: piece, tokens that a call takes at most; kv_bytes, of the cache that the program keeps."""
+    kv_bytes = 2 * spec.n_layers * capacity * spec.n_kv_heads * spec.head_dim * 4
+    return {"n_vocab": spec.vocab, "piece": min(PIECE, capacity), "kv_type": "f32", "kv_bytes": kv_bytes}
+
+
 def _contract(plan: Plan, capacity: int, module: Any, counts: dict[str, int]) -> dict[str, Any]:  # noqa: ANN401
     """What a client has to know to call the program."""
     from importlib.metadata import version
@@ -139,9 +146,8 @@ def _contract(plan: Plan, capacity: int, module: Any, counts: dict[str, int]) ->
         "notes": [],
     }
     if plan.task == TEXT_GENERATION:
-        vocab = plan.decoder.vocab if plan.decoder is not None else 0
-        contract |= {"inputs": ["input_ids", "input_pos"], "outputs": ["logits"], "n_vocab": vocab}
-        return contract | {"piece": min(PIECE, capacity), "kv_type": "f32"}
+        contract |= {"inputs": ["input_ids", "input_pos"], "outputs": ["logits"]}
+        return contract | _cache_contract(plan.decoder, capacity) if plan.decoder is not None else contract
     outputs = ["logits"]
     if plan.encoder is not None and plan.task == "feature-extraction":
         outputs = ["last_hidden_state", *(["sentence_embedding"] if plan.encoder.pooling else [])]
