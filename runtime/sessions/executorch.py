@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from runtime.errors import EngineError, UserError
 from runtime.host import default_threads
 from runtime.memory import anonymous_bytes
 from runtime.sessions.directory import DirectoryEngine
-from runtime.sessions.limits import check_context, check_ids, check_length, check_room, pieces
+from runtime.sessions.limits import check_context, check_ids, check_length, check_room
+from runtime.sessions.torch_decoder import TorchDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,7 +54,7 @@ class _Engine(DirectoryEngine):
             before = anonymous_bytes() or 0
             self._program: Any = native._load_program(str(artifact.entry_path))
             self._forward: Any = self._program.load_method("forward")
-        self.engine = f"executorch {artifact.contract.get('executorch', '')}, XNNPACK, CPU".replace(" ,", ",")
+        self.engine = f"executorch {version('executorch')}, XNNPACK, CPU"
         self._loaded = anonymous_bytes() or 0
         self._weights = max(self._loaded - before - self._cache_bytes(), 0)
 
@@ -77,14 +79,13 @@ class _Engine(DirectoryEngine):
         self._forward = self._program = None
 
 
-class ExecuTorchSession(_Engine):
+class ExecuTorchSession(TorchDecoder, _Engine):
     """An open decoder and one sequence of context, in the cache that the program keeps."""
 
     def __init__(self, artifact: Artifact, options: RunOptions) -> None:
         check_context(artifact, options)
-        self.n_vocab, self.n_context, self.n_past = int(artifact.contract["n_vocab"]), options.context, 0
-        self._logits: Any = None
-        self._kv_bytes = 0
+        self.n_vocab, self.n_context = int(artifact.contract["n_vocab"]), options.context
+        self.piece = min(options.batch, int(artifact.contract["piece"]))
         super().__init__(artifact, options)
 
     @classmethod
@@ -92,44 +93,16 @@ class ExecuTorchSession(_Engine):
         """Load the program and its cache. Raises EngineError with ExecuTorch's own reason."""
         return cls(artifact, options)
 
-    def reset(self) -> None:
-        """Forget the context."""
-        self.n_past, self._logits = 0, None
-
-    def prefill(self, ids: Sequence[int]) -> None:
-        """Evaluate a prompt after what the context holds, keeping the logits of its last token only."""
-        for piece in pieces(ids, min(self._options.batch, int(self._artifact.contract["piece"]))):
-            self._logits = self._evaluate(piece)
-
-    def decode(self, token: int) -> None:
-        """Evaluate one more token."""
-        self._logits = self._evaluate((token,))
-
-    def greedy(self) -> int:
-        """The token with the largest logit after the last evaluated one."""
-        return int(self._last().argmax())
-
-    def last_logits(self) -> npt.NDArray[np.float32]:
-        """Logits after the last evaluated token, shape (n_vocab,), a copy."""
-        logits: npt.NDArray[np.float32] = self._last().numpy().copy()
-        return logits
-
     def all_logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Reset, evaluate `ids` and return the logits of every position, shape (len(ids), n_vocab), float32.
 
         One after the other: the program gives those of the last token only, as ExecuTorch's runner wants it.
         """
         self.reset()
-        logits: npt.NDArray[np.float32] = self._torch.stack([self._evaluate((token,)) for token in ids]).numpy()
+        logits: npt.NDArray[np.float32] = self._torch.stack([self._last_of((token,)) for token in ids]).numpy()
         return logits
 
-    def _last(self) -> Any:  # noqa: ANN401 - torch is untyped here
-        if self._logits is None:
-            raise EngineError("no logits before a token is evaluated")
-        return self._logits
-
-    def _evaluate(self, ids: Sequence[int]) -> Any:  # noqa: ANN401 - torch is untyped here
-        """Logits of the last token, shape (n_vocab,)."""
+    def _last_of(self, ids: Sequence[int]) -> Any:  # noqa: ANN401 - torch is untyped here
         check_room(len(ids), self.n_past, self.n_context)
         check_ids(ids, self.n_vocab)
         (logits,) = self._call(self._torch.tensor([list(ids)]), self._torch.tensor([self.n_past]))

@@ -11,6 +11,7 @@ from runtime.host import default_threads
 from runtime.memory import anonymous_bytes
 from runtime.sessions.directory import DirectoryEngine
 from runtime.sessions.limits import check_context, check_ids, check_length, check_room, pieces
+from runtime.sessions.torch_decoder import TorchDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,7 +81,7 @@ class _Engine(DirectoryEngine):
         self._module = None
 
 
-class TorchScriptSession(_Engine):
+class TorchScriptSession(TorchDecoder, _Engine):
     """An open decoder and one sequence of context, in one cache tensor that the module extends in place."""
 
     def __init__(self, artifact: Artifact, options: RunOptions) -> None:
@@ -88,50 +89,23 @@ class TorchScriptSession(_Engine):
         super().__init__(artifact, options)
         with self._errors("make a cache"):
             self._cache: Any = self._module.new_cache(options.context)
-        self.n_vocab, self.n_context, self.n_past = int(artifact.contract["n_vocab"]), options.context, 0
-        self._logits: Any = None
+        self.n_vocab, self.n_context = int(artifact.contract["n_vocab"]), options.context
+        self.piece = min(options.batch, PIECE)
 
     @classmethod
     def open(cls, artifact: Artifact, options: RunOptions) -> TorchScriptSession:
         """Load the module and allocate its cache. Raises EngineError with torch's own reason."""
         return cls(artifact, options)
 
-    def reset(self) -> None:
-        """Forget the context."""
-        self.n_past, self._logits = 0, None
-
-    def prefill(self, ids: Sequence[int]) -> None:
-        """Evaluate a prompt after what the context holds, keeping the logits of its last token only."""
-        for piece in self._pieces(ids):
-            self._logits = self._evaluate(piece)
-
-    def decode(self, token: int) -> None:
-        """Evaluate one more token."""
-        self._logits = self._evaluate((token,))
-
-    def greedy(self) -> int:
-        """The token with the largest logit after the last evaluated one."""
-        return int(self._last().argmax())
-
-    def last_logits(self) -> npt.NDArray[np.float32]:
-        """Logits after the last evaluated token, shape (n_vocab,), a copy."""
-        logits: npt.NDArray[np.float32] = self._last().numpy().copy()
-        return logits
-
     def all_logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Reset, evaluate `ids` and return the logits of every position, shape (len(ids), n_vocab), float32."""
         self.reset()
-        found = self._torch.cat([self._evaluate(piece, keep=0) for piece in self._pieces(ids)])
+        found = self._torch.cat([self._evaluate(piece, keep=0) for piece in pieces(ids, self.piece)])
         logits: npt.NDArray[np.float32] = found.numpy()
         return logits
 
-    def _pieces(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
-        return pieces(ids, min(self._options.batch, PIECE))
-
-    def _last(self) -> Any:  # noqa: ANN401 - torch is untyped here
-        if self._logits is None:
-            raise EngineError("no logits before a token is evaluated")
-        return self._logits[-1]
+    def _last_of(self, ids: Sequence[int]) -> Any:  # noqa: ANN401 - torch is untyped here
+        return self._evaluate(ids)[-1]
 
     def _evaluate(self, ids: Sequence[int], keep: int = 1) -> Any:  # noqa: ANN401 - torch is untyped here
         """Logits of the last `keep` tokens (0 for all), shape (tokens, n_vocab)."""

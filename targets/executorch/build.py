@@ -21,7 +21,7 @@ from targets.executorch.modules import (
 )
 from targets.onnx.blocks import BlockGrid
 from targets.pytorch.presets import FLOAT, GROUP, INT4, INT8
-from targets.pytorch.reading import MatrixReader, rows_to_int8
+from targets.pytorch.reading import MatrixReader, encoder_ways, rows_to_int8
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -54,14 +54,6 @@ class Builder(MatrixReader):
     def __init__(self, plan: Plan, reader: WeightReader, progress: Progress, capacity: int) -> None:
         super().__init__(plan, reader, progress)
         self.capacity = capacity
-
-    def build(self) -> nn.Module:
-        """The whole module, in evaluation mode."""
-        if self.plan.decoder is not None:
-            return self._decoder(self.plan.decoder).eval()
-        if self.plan.encoder is not None:
-            return self._encoder(self.plan.encoder).eval()
-        raise TypeError("a plan of nothing")
 
     def _linear(self, kind: str, name: str) -> nn.Module:
         """The product of a stored matrix, with its bias."""
@@ -147,22 +139,10 @@ class Builder(MatrixReader):
             ]
             norms = [norm(module["attn_norm"]), norm(module["ffn_norm"])]
             layers.append(EncoderLayer(products, norms, spec.n_heads, spec.hidden, spec.activation))
-        types = self.floats(f"{names['type']}.weight") if "type" in names else torch.zeros(1, spec.hidden)
-        return Encoder(
-            table, self.floats(f"{names['position']}.weight"), types, norm(names["norm"]), layers,
-            self._head(spec), spec.first_position, family.padded_positions, spec.pooling.mode if spec.pooling else "",
-            spec.pooling.normalize if spec.pooling else False, spec.task == "token-classification",
-        )  # fmt: skip
-
-    def _head(self, spec: EncoderSpec) -> nn.Module | None:
-        """A classifier's modules, in floats: they are small and decide."""
-        if spec.task not in spec.family.heads:
-            return None
-        active = {"Tanh": torch.nn.Tanh, "Relu": torch.nn.ReLU}[spec.family.head_activation]
-        made: list[nn.Module] = []
-        for module in spec.family.heads[spec.task]:
-            made += [self._linear(FLOAT, f"{module.removeprefix(spec.family.prefix)}.weight"), active()]
-        return torch.nn.Sequential(*made[:-1])
+        positions, types = self.embeddings(spec)
+        # In floats: a classifier's matrices are small and decide.
+        head = self.classifier(spec, lambda _title, name: self._linear(FLOAT, name))
+        return Encoder(table, positions, types, norm(names["norm"]), layers, head, *encoder_ways(spec))
 
 
 def rows_to_int4(rows: Floats) -> tuple[Tensor, Tensor]:

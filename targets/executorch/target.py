@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from runtime.artifact import Artifact, record
-from runtime.atomic import write_json
 from runtime.errors import UserError
+from runtime.measurement import RunOptions
 from targets.base import Problem
 from targets.executorch.presets import PRESETS
 from targets.onnx.clients import copy_side_files
 from targets.planned import PlannedTarget
+from targets.pytorch.directory import finish
 from targets.pytorch.plan import Plan, make_plan
-from targets.task import TEXT_GENERATION
 from targets.weights import WeightReader
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from runtime.artifact import Artifact
     from targets.base import EmitOptions, Progress
     from targets.executorch.build import Builder
     from targets.facts import ModelFacts
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 FILE = "model.pte"
 PIECE = 128
 """Most tokens that a decoder's program takes at once: memory for their activations is planned into the program."""
-CONTEXT = 2048
-"""Tokens of a cache where nobody says how many."""
 
 
 class ExecuTorchTarget(PlannedTarget[Plan]):
@@ -59,23 +58,9 @@ class ExecuTorchTarget(PlannedTarget[Plan]):
         """Write the directory. Raises ModelError for NaN or infinite weights."""
         plan = self.plan(facts, options)
         side_files = copy_side_files(facts.path, out)
-        capacity = plan.context if plan.decoder is None else min(options.context or CONTEXT, plan.context)
+        capacity = plan.context if plan.decoder is None else min(options.context or RunOptions.context, plan.context)
         made, contract = _write(plan, capacity, out / FILE, progress)
-        write_json(out / "config.json", plan.config)
-        names = [FILE, *side_files, "config.json"]
-        return Artifact(
-            root=out,
-            format=self.name,
-            entry=FILE,
-            name=facts.name,
-            quant=plan.preset.name,
-            n_params=plan.n_params,
-            bits_per_weight=8 * made.stored / plan.n_params,
-            context_length=capacity,
-            source=facts.requested,
-            contract=contract,
-            files={name: record(out / name) for name in names},
-        )
+        return finish(out, facts, plan, (self.name, FILE, side_files), made.stored, capacity, contract)
 
 
 def _write(plan: Plan, capacity: int, path: Path, progress: Progress) -> tuple[Builder, dict[str, Any]]:
@@ -115,7 +100,7 @@ def _metadata(plan: Plan, capacity: int, longest: int) -> dict[str, Any]:
     known: dict[str, Any] = {
         "get_max_seq_len": longest,
         "get_max_context_len": capacity,
-        "get_vocab_size": plan.decoder.vocab if plan.decoder is not None else 0,
+        "get_vocab_size": plan.n_vocab,
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": True,
         "enable_dynamic_shape": True,
@@ -130,13 +115,11 @@ def _metadata(plan: Plan, capacity: int, longest: int) -> dict[str, Any]:
 def _cache_contract(spec: DecoderSpec, capacity: int) -> dict[str, Any]:
     """Of a decoder: piece, tokens that a call takes at most; kv_bytes, of the cache that the program keeps."""
     kv_bytes = 2 * spec.n_layers * capacity * spec.n_kv_heads * spec.head_dim * 4
-    return {"n_vocab": spec.vocab, "piece": min(PIECE, capacity), "kv_type": "f32", "kv_bytes": kv_bytes}
+    return {"piece": min(PIECE, capacity), "kv_type": "f32", "kv_bytes": kv_bytes}
 
 
 def _contract(plan: Plan, capacity: int, module: Any, counts: dict[str, int]) -> dict[str, Any]:  # noqa: ANN401
     """What a client has to know to call the program."""
-    from importlib.metadata import version
-
     contract: dict[str, Any] = {
         "engine": "ExecuTorch",
         "task": plan.task,
@@ -145,11 +128,8 @@ def _contract(plan: Plan, capacity: int, module: Any, counts: dict[str, int]) ->
         "tensors": counts,
         "notes": [],
     }
-    if plan.task == TEXT_GENERATION:
-        contract |= {"inputs": ["input_ids", "input_pos"], "outputs": ["logits"]}
-        return contract | _cache_contract(plan.decoder, capacity) if plan.decoder is not None else contract
-    outputs = ["logits"]
-    if plan.encoder is not None and plan.task == "feature-extraction":
-        outputs = ["last_hidden_state", *(["sentence_embedding"] if plan.encoder.pooling else [])]
+    if plan.decoder is not None:
+        names = {"inputs": ["input_ids", "input_pos"], "outputs": ["logits"], "n_vocab": plan.n_vocab}
+        return contract | names | _cache_contract(plan.decoder, capacity)
     inputs = ["input_ids", "attention_mask", *["token_type_ids"] * _kinds(module)]
-    return contract | {"inputs": inputs, "outputs": outputs, "n_vocab": plan.encoder.vocab if plan.encoder else 0}
+    return contract | {"inputs": inputs, "outputs": plan.encoder_outputs, "n_vocab": plan.n_vocab}

@@ -47,6 +47,20 @@ class Plan:
     decoder: DecoderSpec | None = None
     encoder: EncoderSpec | None = None
 
+    @property
+    def encoder_outputs(self) -> list[str]:
+        """Names of what an encoder gives."""
+        if self.task != "feature-extraction":
+            return ["logits"]
+        pooled = self.encoder is not None and self.encoder.pooling is not None
+        return ["last_hidden_state", *(["sentence_embedding"] if pooled else [])]
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the table of tokens."""
+        spec = self.decoder or self.encoder
+        return spec.vocab if spec is not None else 0
+
 
 def make_plan(facts: ModelFacts, options: EmitOptions, format_name: str, presets: Mapping[str, Preset]
               ) -> tuple[Plan | None, list[Problem]]:  # fmt: skip

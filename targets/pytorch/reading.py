@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,14 @@ import torch
 from targets.onnx import rope
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
     from torch import Tensor, nn
 
     from targets.base import Progress
     from targets.onnx.decoder_spec import DecoderSpec
+    from targets.onnx.encoder_spec import EncoderSpec
     from targets.pytorch.plan import Plan
     from targets.weights import WeightReader
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 INT8_LARGEST = 127
 
 
-class MatrixReader:
+class MatrixReader(ABC):
     """Reads what a plan names, for a builder that inherits this.
 
     stored: bytes of the weights so far; counts: stored matrices by the kind that they got
@@ -39,6 +41,22 @@ class MatrixReader:
         self.counts: Counter[str] = Counter()
         self.total = sum(matrix.parts[0].fact.n_bytes for matrix in plan.matrices.values())
         self.done = 0
+
+    @abstractmethod
+    def _decoder(self, spec: DecoderSpec) -> nn.Module:
+        """The module of a decoder."""
+
+    @abstractmethod
+    def _encoder(self, spec: EncoderSpec) -> nn.Module:
+        """The module of an encoder."""
+
+    def build(self) -> nn.Module:
+        """The whole module, in evaluation mode."""
+        if self.plan.decoder is not None:
+            return self._decoder(self.plan.decoder).eval()
+        if self.plan.encoder is not None:
+            return self._encoder(self.plan.encoder).eval()
+        raise TypeError("a plan of nothing")
 
     def read(self, *names: str) -> Floats:
         """Stored tensors, one below the other; vectors become one long row."""
@@ -66,6 +84,22 @@ class MatrixReader:
         known = [name.removesuffix("weight") + "bias" for name in names]
         return self.vector(*known) if known[0] in self.plan.matrices else None
 
+    def embeddings(self, spec: EncoderSpec) -> tuple[Tensor, Tensor]:
+        """An encoder's rows by position, and by kind of token: one row of zeros where it has no kinds."""
+        names = spec.family.embeddings
+        types = self.floats(f"{names['type']}.weight") if "type" in names else torch.zeros(1, spec.hidden)
+        return self.floats(f"{names['position']}.weight"), types.to(self.dtype)
+
+    def classifier(self, spec: EncoderSpec, product: Callable[[str, str], nn.Module]) -> nn.Module | None:
+        """A classifier's head, None for other tasks. product: makes one of a title and a matrix's name."""
+        if spec.task not in spec.family.heads:
+            return None
+        active = {"Tanh": torch.nn.Tanh, "Relu": torch.nn.ReLU}[spec.family.head_activation]
+        made: list[nn.Module] = []
+        for module in spec.family.heads[spec.task]:
+            made += [product(module, f"{module.removeprefix(spec.family.prefix)}.weight"), active()]
+        return torch.nn.Sequential(*made[:-1])
+
     def counted(self, made: nn.Module) -> nn.Module:
         """`made`, its bytes added to those stored."""
         self.stored += sum(buffer.nbytes for buffer in made.buffers())
@@ -83,6 +117,18 @@ class MatrixReader:
             values = rope.tables(self.plan.full, positions, attention, theta)
             made += [torch.from_numpy(table).to(self.dtype).unsqueeze(1) for table in values]
         return made
+
+
+def encoder_ways(spec: EncoderSpec) -> tuple[int, bool, str, bool, bool]:
+    """first_position, padded, pooling, normalize and per_token of an `Encoder`."""
+    pooling = spec.pooling
+    return (
+        spec.first_position,
+        spec.family.padded_positions,
+        pooling.mode if pooling else "",
+        pooling.normalize if pooling else False,
+        spec.task == "token-classification",
+    )
 
 
 def rows_to_int8(rows: Floats) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from targets.onnx.blocks import BlockGrid
 from targets.pytorch.presets import DYNAMIC, FLOAT, GROUP, INT4, INT8
-from targets.pytorch.reading import MatrixReader, rows_to_int8
+from targets.pytorch.reading import MatrixReader, encoder_ways, rows_to_int8
 from targets.torchscript.layers import DynamicLinear, FloatLinear, FloatTable, Int4Linear, Int8Linear, Int8Table
 from targets.torchscript.modules import (
     Attention,
@@ -52,14 +52,6 @@ class Builder(MatrixReader):
         super().__init__(plan, reader, progress)
         self.narrow, self.smoothing = narrow, smoothing or {}
         self.products: dict[str, nn.Module] = {}
-
-    def build(self) -> nn.Module:
-        """The whole module, in evaluation mode."""
-        if self.plan.decoder is not None:
-            return self._decoder(self.plan.decoder).eval()
-        if self.plan.encoder is not None:
-            return self._encoder(self.plan.encoder).eval()
-        raise TypeError("a plan of nothing")
 
     def _linear(self, title: str, kind: str, *names: str) -> nn.Module:
         """A product of stored matrices, one below the other, with their biases."""
@@ -151,22 +143,10 @@ class Builder(MatrixReader):
                 product("up", "ffn_up"), product("down", "ffn_down"),
                 [norm(module["attn_norm"]), norm(module["ffn_norm"])], spec.n_heads, spec.activation,
             ))  # fmt: skip
-        types = self.floats(f"{names['type']}.weight") if "type" in names else torch.zeros(1, spec.hidden)
-        return Encoder(
-            table, self.floats(f"{names['position']}.weight"), types.to(self.dtype), norm(names["norm"]), layers,
-            self._head(spec), spec.first_position, family.padded_positions, spec.pooling.mode if spec.pooling else "",
-            spec.pooling.normalize if spec.pooling else False, spec.task == "token-classification",
-        )  # fmt: skip
-
-    def _head(self, spec: EncoderSpec) -> nn.Module | None:
-        """A classifier's modules, in floats: they are small and decide."""
-        if spec.task not in spec.family.heads:
-            return None
-        active = {"Tanh": torch.nn.Tanh, "Relu": torch.nn.ReLU}[spec.family.head_activation]
-        made: list[nn.Module] = []
-        for module in spec.family.heads[spec.task]:
-            made += [self._linear(module, FLOAT, f"{module.removeprefix(spec.family.prefix)}.weight"), active()]
-        return torch.nn.Sequential(*made[:-1])
+        positions, types = self.embeddings(spec)
+        # In floats: a classifier's matrices are small and decide.
+        head = self.classifier(spec, lambda title, name: self._linear(title, FLOAT, name))
+        return Encoder(table, positions, types, norm(names["norm"]), layers, head, *encoder_ways(spec))
 
 
 def _int4(rows: Floats, bias: Tensor | None) -> nn.Module:

@@ -6,12 +6,11 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from runtime.artifact import Artifact, record
-from runtime.atomic import write_json
 from runtime.errors import ModelError
 from targets.onnx import calibration
 from targets.onnx.clients import copy_side_files
 from targets.planned import PlannedTarget
+from targets.pytorch.directory import finish
 from targets.pytorch.plan import Plan, make_plan
 from targets.pytorch.presets import DYNAMIC, FLOAT
 from targets.task import TEXT_GENERATION, infer_task
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from runtime.artifact import Artifact
     from targets.base import EmitOptions, Problem, Progress
     from targets.facts import ModelFacts
     from targets.torchscript.build import Builder
@@ -66,21 +66,8 @@ class TorchScriptTarget(PlannedTarget[Plan]):
             if plan.preset.layers == DYNAMIC:
                 engine = _use_engine()
             made = _write(facts, plan, options, out / FILE, progress, notes, engine)
-        write_json(out / "config.json", plan.config)
-        names = [FILE, *side_files, "config.json"]
-        return Artifact(
-            root=out,
-            format=self.name,
-            entry=FILE,
-            name=facts.name,
-            quant=plan.preset.name,
-            n_params=plan.n_params,
-            bits_per_weight=8 * made.stored / plan.n_params,
-            context_length=plan.context,
-            source=facts.requested,
-            contract=_contract(plan, dict(made.counts), engine, notes),
-            files={name: record(out / name) for name in names},
-        )
+        contract = _contract(plan, dict(made.counts), engine, notes)
+        return finish(out, facts, plan, (self.name, FILE, side_files), made.stored, plan.context, contract)
 
 
 def _use_engine() -> str:
@@ -184,10 +171,6 @@ def _contract(plan: Plan, counts: dict[str, int], engine: str, notes: list[str])
         contract["quantized_engine"] = engine
     if plan.decoder is not None:
         names = {"inputs": ["input_ids", "cache", "position", "keep"], "outputs": ["logits", "cache"]}
-        return contract | names | {"methods": ["new_cache"], "n_vocab": plan.decoder.vocab}
-    outputs = ["logits"]
-    if plan.encoder is not None and plan.task == "feature-extraction":
-        outputs = ["last_hidden_state", *(["sentence_embedding"] if plan.encoder.pooling else [])]
-    vocab = plan.encoder.vocab if plan.encoder is not None else 0
+        return contract | names | {"methods": ["new_cache"], "n_vocab": plan.n_vocab}
     inputs = ["input_ids", "attention_mask", "token_type_ids"]
-    return contract | {"inputs": inputs, "outputs": outputs, "n_vocab": vocab}
+    return contract | {"inputs": inputs, "outputs": plan.encoder_outputs, "n_vocab": plan.n_vocab}
