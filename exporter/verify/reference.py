@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.verify.chat import render
@@ -12,6 +11,7 @@ from runtime.artifact import open_artifact
 from runtime.errors import EngineError, ModelError
 from runtime.sessions import open_session
 from runtime.tokenizer_file import load_tokenizer
+from targets.quiet import no_log_below_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -220,14 +220,10 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
-    # Of torchao, which transformers imports where it is installed, as executorch has it.
-    tree = logging.getLogger("torch.utils._pytree")
-    level = tree.level
-    tree.setLevel(logging.ERROR)
     try:
-        yield
+        with no_log_below_error():
+            yield
     finally:
         log.set_verbosity(verbosity)
-        tree.setLevel(level)
         if bars:
             log.enable_progress_bar()

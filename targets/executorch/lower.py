@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from runtime.errors import ModelError
+from targets.quiet import no_log_below_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +25,9 @@ EXAMPLE = 7
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without what executorch and torchao say to their developers."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with no_log_below_error(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def register_operators() -> None:

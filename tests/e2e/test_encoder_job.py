@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.command_line import packlight
 
 from benchmarks.models import minilm
 from runtime.artifact import damage, open_artifact
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
@@ -25,11 +26,6 @@ QUANTS = {
 }
 LINES = ("size", "bits per weight", "peak memory", "load", "latency", "cosine", "cosine, worst text",
          "rank correlation", "token ids", "special tokens")  # fmt: skip
-
-
-def packlight(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("packlight")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")

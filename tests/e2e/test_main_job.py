@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.command_line import packlight
 
 from runtime.artifact import damage, open_artifact
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
 NAME = "SmolLM2-135M-Instruct-Q4_K_M.gguf"
-
-
-def packlight(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("packlight")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")

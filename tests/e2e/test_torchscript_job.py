@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.command_line import export, packlight
 
 from benchmarks.models import minilm, offgrid
 from benchmarks.smollm2 import smollm2
@@ -22,23 +21,11 @@ CPP = Path(__file__).resolve().parents[2] / "targets" / "torchscript" / "cpp"
 NEW = 24
 
 
-def packlight(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("packlight")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=900, check=False)
-
-
-def export(source: Path, out: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
-    """Exit status and the report by the lines' names."""
-    ran = packlight("export", source, "--format", "torchscript", "--trials", "1", "-o", out, "--json", *arguments)
-    assert ran.returncode in (0, 1), ran.stdout + ran.stderr
-    return ran.returncode, {line["name"]: line for line in json.loads(ran.stdout)["lines"]}
-
-
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2, off the grid, in 8 bits."""
     out = tmp_path_factory.mktemp("torchscript") / "decoder"
-    status, lines = export(offgrid(smollm2()), out, "--quant", "int8", "--context", "512")
+    status, lines = export("torchscript", offgrid(smollm2()), out, "--quant", "int8", "--context", "512")
     assert status == 0, lines
     assert lines["KL divergence"]["value"] < 0.05
     assert lines["token ids"]["value"] == 0
@@ -60,14 +47,16 @@ def test_the_other_verbs(verb: tuple[str, ...], decoder: Path) -> None:
 
 def test_8_bit_activations_cost_a_decoder_more_and_verify_decides(tmp_path: Path) -> None:
     # Without smoothing perplexity goes from 11.6 to 31 (shared/FIELD.md).
-    status, lines = export(offgrid(smollm2()), tmp_path / "out", "--quant", "dynamic-int8", "--no-measure")
+    status, lines = export(
+        "torchscript", offgrid(smollm2()), tmp_path / "out", "--quant", "dynamic-int8", "--no-measure"
+    )
     assert 0.015 < lines["KL divergence"]["value"] < 0.04
     assert status == any(line["ok"] is False for line in lines.values())
 
 
 @pytest.mark.parametrize(("quant", "least"), [("fp32", 0.999999), ("dynamic-int8", 0.99)])
 def test_an_encoder(quant: str, least: float, tmp_path: Path) -> None:
-    status, lines = export(minilm(), tmp_path / "out", "--quant", quant)
+    status, lines = export("torchscript", minilm(), tmp_path / "out", "--quant", quant)
     assert status == 0, lines
     assert lines["cosine"]["value"] >= least
 
