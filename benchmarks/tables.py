@@ -103,6 +103,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "how-to/devices.md": {"devices": devices},
     "how-to/onnx-mobile.md": {"onnx_sizes": _result("onnx_peers", onnx_tables.sizes)},
     "how-to/onnx-web.md": {"onnx_sizes": _result("onnx_peers", onnx_tables.sizes)},
+    "how-to/executorch.md": {"executorch_presets": lambda: presets("executorch")},
     "how-to/torchscript.md": {"torchscript_presets": lambda: presets("torchscript")},
     "reference/cli.md": {"cli": command_line},
     "reference/presets.md": {"presets": presets, "onnx_presets": lambda: presets("onnx")},

@@ -51,7 +51,7 @@ class Job:
         str | None,
         _option(
             "--quant",
-            "Quantization preset; default q4_k_m, onnx int4, torchscript int8; encoders dynamic-int8.",
+            "Quantization preset; default q4_k_m, onnx int4, torchscript int8; encoders dynamic-int8; executorch int8.",
             _JOB,
             _NAME,
         ),
