@@ -109,11 +109,13 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
     reporter.step(f"reading {request.model}")
     facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
     quant = target.default_quant(facts) if request.quant is None else request.quant
+    device = request.limits.device
     options = EmitOptions(
         Recipe.from_quant(quant, target.presets()).quant,
         calibration=request.calibration,
-        engine=request.limits.device.onnxruntime if request.limits.device else None,
+        engine=device.onnxruntime if device else None,
         context=request.options.context,
+        arch=device.arch if device else None,
     )
     refuse_problems(target, facts, options)
     refuse_other_limits(request.limits, lambda: task_of_source(facts))

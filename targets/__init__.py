@@ -15,6 +15,7 @@ TARGETS = {
     "gguf": "targets.gguf.target:GgufTarget",
     "onnx": "targets.onnx.target:OnnxTarget",
     "ort": "targets.onnx.ort_target:OrtTarget",
+    "ptl": "targets.torchscript.lite_target:LiteTarget",
     "torchscript": "targets.torchscript.target:TorchScriptTarget",
 }
 

@@ -63,6 +63,7 @@ class EmitOptions:
     calibration: for presets that fix the ranges of activations
     engine: the oldest version of the engine that has to load the artifact, as the device's profile names it
     context: tokens of a cache whose size the artifact fixes; None for a default
+    arch: of the processor that it is for, one of `targets.device.ARCHS`; None for this host's
     """
 
     quant: str
@@ -70,6 +71,7 @@ class EmitOptions:
     calibration: Calibration = Calibration()
     engine: str | None = None
     context: int | None = None
+    arch: str | None = None
 
 
 class Target(Protocol):

@@ -14,6 +14,7 @@ from runtime.units import parse_bytes
 
 DEVICES = Path(__file__).parent / "devices"
 KINDS = ("vendor", "measured", "computed", "estimate")
+ARCHS = ("aarch64", "x86_64")
 OSES = ("android", "ios", "linux", "macos", "windows")
 _FIGURES = ("memory", "usable", "bandwidth", "cores")
 _TEXTS = ("id", "name", "os", "chip")
@@ -41,6 +42,7 @@ class Device:
     formats: artifact formats that an engine runs there
     sources: where each figure comes from, by "memory", "usable", "bandwidth", "cores" and perhaps "onnxruntime"
     onnxruntime: version of ONNX Runtime that apps there ship, such as "1.22"; None: the newest that packlight knows
+    arch: of the processor, one of ARCHS; None where the profile does not say
     """
 
     id: str
@@ -54,6 +56,7 @@ class Device:
     formats: tuple[str, ...]
     sources: dict[str, Source]
     onnxruntime: str | None = None
+    arch: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`: every figure as value, kind and source."""
@@ -63,7 +66,7 @@ class Device:
             unit: {"value": value, "kind": self.sources[name].kind, "source": self.sources[name].text}
             for unit, name, value in zip(units, _FIGURES, values, strict=True)
         }
-        texts = {name: getattr(self, name) for name in _TEXTS}
+        texts = {name: getattr(self, name) for name in (*_TEXTS, *(["arch"] if self.arch else []))}
         if self.onnxruntime is not None:
             source = self.sources["onnxruntime"]
             figures["onnxruntime"] = {"version": self.onnxruntime, "kind": source.kind, "source": source.text}
@@ -103,12 +106,15 @@ def _read(path: Path) -> Device:
 
 def _build(path: Path, data: dict[str, Any]) -> Device:
     """The Device in a parsed file. Raises UserError that names the file, the key and what it should be."""
-    known = (*_TEXTS, "formats", *_FIGURES, "onnxruntime")
+    known = (*_TEXTS, "arch", "formats", *_FIGURES, "onnxruntime")
     if unknown := sorted(set(data) - set(known)):
         raise UserError(f"{path}: unknown key '{unknown[0]}'; a profile has {', '.join(known)}")
     texts = {name: _text(path, data, name) for name in _TEXTS}
     if texts["os"] not in OSES:
         raise UserError(f"{path}: os '{texts['os']}' is unknown; write one of {', '.join(OSES)}")
+    arch = _text(path, data, "arch") if "arch" in data else None
+    if arch not in (None, *ARCHS):
+        raise UserError(f"{path}: arch '{arch}' is unknown; write one of {', '.join(ARCHS)}")
     formats = data.get("formats")
     if not isinstance(formats, list) or not formats or not all(isinstance(item, str) for item in formats):
         raise UserError(f'{path}: formats has to be a list of names, for example formats = ["gguf"]')
@@ -128,6 +134,7 @@ def _build(path: Path, data: dict[str, Any]) -> Device:
         formats=tuple(formats),
         sources=sources,
         onnxruntime=engine[0] if engine else None,
+        arch=arch,
     )
 
 

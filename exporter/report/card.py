@@ -87,6 +87,7 @@ def _how_to_run(artifact: Artifact, facts: ModelFacts) -> dict[str, Any]:
     return {
         "how_to_run": _RUN_WITH.get(str(artifact.contract.get("engine")), "gguf"),
         "engine": artifact.contract.get("quantized_engine", ""),
+        "lite": artifact.format == "ptl",
         "kinds": "token_type_ids" in artifact.contract.get("inputs", ()),
         "piece": artifact.contract.get("piece", 0),
         "task": task,

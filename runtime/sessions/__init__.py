@@ -18,12 +18,14 @@ SESSIONS = {
     "gguf": "runtime.sessions.llamacpp:LlamaCppSession",
     "onnx": "runtime.sessions.onnxruntime:OnnxSession",
     "ort": "runtime.sessions.onnxruntime:OnnxSession",
+    "ptl": "runtime.sessions.torchscript:TorchScriptSession",
     "torchscript": "runtime.sessions.torchscript:TorchScriptSession",
 }
 ENCODER_SESSIONS = {
     "executorch": "runtime.sessions.executorch:ExecuTorchEncoderSession",
     "onnx": "runtime.sessions.onnxruntime:OnnxEncoderSession",
     "ort": "runtime.sessions.onnxruntime:OnnxEncoderSession",
+    "ptl": "runtime.sessions.torchscript:TorchScriptEncoderSession",
     "torchscript": "runtime.sessions.torchscript:TorchScriptEncoderSession",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ class _Engine(DirectoryEngine):
         super().__init__(artifact, options)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(options.threads or default_threads())
-        self.engine = f"torch {torch.__version__}, TorchScript, CPU"
+        self._lite = artifact.format == "ptl"
+        self.engine = f"torch {torch.__version__}, {'lite interpreter' if self._lite else 'TorchScript'}, CPU"
         wanted = artifact.contract.get("quantized_engine")
         if wanted:
             self.engine += f", {wanted}"
@@ -48,9 +50,15 @@ class _Engine(DirectoryEngine):
         before = anonymous_bytes() or 0
         with warnings.catch_warnings(), self._errors("load it"):
             warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as a whole; see the docs
-            self._module: Any = self._torch.jit.load(str(artifact.entry_path), map_location="cpu")
+            self._module: Any = self._load(str(artifact.entry_path))
         self._loaded = anonymous_bytes() or 0
         self._weights = max(self._loaded - before, 0)
+
+    def _load(self, path: str) -> Any:  # noqa: ANN401 - torch is untyped here
+        if self._lite:
+            mobile: Any = importlib.import_module("torch.jit.mobile")
+            return mobile._load_for_lite_interpreter(path, "cpu")
+        return self._torch.jit.load(path, map_location="cpu")
 
     def _use_engine(self, name: str) -> None:
         """The engine that the weights were made for; another one rounds otherwise."""
@@ -88,7 +96,9 @@ class TorchScriptSession(TorchDecoder, _Engine):
         check_context(artifact, options)
         super().__init__(artifact, options)
         with self._errors("make a cache"):
-            self._cache: Any = self._module.new_cache(options.context)
+            size = (options.context, 1)  # the lite interpreter knows no defaults
+            module = self._module
+            self._cache: Any = module.run_method("new_cache", *size) if self._lite else module.new_cache(*size)
         self.n_vocab, self.n_context = int(artifact.contract["n_vocab"]), options.context
         self.piece = min(options.batch, PIECE)
 
@@ -151,5 +161,5 @@ class TorchScriptEncoderSession(_Engine):
         check_ids(ids, self.n_vocab)
         with self._torch.inference_mode(), self._errors(f"read {len(ids)} tokens"):
             row = self._torch.tensor([list(ids)])
-            found: list[Any] = self._module(row, self._torch.ones_like(row))
+            found: list[Any] = self._module(row, self._torch.ones_like(row), None)
         return found

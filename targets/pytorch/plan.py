@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from targets.facts import ModelFacts
     from targets.pytorch.presets import Preset
 
-TITLES = {"torchscript": "TorchScript", "executorch": "an ExecuTorch program"}
+TITLES = {"torchscript": "TorchScript", "ptl": "TorchScript", "executorch": "an ExecuTorch program"}
 """Formats as people call them."""
 
 

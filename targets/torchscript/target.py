@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ModelError
+from targets.base import Problem
 from targets.onnx import calibration
 from targets.onnx.clients import copy_side_files
 from targets.planned import PlannedTarget
@@ -18,29 +21,33 @@ from targets.torchscript.presets import PRESETS
 from targets.weights import WeightReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
 
     from runtime.artifact import Artifact
-    from targets.base import EmitOptions, Problem, Progress
+    from targets.base import EmitOptions, Progress
     from targets.facts import ModelFacts
     from targets.torchscript.build import Builder
 
     Floats = npt.NDArray[np.float32]
 
-FILE = "model.pt"
-"""Always the same: TorchScript writes the file's name into the file."""
-ENGINES = ("x86", "fbgemm", "qnnpack")
-"""Engines of the products with 8-bit activations, the best first; qnnpack is Arm's."""
+ENGINES = {"x86_64": ("x86", "fbgemm"), "aarch64": ("qnnpack",)}
+"""Engines of the products with 8-bit activations by kind of processor, the best first."""
+NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
+"""What some systems call these processors."""
 
 
 class TorchScriptTarget(PlannedTarget[Plan]):
-    """Writes directories with a `.pt` that torch or libtorch loads alone."""
+    """Writes directories with a `.pt` that torch or libtorch loads alone.
+
+    file: always the same, since TorchScript writes the file's name into the file
+    """
 
     name = "torchscript"
+    file = "model.pt"
 
     def presets(self) -> dict[str, str]:
         """Quantization presets by name, with a line for people."""
@@ -52,7 +59,11 @@ class TorchScriptTarget(PlannedTarget[Plan]):
 
     def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
         """See `PlannedTarget`."""
-        return make_plan(facts, options, self.name, PRESETS)
+        plan, problems = make_plan(facts, options, self.name, PRESETS)
+        if plan is not None and plan.preset.layers == DYNAMIC and not _engine_for(options):
+            what = f"this build of torch has none of the engines {', '.join(ENGINES.get(_arch(options), ('x86',)))}"
+            problems.append(Problem(f"--quant {plan.preset.name}", what, "use --quant fp32 or bf16"))
+        return plan, problems
 
     def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
         """Write the directory. Raises ModelError for NaN or infinite weights."""
@@ -61,34 +72,58 @@ class TorchScriptTarget(PlannedTarget[Plan]):
         engine, notes = "", list[str]()
         with warnings.catch_warnings():
             # Deprecated, as the docs say; a user who asked for it need not read it of every call.
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*(torch.jit|Lite Interpreter).*", category=DeprecationWarning)
             warnings.filterwarnings("ignore", message=".*quantize_per_channel.*deprecated.*", category=UserWarning)
             if plan.preset.layers == DYNAMIC:
-                engine = _use_engine()
-            made = _write(facts, plan, options, out / FILE, progress, notes, engine)
+                engine = _engine_for(options)
+            made, module = _module(facts, plan, options, progress, notes, engine)
+            self.save(module, out / self.file)
         contract = _contract(plan, dict(made.counts), engine, notes)
-        return finish(out, facts, plan, (self.name, FILE, side_files), made.stored, plan.context, contract)
+        return finish(out, facts, plan, (self.name, self.file, side_files), made.stored, plan.context, contract)
+
+    def save(self, module: Any, path: Path) -> None:  # noqa: ANN401 - torch is untyped here
+        """Write a scripted module. Raises ModelError where it cannot be written."""
+        import torch
+
+        with writing(path):
+            torch.jit.save(module, str(path))
 
 
-def _use_engine() -> str:
-    """Make torch use this host's best engine for 8-bit activations, and name it. Raises ModelError for none."""
+def _arch(options: EmitOptions) -> str:
+    """The kind of processor that the export is for."""
+    here = platform.machine().lower()
+    return options.arch or NAMES.get(here, here)
+
+
+def _engine_for(options: EmitOptions) -> str:
+    """torch's best engine for 8-bit activations on the device; empty where this build has none of them."""
     import torch
 
     known = torch.backends.quantized.supported_engines
-    engine = next((name for name in ENGINES if name in known), "")
-    if not engine:
-        raise ModelError(f"this build of torch has none of the engines {', '.join(ENGINES)}; use --quant fp32 or bf16")
-    torch.backends.quantized.engine = engine
-    return engine
+    return next((name for name in ENGINES.get(_arch(options), ()) if name in known), "")
 
 
-def _write(facts: ModelFacts, plan: Plan, options: EmitOptions, path: Path, progress: Progress, notes: list[str],
-           engine: str) -> Builder:  # fmt: skip
-    """Build, script and save the module; what built it knows what it is made of."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes `path`: a full disk is one clear line, and the bytes are on it. Raises ModelError."""
+    try:
+        yield
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path.parent}: cannot be written ({reason}); free space or choose another -o") from error
+
+
+def _module(facts: ModelFacts, plan: Plan, options: EmitOptions, progress: Progress, notes: list[str], engine: str
+            ) -> tuple[Builder, Any]:  # fmt: skip
+    """The scripted module, and what built it, which knows what it is made of."""
     import torch
 
     from targets.torchscript.build import Builder
 
+    if engine:
+        torch.backends.quantized.engine = engine
     narrow = engine == "fbgemm"
     with WeightReader() as reader, torch.inference_mode():
         smoothing: dict[str, Floats] = {}
@@ -96,9 +131,7 @@ def _write(facts: ModelFacts, plan: Plan, options: EmitOptions, path: Path, prog
             smoothing, method = _smoothing(facts, plan, options, reader, progress)
             notes.append(method)
         builder = Builder(plan, reader, progress, narrow=narrow, smoothing=smoothing)
-        module = builder.build()
-        _save(module, plan, path)
-    return builder
+        return builder, _scripted(builder.build(), plan)
 
 
 def _smoothing(facts: ModelFacts, plan: Plan, options: EmitOptions, reader: WeightReader, progress: Progress
@@ -138,8 +171,8 @@ def _smoothing(facts: ModelFacts, plan: Plan, options: EmitOptions, reader: Weig
     return kept, f"inputs smoothed by what {tokens} tokens of {name} showed"
 
 
-def _save(module: Any, plan: Plan, path: Path) -> None:  # noqa: ANN401 - torch is untyped here
-    """Script, freeze and write the module; see `FILE`."""
+def _scripted(module: Any, plan: Plan) -> Any:  # noqa: ANN401 - torch is untyped here
+    """The module, scripted and frozen."""
     import torch
 
     scripted = torch.jit.script(module)
@@ -147,13 +180,7 @@ def _save(module: Any, plan: Plan, path: Path) -> None:  # noqa: ANN401 - torch 
     if plan.preset.layers == FLOAT or (plan.preset.layers == DYNAMIC and plan.encoder is not None):
         kept = ["new_cache"] if plan.decoder is not None else None
         scripted = torch.jit.freeze(scripted, preserved_attrs=kept)
-    try:
-        torch.jit.save(scripted, str(path))
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path.parent}: cannot be written ({reason}); free space or choose another -o") from error
+    return scripted
 
 
 def _contract(plan: Plan, counts: dict[str, int], engine: str, notes: list[str]) -> dict[str, Any]:

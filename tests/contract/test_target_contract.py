@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # ONNX Runtime lists the names of an operator's types in another order in every process, and torch counts the classes
 # that a process has scripted and writes the number into their names: the same model, other bytes.
-SHUFFLED = ("ort", "torchscript")
+SHUFFLED = ("ort", "ptl", "torchscript")
 
 
 def files_below(root: Path) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from exporter.checkpoint import resolve
 from runtime.measurement import RunOptions
 from runtime.sessions import open_session
-from targets import get_target
+from targets import TARGETS, get_target
 from targets.base import EmitOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from runtime.artifact import Artifact
 
-LOSSLESS = {"gguf": "f32", "onnx": "fp32", "ort": "fp32", "torchscript": "fp32", "executorch": "fp32"}
+LOSSLESS = {name: "f32" if name == "gguf" else "fp32" for name in TARGETS}
 """The preset of each target that keeps the weights as they are."""
 
 OPTIONS = RunOptions(threads=2, context=64, batch=64, kv_type="f32")

@@ -104,7 +104,8 @@ def test_a_users_own_file(tmp_path):
         ('kind = "computed"', 'kind = "felt"', "bandwidth.kind 'felt' is unknown; write one of vendor, measured"),
         ('source = "free -b"\n', "", "[memory] has value, kind; it needs value, kind and source"),
         ("value = 4", "value = 0", "cores.value has to be a whole number of at least 1"),
-        ("[cores]", "[kernels]", "unknown key 'kernels'; a profile has id, name, os, chip, formats, memory"),
+        ("[cores]", "[kernels]", "unknown key 'kernels'; a profile has id, name, os, chip, arch, formats"),
+        ('os = "linux"', 'os = "linux"\narch = "arm"', "arch 'arm' is unknown; write one of aarch64, x86_64"),
     ],
 )
 def test_a_bad_profile(tmp_path, old, new, message):
@@ -115,6 +116,15 @@ def test_a_bad_profile(tmp_path, old, new, message):
         load_device(str(path))
     assert str(caught.value).startswith(f"{path}: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_the_kind_of_processor_is_optional(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(PROFILE)
+    assert load_device(str(path)).arch is None
+    assert "arch" not in load_device(str(path)).to_json()
+    path.write_text(PROFILE.replace('os = "linux"', 'os = "linux"\narch = "aarch64"'))
+    assert load_device(str(path)).to_json()["arch"] == "aarch64"
 
 
 ONNXRUNTIME = """

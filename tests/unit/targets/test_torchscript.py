@@ -101,6 +101,28 @@ def test_dynamic_int8_of_an_encoder(tmp_path: Path) -> None:
     assert 0.99 < cosine < 0.9999999
 
 
+@pytest.mark.parametrize(("arch", "engines"), [("aarch64", ["qnnpack"]), ("x86_64", ["x86", "fbgemm"])])
+def test_the_engine_is_that_of_the_processor_it_is_for(arch: str, engines: list[str], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    facts = resolve(str(make_tiny_bert(tmp_path / "source")))
+    options = EmitOptions("dynamic-int8", 2, arch=arch)
+    artifact = get_target("torchscript").emit(facts, options, tmp_path / "out", no_progress)
+    assert artifact.contract["quantized_engine"] in engines
+
+
+@pytest.mark.parametrize(("arch", "engines"), [("aarch64", "qnnpack"), ("x86_64", "x86, fbgemm")])
+def test_an_engine_that_this_build_cannot_pack_for_is_a_problem_before_the_export(
+    arch: str, engines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["onednn"])
+    facts = resolve(str(make_tiny_bert(tmp_path / "source")))
+    (problem,) = get_target("torchscript").check(facts, EmitOptions("dynamic-int8", 2, arch=arch))
+    assert str(problem) == (
+        f"--quant dynamic-int8: this build of torch has none of the engines {engines}; use --quant fp32 or bf16"
+    )
+    assert get_target("torchscript").check(facts, EmitOptions("fp32", 2, arch=arch)) == []
+
+
 def test_an_engine_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     artifact = emit_into(make_tiny_bert(tmp_path / "source"), tmp_path / "out", "dynamic-int8")
     foreign = dataclasses.replace(artifact, contract={**artifact.contract, "quantized_engine": "xnnpack"})
@@ -130,11 +152,47 @@ def test_a_text_longer_than_the_encoder_is_one_line(tmp_path: Path) -> None:
     session.close()
 
 
-def test_a_file_that_is_not_a_module_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
-    artifact = emit(tiny_llama, tmp_path, "torchscript")
+@pytest.mark.parametrize(("format_name", "file"), [("torchscript", "model.pt"), ("ptl", "model.ptl")])
+def test_a_file_that_is_not_a_module_is_one_line(format_name: str, file: str, tiny_llama: Path, tmp_path: Path) -> None:
+    artifact = emit(tiny_llama, tmp_path, format_name)
     artifact.entry_path.write_bytes(b"nothing")
-    with pytest.raises(EngineError, match=r"model\.pt: torch cannot load it: .+"):
+    with pytest.raises(EngineError, match=rf"{file}: torch cannot load it: .+"):
         open_session(artifact, OPTIONS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_lite_interpreter_computes_the_same(preset: str, tiny_llama: Path, tmp_path: Path) -> None:
+    logits = []
+    for format_name in ("torchscript", "ptl"):
+        (tmp_path / format_name).mkdir()
+        session = open_session(emit(tiny_llama, tmp_path / format_name, format_name, preset), OPTIONS)
+        logits.append(session.all_logits(TOKENS))
+        session.close()
+    np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize("preset", ["fp32", "dynamic-int8"])
+def test_the_lite_interpreter_reads_texts(preset: str, tmp_path: Path) -> None:
+    source, states = make_tiny_bert(tmp_path / "source"), []
+    for format_name in ("torchscript", "ptl"):
+        session = open_session(emit_into(source, tmp_path / format_name, preset, format_name), OPTIONS)
+        states.append(session.encode(IDS)["last_hidden_state"])  # type: ignore[attr-defined]
+        session.close()
+    np.testing.assert_array_equal(*states)
+
+
+def test_a_torch_without_the_lite_interpreter_is_a_problem(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("targets.torchscript.lite_target.INTERPRETER", "torch.jit.nothing")
+    (problem,) = get_target("ptl").check(resolve(str(tiny_llama)), EmitOptions("fp32"))
+    assert str(problem) == "--format ptl: this torch has no lite interpreter; use --format torchscript"
+
+
+def test_operators_and_bytecode_of_a_lite_module_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    artifact = emit(tiny_llama, tmp_path, "ptl", "int8")
+    names = (artifact.root / "operators.yaml").read_text(encoding="utf-8").splitlines()
+    assert {"- aten::_weight_int8pack_mm", "- aten::scaled_dot_product_attention"} <= set(names)
+    assert names == sorted(names)
+    assert artifact.contract["bytecode"] >= 7
 
 
 def test_it_loads_without_transformers_and_without_us(tiny_llama: Path, tmp_path: Path) -> None:
@@ -191,7 +249,7 @@ def test_unknown_presets_are_listed(tiny_llama: Path) -> None:
         get_target("torchscript").check(resolve(str(tiny_llama)), EmitOptions("q4_0"))
 
 
-def emit_into(source: Path, out: Path, preset: str) -> Artifact:
+def emit_into(source: Path, out: Path, preset: str, format_name: str = "torchscript") -> Artifact:
     """Export into a new directory."""
     out.mkdir()
-    return get_target("torchscript").emit(resolve(str(source)), EmitOptions(preset, 2), out, no_progress)
+    return get_target(format_name).emit(resolve(str(source)), EmitOptions(preset, 2), out, no_progress)
