@@ -61,6 +61,26 @@ def test_an_encoder(quant: str, least: float, tmp_path: Path) -> None:
     assert lines["cosine"]["value"] >= least
 
 
+def test_an_encoder_for_the_lite_interpreter_of_an_arm_board(tmp_path: Path) -> None:
+    # Made, verified and measured on whatever host this is, with the engine of the board.
+    status, lines = export("ptl", minilm(), tmp_path / "out", "--device", "raspberry-pi-5")
+    assert status == 0, lines
+    assert lines["cosine"]["value"] >= 0.99
+    assert open_artifact(tmp_path / "out").contract["quantized_engine"] == "qnnpack"
+
+
+def test_a_decoder_for_the_lite_interpreter_and_its_card(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status, lines = export("ptl", offgrid(smollm2()), out, "--quant", "int8", "--context", "512")
+    assert status == 0, lines
+    assert lines["KL divergence"]["value"] < 0.05
+    code = (out / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    ran = subprocess.run(run, capture_output=True, text=True, check=False, cwd=out)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("Once upon a time")
+
+
 def test_the_cpp_program_generates_the_tokens_of_python(decoder: Path, tmp_path: Path) -> None:
     import torch
 
