@@ -1,6 +1,7 @@
 """One measured thing a process, for benchmarks.edge_torch: `python -m benchmarks.edge_torch_runs TASK OUT ARGUMENTS`.
 
-kind is "eager" (transformers in float32), "trace" (plain torch.jit.trace of it, without a cache) or "packlight"; `path`
+kind is "eager" (transformers in float32), "trace" (plain torch.jit.trace of it, without a cache), "exported"
+(transformers' own export with a static cache, lowered to XNNPACK: Optimum's road to ExecuTorch) or "packlight"; `path`
 is a model directory for the first, else where the file lies.
 """
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 TRACED, TRACED_TOKENS = "traced.pt", 4
 """A module without a cache computes the whole text for each token: so few of them are timed."""
+EXPORTED = "exported.pte"
 WARM_UP, LATENCY_RUNS, LATENCY_TOKENS = 5, 30, 128
 
 
@@ -54,10 +56,48 @@ def trace(source: str, path: str, auto: str) -> dict[str, Any]:
     return {"model_bytes": (Path(path) / TRACED).stat().st_size}
 
 
+def torch_alone() -> dict[str, Any]:
+    """The peak of a process that has imported torch and does nothing."""
+    import torch
+
+    return {"peak_bytes": peak_bytes(), "version": str(torch.__version__)}
+
+
+def exported(source: str, path: str, auto: str, capacity: int) -> dict[str, Any]:
+    """transformers' export of the model and XNNPACK's default partitioner, float32; auto: the Auto class.
+
+    A decoder has a static cache of `capacity` tokens and takes one token a call; an encoder takes 1 to `capacity`.
+    """
+    import torch
+    import transformers
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from transformers.integrations.executorch import convert_and_export_with_cache
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(transformers, auto).from_pretrained(source, dtype=torch.float32).eval()
+        if "LM" in auto:
+            model.generation_config = transformers.GenerationConfig(
+                use_cache=True, cache_implementation="static",
+                cache_config={"batch_size": 1, "max_cache_len": capacity},
+            )  # fmt: skip
+            found = convert_and_export_with_cache(model)
+        else:
+            ids, dim = torch.ones(1, 7, dtype=torch.int64), {1: torch.export.Dim("tokens", min=1, max=capacity)}
+            shapes = {"input_ids": dim, "attention_mask": dim}
+            found = torch.export.export(model, (ids, torch.ones_like(ids)), dynamic_shapes=shapes, strict=False)
+        program = to_edge_transform_and_lower(found, partitioner=[XnnpackPartitioner()]).to_executorch()
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with (Path(path) / EXPORTED).open("wb") as file:
+            program.write_to_file(file)
+    return {"model_bytes": (Path(path) / EXPORTED).stat().st_size}
+
+
 def decoder(kind: str, path: str, trials: int) -> dict[str, Any]:
     """Tokens/s of a prompt and of DECODE tokens behind it, and the peak after the first prompt."""
     start = time.perf_counter()
-    run = {"eager": _eager, "trace": _traced, "packlight": _session}[kind](path)
+    run = {"eager": _eager, "trace": _traced, "exported": _exported, "packlight": _session}[kind](path)
     load_s, prompt = time.perf_counter() - start, prompt_ids()
     token = run(prompt, True)
     peak, found = peak_bytes(), {"prefill": [], "decode": []}
@@ -105,6 +145,38 @@ def _traced(path: str) -> Callable[[list[int], bool], int]:
     return run
 
 
+def _program(path: str) -> Callable[..., list[Any]]:
+    """The program of `exported`, called with its inputs."""
+    import importlib
+
+    native: Any = importlib.import_module("executorch.extension.pybindings._C")
+    native._unsafe_reset_threadpool(THREADS)
+    program = native._load_program(str(Path(path) / EXPORTED))
+    forward = program.load_method("forward")
+
+    def run(*inputs: Any) -> list[Any]:
+        found: list[Any] = forward.call(inputs)
+        return found if program else []  # it has to live as long as its method
+
+    return run
+
+
+def _exported(path: str) -> Callable[[list[int], bool], int]:
+    import torch
+
+    call, n_past = _program(path), 0
+
+    def run(ids: list[int], anew: bool) -> int:
+        nonlocal n_past
+        n_past = 0 if anew else n_past
+        for token in ids:
+            (logits, *_) = call(torch.tensor([[token]]), torch.tensor([n_past]))
+            n_past += 1
+        return int(logits[0, -1].argmax())
+
+    return run
+
+
 def _session(path: str) -> Callable[[list[int], bool], int]:
     from runtime.artifact import open_artifact
     from runtime.measurement import RunOptions
@@ -122,7 +194,10 @@ def _session(path: str) -> Callable[[list[int], bool], int]:
 
 
 def parity(source: str, path: str, prompts: list[str]) -> dict[str, Any]:
-    """Largest difference of logits to eager float32: whole prompts, and their last tokens one by one after the rest."""
+    """Largest difference of logits to eager float32: whole prompts, and their last tokens one by one after the rest.
+
+    Also that of both to the same model in float64.
+    """
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM
@@ -133,17 +208,22 @@ def parity(source: str, path: str, prompts: list[str]) -> dict[str, Any]:
 
     session = open_session(open_artifact(Path(path)), RunOptions(threads=THREADS, context=512))
     model, worst = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval(), []
+    exact, ours, theirs = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64).eval(), [], []
     for number, prompt in enumerate(prompts):
         ids = session.tokenize(prompt * (1 + 3 * number), add_special=True)
         with torch.inference_mode():
             expected = model(torch.tensor([ids])).logits[0].numpy()
-        whole = np.abs(session.all_logits(ids) - expected).max()
+            true = exact(torch.tensor([ids])).logits[0].numpy()
+        found = session.all_logits(ids)
+        whole = np.abs(found - expected).max()
+        ours.append(float(np.abs(found - true).max()))
+        theirs.append(float(np.abs(expected - true).max()))
         session.reset()
         session.prefill(ids[:-3])
         for token in ids[-3:]:
             session.decode(token)
         worst.append(float(max(whole, np.abs(session.last_logits() - expected[-1]).max())))
-    return {"worst": max(worst), "prompts": len(worst)}
+    return {"worst": max(worst), "to_float64": max(ours), "eager_to_float64": max(theirs), "prompts": len(worst)}
 
 
 def drift(source: str, path: str, chunks: int) -> dict[str, Any]:
@@ -178,6 +258,9 @@ def _encoder(kind: str, path: str) -> Callable[[list[int]], Any]:
 
         session: Any = open_session(open_artifact(Path(path)), RunOptions(threads=THREADS))
         return lambda ids: session.encode(ids)["last_hidden_state"]
+    if kind == "exported":
+        call = _program(path)
+        return lambda ids: call(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64))[0][0].numpy()
     if kind == "trace":
         module = torch.jit.load(str(Path(path) / TRACED))
     else:
@@ -221,7 +304,8 @@ def cosine(source: str, path: str) -> dict[str, Any]:
 
 
 TASKS: dict[str, Callable[..., Any]] = {
-    "prepare": prepare, "trace": trace, "decoder": decoder, "parity": parity, "drift": drift, "latency": latency,
+    "prepare": prepare, "trace": trace, "exported": exported, "torch_alone": torch_alone,
+    "decoder": decoder, "parity": parity, "drift": drift, "latency": latency,
     "cosine": cosine,
 }  # fmt: skip
 

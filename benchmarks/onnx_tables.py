@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from benchmarks.onnx_judge import Verdict
 
 FORMS = {"s": ("{:.2f} s", 1), "bytes": ("{:.1f} MB", 1e6), "nats": ("{:.4f}", 1), "tokens/s": ("{:.0f}", 1),
-         "ms": ("{:.2f} ms", 1), "": ("{:.4f}", 1), "prompts": ("{:.0f}", 1)}  # fmt: skip
+         "ms": ("{:.2f} ms", 1), "": ("{:.4f}", 1), "logits": ("{:.1e}", 1), "prompts": ("{:.0f}", 1)}  # fmt: skip
 FAILED = "failed"
 
 
@@ -30,7 +30,8 @@ def _shown(value: float | None, unit: str, none: str = "") -> str:
 
 
 def _limit(one: Verdict) -> list[str]:
-    value = FAILED if one.value is None else f"{one.value:.{4 if one.unit == '' else 2}f}"
+    form = {"": ".4f", "logits": ".1e"}.get(one.unit, ".2f")
+    value = FAILED if one.value is None else f"{one.value:{form}}"
     text = f"{value} ({'≥' if one.least else '≤'} {one.limit:g})"
     theirs = _shown(one.theirs, one.unit)
     return [one.pair, one.what, theirs, _shown(one.ours, one.unit, FAILED), record.judged(text, one.holds)]

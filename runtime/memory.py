@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc/self")
+MEMINFO = Path("/proc/meminfo")
 MADV_DONTNEED = 4
 _STATUS = re.compile(r"^(VmHWM|VmRSS):\s*(\d+) kB$", re.MULTILINE)
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ \S+ (\d+)\s*(.*)$")
@@ -28,6 +29,15 @@ class Resident:
     peak_bytes: int
     now_bytes: int
     source: str
+
+
+def available_bytes() -> int | None:
+    """Memory that a new process can have, by the kernel's own estimate; None where it makes none."""
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def parse_status(text: str) -> Resident | None:

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.verify.run import DTYPE_BYTES
 from runtime.errors import UserError
+from runtime.memory import available_bytes
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from exporter.verify.run import VerifyOptions
     from targets.facts import ModelFacts
-
-_MEMINFO = Path("/proc/meminfo")
-
-
-def available_bytes() -> int | None:
-    """Memory that a new process can have, by the kernel's own estimate; None where it makes none."""
-    try:
-        found = re.search(r"^MemAvailable:\s*(\d+) kB", _MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
 
 
 def refuse_too_large(facts: ModelFacts, options: VerifyOptions) -> None:

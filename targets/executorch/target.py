@@ -49,16 +49,19 @@ class ExecuTorchTarget(PlannedTarget[Plan]):
         if importlib.util.find_spec("executorch") is None:
             raise UserError("--format executorch needs the package executorch; pip install 'packlight[executorch]'")
         plan, problems = make_plan(facts, options, self.name, PRESETS)
-        if plan is not None and plan.decoder is not None and (options.context or 0) > plan.context:
-            what = f"{options.context} tokens are more than the {plan.context} that the model has"
-            return None, [Problem("--context", what, f"choose --context {plan.context} or fewer")]
+        if plan is not None and plan.decoder is not None and (options.context or 0) > plan.decoder.trained_context:
+            longest = plan.decoder.trained_context
+            what = f"{options.context} tokens are more than the {longest} that the model has"
+            return None, [Problem("--context", what, f"choose --context {longest} or fewer")]
         return plan, problems
 
     def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
         """Write the directory. Raises ModelError for NaN or infinite weights."""
         plan = self.plan(facts, options)
         side_files = copy_side_files(facts.path, out)
-        capacity = plan.context if plan.decoder is None else min(options.context or RunOptions.context, plan.context)
+        capacity = plan.context
+        if plan.decoder is not None:  # its rotary tables are as long as the cache, however long that is
+            capacity = min(options.context or RunOptions.context, plan.decoder.trained_context)
         made, contract = _write(plan, capacity, out / FILE, progress)
         return finish(out, facts, plan, (self.name, FILE, side_files), made.stored, capacity, contract)
 

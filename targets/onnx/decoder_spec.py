@@ -63,6 +63,16 @@ class DecoderSpec:
         """Tokens that the file can hold."""
         return min(self.trained_context, LONGEST_TABLE)
 
+    @property
+    def context_notes(self) -> tuple[str, ...]:
+        """What a reader has to know where the file holds fewer tokens than the model."""
+        if self.context == self.trained_context:
+            return ()
+        return (
+            f"the file holds {self.context} tokens of context, the model was trained for {self.trained_context}:"
+            " rotary tables for all of them would only be dead weight on a phone",
+        )
+
 
 def decoder_spec(architecture: Architecture, config: Config) -> DecoderSpec:
     """The spec of a config.json that `refusals` finds nothing in. Raises ModelError for missing or bad entries."""

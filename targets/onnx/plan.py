@@ -177,12 +177,6 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         graph = decoder_graph(
             spec, config, DecoderWeights(stored), lambda role, layer: choice(role, layer, spec.n_layers)
         )
-    notes = []
-    if spec.context < spec.trained_context:
-        notes.append(
-            f"the file holds {spec.context} tokens of context, the model was trained for {spec.trained_context}:"
-            " rotary tables for all of them would only be dead weight on a phone"
-        )
     return Plan(
         task=TEXT_GENERATION,
         preset=choice.preset,
@@ -194,7 +188,7 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         context=spec.context,
         counts=dict(counts),
         decoder=spec,
-        notes=(*notes, *choice.notes()),
+        notes=(*spec.context_notes, *choice.notes()),
     ), []
 
 

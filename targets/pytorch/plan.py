@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UnsupportedError
+from runtime.memory import available_bytes
 from runtime.sessions.base import ENCODER_TASKS
+from runtime.units import format_bytes
 from targets.base import Problem
 from targets.damage import damage_in
 from targets.gguf.architectures import architecture_of
@@ -81,9 +83,17 @@ def make_plan(facts: ModelFacts, options: EmitOptions, format_name: str, presets
         what = "holds codes of MatMulNBits, which torch has no product for"
         return None, [Problem(str(facts.path), what, "use --format onnx; or delete packlight_grids.safetensors")]
     with damage_in(facts.path / "config.json"):
-        if task == TEXT_GENERATION:
-            return _plan_decoder(facts, preset)
-        return _plan_encoder(facts, task, preset)
+        plan, problems = _plan_decoder(facts, preset) if task == TEXT_GENERATION else _plan_encoder(facts, task, preset)
+    return plan, [*problems, *(_lack_of_memory(facts, plan) if plan is not None else ())]
+
+
+def _lack_of_memory(facts: ModelFacts, plan: Plan) -> list[Problem]:
+    """The whole module lies in memory before it is written."""
+    room, needed = available_bytes(), int(plan.n_params * plan.preset.bytes_per_weight)
+    if room is None or needed <= room:
+        return []
+    what = f"the module takes {format_bytes(needed)} of memory, {format_bytes(room)} are available"
+    return [Problem(facts.requested, what, "use a smaller --quant, or export on a larger machine")]
 
 
 def _plan_decoder(facts: ModelFacts, preset: Preset) -> tuple[Plan | None, list[Problem]]:

@@ -25,6 +25,11 @@ class Preset:
     table: str
     dtype: str = "float32"
 
+    @property
+    def bytes_per_weight(self) -> float:
+        """Of a layer's matrix in memory, without its scales: less than the whole module takes for each weight."""
+        return {FLOAT: 2 if self.dtype == "bfloat16" else 4, INT4: 0.5}.get(self.layers, 1)
+
     def kind(self, role: str, layer: int, n_layers: int) -> str:
         """The kind of a matrix by its role and its layer."""
         if self.layers != INT4:

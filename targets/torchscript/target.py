@@ -69,7 +69,7 @@ class TorchScriptTarget(PlannedTarget[Plan]):
         """Write the directory. Raises ModelError for NaN or infinite weights."""
         plan = self.plan(facts, options)
         side_files = copy_side_files(facts.path, out)
-        engine, notes = "", list[str]()
+        engine, notes = "", list(plan.decoder.context_notes if plan.decoder is not None else ())
         with warnings.catch_warnings():
             # Deprecated, as the docs say; a user who asked for it need not read it of every call.
             warnings.filterwarnings("ignore", message=".*(torch.jit|Lite Interpreter).*", category=DeprecationWarning)

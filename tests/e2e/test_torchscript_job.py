@@ -106,4 +106,8 @@ def test_the_cpp_program_generates_the_tokens_of_python(decoder: Path, tmp_path:
     assert [int(line) for line in ran.stdout.split()] == expected
     for wrong in ([program], [program, "model.pt", "3", "x"]):
         assert subprocess.run(wrong, capture_output=True, check=False).returncode == 2
-    assert subprocess.run([program, "missing.pt", "3", "1"], capture_output=True, check=False).returncode == 1
+    missing = subprocess.run([program, "missing.pt", "3", "1"], capture_output=True, text=True, check=False)
+    assert missing.returncode == 1
+    (line,) = missing.stderr.splitlines()
+    assert line.startswith("generate: ")
+    assert "missing.pt" in line

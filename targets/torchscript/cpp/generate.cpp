@@ -60,6 +60,9 @@ int main(int argc, char** argv) {
       position += ids.size(1);
       ids = torch::full({1, 1}, token, torch::kInt64);
     }
+  } catch (const c10::Error& error) {
+    std::cerr << "generate: " << error.what_without_backtrace() << '\n';
+    return 1;
   } catch (const std::exception& error) {
     std::cerr << "generate: " << error.what() << '\n';
     return 1;

@@ -25,6 +25,14 @@ Rss:                 800 kB
 needs_proc = pytest.mark.skipif(not memory.PROC.exists(), reason="this system has no /proc")
 
 
+def test_the_memory_at_hand_is_read_in_bytes(monkeypatch, tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal:       100 kB\nMemAvailable:    42 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    assert memory.available_bytes() == 42 * 1024
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
+    assert memory.available_bytes() is None
+
+
 def test_status_is_read_in_bytes():
     assert memory.parse_status(STATUS) == memory.Resident(203456 * 1024, 198000 * 1024, "VmHWM")
     assert memory.parse_status("VmRSS:\t 1 kB\n") is None
