@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-VERBS = ("export", "verify", "measure", "check", "devices", "formats")
+VERBS = ("export", "compress", "verify", "measure", "check", "devices", "formats", "recipes")
 DOCS = ROOT / "docs"
 MARKER = "<!-- table: {} -->"
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from exporter.recipe import Recipe
+from exporter.quant import known_quant
 from exporter.report.report import Provenance, Report, utc_now, version
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.artifact import damage, open_artifact, write_manifest
@@ -111,7 +111,7 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
     quant = target.default_quant(facts) if request.quant is None else request.quant
     device = request.limits.device
     options = EmitOptions(
-        Recipe.from_quant(quant, target.presets()).quant,
+        known_quant(quant, target.presets()),
         calibration=request.calibration,
         engine=device.onnxruntime if device else None,
         context=request.options.context,

@@ -11,7 +11,7 @@ import typer
 from exporter.cli import verbs
 from exporter.cli.command import INTERRUPTED, fail, with_groups
 from exporter.cli.help import SectionedCommand
-from exporter.cli.options import Against, ArtifactPath, BudgetOptions, Job, Running, Threads, Verifying
+from exporter.cli.options import Against, ArtifactPath, BudgetOptions, CompressJob, Job, Running, Threads, Verifying
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,11 +29,13 @@ app = typer.Typer(
 
 for _verb, _groups in (
     (verbs.export, (Job, BudgetOptions, Running, Verifying)),
+    (verbs.compress, (CompressJob,)),
     (verbs.verify, (ArtifactPath, Against, Verifying, Threads)),
     (verbs.measure, (ArtifactPath, BudgetOptions, Running)),
     (verbs.check, (ArtifactPath, BudgetOptions, Running)),
     (verbs.devices, ()),
     (verbs.formats, ()),
+    (verbs.recipes, ()),
 ):
     app.command(name=_verb.__name__, cls=SectionedCommand)(with_groups(_verb, _groups))
 

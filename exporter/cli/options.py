@@ -69,6 +69,22 @@ class Job:
 
 
 @dataclass(frozen=True)
+class CompressJob:
+    """What to compress, how, and to where."""
+
+    model: Annotated[str, typer.Argument(help="A model directory or a hub id.", metavar="MODEL", show_default=False)]
+    recipe: Annotated[str, _option("--recipe", "One of 'packlight recipes', or a .yaml file.", _JOB, "RECIPE")]
+    out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
+    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
+    threads: Annotated[
+        int | None, _option("--threads", "Compute threads; default torch's own choice.", _RUN, _COUNT, min=1)
+    ] = None
+    trust_remote_code: Annotated[
+        bool, _option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", _RUN)
+    ] = False
+
+
+@dataclass(frozen=True)
 class ArtifactPath:
     """An artifact on disk."""
 

@@ -12,12 +12,14 @@ import typer
 
 from exporter.cli.command import command_line
 from exporter.cli.terminal import progress, show_report, show_rows
+from runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from exporter.cli.options import (
         Against,
         ArtifactPath,
         BudgetOptions,
+        CompressJob,
         Job,
         Output,
         Running,
@@ -54,6 +56,50 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
     with progress(output) as reporter:
         report = run(request, reporter)
     return _finish(report, output, f"{report.artifact.entry_path}")
+
+
+def compress(job: CompressJob, output: Output) -> int:
+    """Put MODEL through a recipe: a directory that transformers loads and 'export' packs as it is."""
+    from exporter.compress.job import CompressRequest
+    from exporter.compress.job import compress as run
+    from exporter.recipe import load_recipe
+
+    request = CompressRequest(
+        model=job.model,
+        out=job.out,
+        recipe=load_recipe(job.recipe),
+        recipe_name=job.recipe,
+        threads=job.threads,
+        trust_remote_code=job.trust_remote_code,
+        revision=job.revision,
+    )
+    with progress(output) as reporter:
+        report = run(request, reporter)
+    if output.json:
+        _print_json(report.to_json())
+    elif not output.quiet:
+        rows = [
+            (step.step, format_bytes(step.file_bytes), f"{step.n_params:,}", f"{step.mean_kl:.4f}",
+             f"{step.same_top1:.1%}", f"{step.seconds:.0f} s")
+            for step in report.steps
+        ]  # fmt: skip
+        show_rows(("step", "file", "parameters", "KL divergence", "same top-1", "time"), rows)
+        typer.echo(f"written: {report.out}")
+        typer.echo(f"next: packlight export {report.out} --format {report.format} -o ARTIFACT --no-verify")
+        typer.echo(f"      packlight verify ARTIFACT --against {report.model}")
+    return 0
+
+
+def recipes(output: Output) -> int:
+    """List the recipes of 'compress'."""
+    from exporter.recipe import list_recipes
+
+    known = list_recipes()
+    if output.json:
+        _print_json({name: recipe.model_dump(mode="json") for name, recipe in known.items()})
+    elif not output.quiet:
+        show_rows(("recipe", "format", ""), [(name, one.format, one.description) for name, one in known.items()])
+    return 0
 
 
 def verify(path: ArtifactPath, against: Against, verifying: Verifying, threads: Threads, output: Output) -> int:

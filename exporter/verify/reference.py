@@ -109,6 +109,8 @@ class TorchSource:
 
     Weights come from safetensors only. kind: the class, "AutoModelForCausalLM" and the like; unused: a piece of the
     names of weights that may be missing, because nothing that is compared reads them. Raises ModelError.
+
+    path: the directory
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class TorchSource:
         import torch
         import transformers
 
-        self._torch = torch
+        self._torch, self.path = torch, path
         self._threads_before = torch.get_num_threads()
         common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         with _quiet(transformers):
@@ -139,6 +141,11 @@ class TorchSource:
         self.description = f"{path.name} in {versions}, {dtype}"
         self.special_tokens = tuple(dict.fromkeys(self._tokenizer.all_special_tokens))[:MAX_SPECIAL_TOKENS]
         self.added_tokens = tuple(self._tokenizer.get_added_vocab())
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401 - a model of transformers
+        """The open model itself."""
+        return self._model
 
     def use_threads(self, threads: int | None) -> None:
         """Compute with so many threads until `close`; None leaves it to torch."""

@@ -17,6 +17,7 @@ class Content:
     """What goes into a file, before types are chosen: name, metadata, tensors in order, and what presets ask for.
 
     notes: what llama.cpp will do otherwise than the source, for the report
+    from_checkpoint: from a Hugging Face directory, not from a GGUF file
     """
 
     name: ModelName
@@ -24,6 +25,7 @@ class Content:
     tensors: list[OutTensor]
     shape: ModelShape
     notes: tuple[str, ...] = ()
+    from_checkpoint: bool = False
 
 
 def count_params(tensors: list[OutTensor]) -> int:

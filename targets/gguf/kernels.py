@@ -49,9 +49,12 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def quantize_rows(values: npt.NDArray[np.float32], kind: GgmlType) -> npt.NDArray[np.uint8]:
+def quantize_rows(
+    values: npt.NDArray[np.float32], kind: GgmlType, importance: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.uint8]:
     """Encode float32 rows, shape (rows, columns), into the type's bytes, shape (rows, bytes of a row).
 
+    importance: what the squared error in each column counts, shape (columns,), as llama.cpp's importance matrix says it
     Raises ValueError where the columns do not divide into blocks, OverflowError where a value is too large for the
     type: float16, also that of a block's scale, ends at 65504.
     """
@@ -61,7 +64,9 @@ def quantize_rows(values: npt.NDArray[np.float32], kind: GgmlType) -> npt.NDArra
         out[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(out.shape)
         return out
     source = np.ascontiguousarray(values, np.float32)
-    written = _library().ggml_quantize_chunk(kind.id, source.ctypes.data, out.ctypes.data, 0, rows, columns, None)
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    matrix = None if weights is None else weights.ctypes.data
+    written = _library().ggml_quantize_chunk(kind.id, source.ctypes.data, out.ctypes.data, 0, rows, columns, matrix)
     if written != out.nbytes:
         raise EngineError(f"ggml wrote {written} bytes of {kind.name} where {out.nbytes} were due; its version differs")
     if not _library().ggml_validate_row_data(kind.id, out.ctypes.data, out.nbytes):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UnsupportedError
+from targets.base import Problem
 from targets.damage import damage_in
 from targets.gguf import header
 from targets.gguf.architectures import architecture_of
@@ -21,11 +23,15 @@ from targets.gguf.architectures.base import (
 from targets.gguf.content import Content, count_params
 from targets.gguf.general import ModelName, general_metadata, model_name
 from targets.gguf.keyvalue import KeyValue, uint32
+from targets.gguf.ongrid import problems as block_problems
+from targets.gguf.ongrid import stored_blocks
 from targets.gguf.presets import ALIASES, PRESETS, ModelShape, Preset, choose_types
 from targets.gguf.types import TYPES, GgmlType
+from targets.ongrid import GGML, foreign_grids, recorded_preset
+from targets.weights import FLOAT_BYTES
 
 if TYPE_CHECKING:
-    from targets.base import EmitOptions, Problem
+    from targets.base import EmitOptions
     from targets.facts import ModelFacts
 
 QUANTIZATION_VERSION = 2
@@ -83,6 +89,10 @@ def find_preset(name: str) -> Preset:
 def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
     """The plan, or every problem that keeps the model from being written. Raises ModelError and UnsupportedError."""
     preset = find_preset(options.quant)
+    recorded = recorded_preset(facts.path, "gguf")
+    if recorded not in (None, preset.name) and stored_blocks(facts.path):
+        what = f"the model's weights lie in the blocks of {recorded} already"
+        return None, [Problem(f"--quant {preset.name}", what, "leave it out, or export the original model")]
     if facts.source == "gguf":
         from targets.gguf.requantize import read_content
 
@@ -93,6 +103,21 @@ def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, lis
         return None, problems
     with damage_in(facts.path):
         return _lay_out(preset, content), []
+
+
+def _on_grid(facts: ModelFacts, tensors: list[OutTensor]) -> tuple[list[OutTensor], list[Problem]]:
+    """The tensors, those that lie in ggml's bytes already read from there."""
+    problems = foreign_grids(facts.path, GGML)
+    stored = stored_blocks(facts.path)
+    problems += block_problems(facts, stored)
+    if problems:
+        return tensors, problems
+    return [
+        dataclasses.replace(tensor, source=stored[tensor.source.name])
+        if tensor.source is not None and tensor.source.name in stored
+        else tensor
+        for tensor in tensors
+    ], []
 
 
 def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
@@ -106,6 +131,10 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         problems += architecture.refuse(config)
         if problems:
             return None, problems
+    tensors, problems = _on_grid(facts, tensors)
+    if problems:
+        return None, problems
+    with damage_in(facts.path / "config.json"):
         hyper_parameters = architecture.hyper_parameters(config)
     with damage_in(facts.path / "tokenizer.json"):
         tokenizer = tokenizer_metadata(facts.path, config, dimensions(config)["vocab"])
@@ -121,7 +150,23 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         *hyper_parameters,
         *tokenizer.entries,
     ]
-    return Content(name, metadata, tensors, shape, tuple(tokenizer.notes)), []
+    notes = [*tokenizer.notes, *_compressed(tensors)]
+    return Content(name, metadata, tensors, shape, tuple(notes), from_checkpoint=True), []
+
+
+def _compressed(tensors: list[OutTensor]) -> list[str]:
+    """That the source was compressed before, where it was."""
+    if not any(_is_block(tensor) for tensor in tensors):
+        return []
+    return [
+        "the source was compressed before: its blocks are written as they are, and drift is measured against it, not "
+        "against the original model"
+    ]
+
+
+def _is_block(tensor: OutTensor) -> bool:
+    """Whether a tensor lies in the blocks of a quantized type already."""
+    return tensor.source is not None and tensor.source.dtype in TYPES and tensor.source.dtype not in FLOAT_BYTES
 
 
 def _is_70b(arch: str, config: dict[str, Any]) -> bool:
@@ -133,6 +178,8 @@ def _is_70b(arch: str, config: dict[str, Any]) -> bool:
 def _lay_out(preset: Preset, content: Content) -> Plan:
     """Choose the types, place the tensors, encode the header."""
     types = choose_types(preset, [(tensor.name, tensor.shape) for tensor in content.tensors], content.shape)
+    if content.from_checkpoint:  # what a recipe chose stays; of a GGUF source the preset decides
+        types |= {t.name: TYPES[t.source.dtype] for t in content.tensors if t.source is not None and _is_block(t)}
     placed = header.place([(t.name, t.shape, types.get(t.name, _kept_type(t))) for t in content.tensors])
     metadata = [
         *content.metadata,

@@ -76,9 +76,10 @@ def _encode(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
     tensor, kind = chunk.tensor, chunk.placed.kind
     if tensor.source is not None and tensor.source.dtype == kind.name and kind.name not in FLOAT_BYTES:
         # decoding and encoding again is not exact; a tensor that has its type already is copied, as llama-quantize does
-        raw = np.empty((chunk.stop - chunk.start, kind.row_bytes(tensor.shape[-1])), np.uint8)
-        reader.read_bytes(tensor.source, chunk.start * raw.shape[1], raw.reshape(-1))
-        return raw
+        wanted, first, last = _source_rows(chunk)
+        raw = np.empty((last - first, kind.row_bytes(tensor.shape[-1])), np.uint8)
+        reader.read_bytes(tensor.source, first * raw.shape[1], raw.reshape(-1))
+        return raw if wanted is None else raw[wanted]
     values = _read(reader, chunk)
     if tensor.plus:
         values = values + np.float32(tensor.plus)
@@ -98,6 +99,14 @@ def _read(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.float32]:
     if len(tensor.shape) == 1:
         # a bias is one row; its elements move as the rows of its weight do
         return reader.read_rows(tensor.source, 0, 1)[:, interleave_order(tensor.shape[0], tensor.interleave_heads)]
-    wanted = interleave_order(tensor.shape[0], tensor.interleave_heads)[chunk.start : chunk.stop]
-    first, last = int(wanted.min()), int(wanted.max())
-    return reader.read_rows(tensor.source, first, last + 1)[wanted - first]
+    wanted, first, last = _source_rows(chunk)
+    return reader.read_rows(tensor.source, first, last)[wanted]
+
+
+def _source_rows(chunk: _Chunk) -> tuple[npt.NDArray[np.intp] | None, int, int]:
+    """Which of the source's rows first to last a chunk holds, in its order; None for all of them as they stand."""
+    if not chunk.tensor.interleave_heads:
+        return None, chunk.start, chunk.stop
+    order = interleave_order(chunk.tensor.shape[0], chunk.tensor.interleave_heads)[chunk.start : chunk.stop]
+    first = int(order.min())
+    return order - first, first, int(order.max()) + 1

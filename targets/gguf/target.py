@@ -12,6 +12,7 @@ from runtime.host import usable_cores
 from targets.gguf.plan import Plan, make_plan
 from targets.gguf.presets import PRESETS
 from targets.gguf.stream import write_tensors
+from targets.ongrid import recorded_preset
 from targets.planned import PlannedTarget
 from targets.stream import reserve
 
@@ -31,9 +32,9 @@ class GgufTarget(PlannedTarget[Plan]):
         """Quantization presets by name, with a line for people."""
         return {preset.name: preset.help for preset in PRESETS.values()}
 
-    def default_quant(self, facts: ModelFacts) -> str:  # noqa: ARG002  the same for every model
-        """See `Target`: what most GGUF files on a hub have."""
-        return "q4_k_m"
+    def default_quant(self, facts: ModelFacts) -> str:
+        """See `Target`: what the model was compressed for, else what most GGUF files on a hub have."""
+        return recorded_preset(facts.path, self.name) or "q4_k_m"
 
     def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
         """See `PlannedTarget`."""

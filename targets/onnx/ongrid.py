@@ -13,6 +13,7 @@ import numpy as np
 
 from runtime.errors import ModelError
 from targets.base import Problem
+from targets.ongrid import MATMUL_NBITS
 from targets.onnx.blocks import BlockGrid, Codes
 from targets.safetensors import read_header
 from targets.weights import WeightReader
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from targets.facts import ModelFacts, TensorFact
 
-FILE = "packlight_grids.safetensors"
 _SMALLEST, _BITS = 16, (4, 8)
 
 
@@ -40,7 +40,7 @@ class OnGrid:
     @classmethod
     def of(cls, directory: Path) -> OnGrid | None:
         """What the directory says; None where it says nothing. Raises ModelError for a damaged file."""
-        path = directory / FILE
+        path = directory / MATMUL_NBITS
         return cls({fact.name: fact for fact in read_header(path)}) if path.is_file() else None
 
     def __contains__(self, name: str) -> bool:
@@ -60,10 +60,14 @@ class OnGrid:
         grid = self.grid(name)
         codes = self._read(f"{name}.codes{grid.bits}", start, stop)
         if codes.size and int(codes.max()) > grid.largest:
-            raise ModelError(f"{FILE}: {name} holds a code of {int(codes.max())}, its grid ends at {grid.largest}")
+            raise ModelError(
+                f"{MATMUL_NBITS}: {name} holds a code of {int(codes.max())}, its grid ends at {grid.largest}"
+            )
         zeros = None if grid.symmetric else self._read(f"{name}.zero_points", start, stop)
         if zeros is not None and zeros.size and int(zeros.max()) > grid.largest:
-            raise ModelError(f"{FILE}: {name} has a zero point of {int(zeros.max())}, its grid ends at {grid.largest}")
+            raise ModelError(
+                f"{MATMUL_NBITS}: {name} has a zero point of {int(zeros.max())}, its grid ends at {grid.largest}"
+            )
         scales = self._read(f"{name}.scales", start, stop).view(np.float16).astype(np.float32)
         return Codes(codes.reshape(stop - start, -1, grid.size), scales, zeros)
 
@@ -74,7 +78,9 @@ class OnGrid:
         for name in sorted(names):
             reason = self._wrong(name, facts.tensors.get(name))
             if reason:
-                found.append(Problem(f"{FILE}: {name}", reason, "compress the model again, or delete that file"))
+                found.append(
+                    Problem(f"{MATMUL_NBITS}: {name}", reason, "compress the model again, or delete that file")
+                )
         return found
 
     def _wrong(self, name: str, stored: TensorFact | None) -> str:
@@ -109,3 +115,7 @@ class OnGrid:
         raw = np.empty((stop - start, row_bytes), np.uint8)
         self._reader.read_bytes(fact, start * row_bytes, raw.reshape(-1))
         return raw
+
+
+def _beyond(name: str, what: str, found: npt.NDArray[np.uint8], grid: BlockGrid) -> ModelError:
+    return ModelError(f"{MATMUL_NBITS}: {name} {what} of {int(found.max())}, its grid ends at {grid.largest}")

@@ -13,13 +13,14 @@ from targets.base import Problem
 from targets.damage import damage_in
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import dimensions, full_config, plan_tensors
+from targets.ongrid import MATMUL_NBITS, foreign_grids
 from targets.onnx.calibration import Ranges, Recorder
 from targets.onnx.decoder import DecoderWeights, decoder_graph
 from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, kernel_refusals, refusals
 from targets.onnx.encoder import encoder_graph
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
 from targets.onnx.linear import BlockScheme, DynamicScheme, StaticScheme
-from targets.onnx.ongrid import FILE, OnGrid
+from targets.onnx.ongrid import OnGrid
 from targets.onnx.presets import INT8, PRESETS, SMALLEST_BLOCK, TABLES, Preset, table_scheme
 from targets.onnx.weights import lay_out
 from targets.planned import preset_named
@@ -122,7 +123,7 @@ class Choice:
         """What this preset cannot do for a model of this width."""
         if self.sources.given is not None and self.preset.name == "fp16":
             what = "holds codes, whose products take 32-bit floats"
-            return [Problem(FILE, what, "use another --quant, such as int4; or delete that file")]
+            return [Problem(MATMUL_NBITS, what, "use another --quant, such as int4; or delete that file")]
         if table_scheme(self.preset.scheme("token_embd", 0, 1), self.hidden) is not None:
             return []
         what = f"rows of {self.hidden} do not divide into blocks of {SMALLEST_BLOCK} or more"
@@ -150,6 +151,8 @@ def make_plan(
         fix = "name the Hugging Face directory that it was converted from"
         return None, [Problem(facts.requested, "a .gguf file cannot be exported as ONNX", fix)]
     task = infer_task(facts)
+    if foreign := foreign_grids(facts.path, MATMUL_NBITS):
+        return None, foreign
     if task == TEXT_GENERATION:
         return _plan_decoder(facts, preset, ranges)
     if task in ENCODER_TASKS:

@@ -13,9 +13,9 @@ from targets.base import Problem
 from targets.damage import damage_in
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import full_config, plan_tensors
+from targets.ongrid import foreign_grids
 from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, refusals
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
-from targets.onnx.ongrid import OnGrid
 from targets.onnx.weights import Matrix, Part
 from targets.planned import preset_named
 from targets.task import TEXT_GENERATION, infer_task
@@ -78,10 +78,9 @@ def make_plan(facts: ModelFacts, options: EmitOptions, format_name: str, presets
     if task != TEXT_GENERATION and task not in ENCODER_TASKS:
         known = ", ".join((TEXT_GENERATION, *ENCODER_TASKS))
         raise UnsupportedError(f"{facts.requested}: {task} cannot be written as {title} yet; known: {known}")
-    given = OnGrid.of(facts.path)
-    if given is not None:
-        what = "holds codes of MatMulNBits, which torch has no product for"
-        return None, [Problem(str(facts.path), what, "use --format onnx; or delete packlight_grids.safetensors")]
+    foreign = foreign_grids(facts.path)
+    if foreign:
+        return None, foreign
     with damage_in(facts.path / "config.json"):
         plan, problems = _plan_decoder(facts, preset) if task == TEXT_GENERATION else _plan_encoder(facts, task, preset)
     return plan, [*problems, *(_lack_of_memory(facts, plan) if plan is not None else ())]

@@ -12,7 +12,8 @@ from support.tiny_encoders import difference, export_onnx
 
 from runtime.errors import ModelError
 from targets.base import EmitOptions
-from targets.onnx.ongrid import FILE, OnGrid
+from targets.ongrid import MATMUL_NBITS as FILE
+from targets.onnx.ongrid import OnGrid
 from targets.onnx.presets import PRESETS
 from targets.onnx.target import OnnxTarget
 from targets.safetensors import read_facts

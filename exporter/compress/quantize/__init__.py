@@ -1,0 +1,1 @@
+"""Ways to choose codes on a grid."""

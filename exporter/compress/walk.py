@@ -1,0 +1,137 @@
+"""A decoder walked through layer by layer, with the calibration text's hidden states beside it.
+
+Every layer sees what the layers before it give as they are by then, quantized or pruned: so errors are seen and not
+added up unseen (GPTQ's order of work, https://arxiv.org/abs/2210.17323, section 4). What is held beside the model is
+one hidden state a token, and one layer's statistics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor, nn
+
+
+@dataclass
+class Inputs:
+    """What the linear layers of a piece of the model were given. A layer's inputs are known by its name.
+
+    hessians: the sum of x x' over tokens x, (features, features) float32, shared by layers of one input
+    tokens: how many were seen
+    """
+
+    hessians: dict[str, Tensor] = field(default_factory=dict)
+    tokens: int = 0
+
+
+class Walk:
+    """A model in float32 and the hidden states before the layer that is next.
+
+    model: a causal language model of transformers whose layers are `base_model.layers`
+    chunks: token ids
+    """
+
+    def __init__(self, model: nn.Module, chunks: Sequence[Sequence[int]]) -> None:
+        self.model: Any = model
+        base = self.model.base_model
+        if not hasattr(base, "layers") or not hasattr(base, "norm"):
+            raise ModelError(f"{type(model).__name__} keeps its layers where packlight does not look for them")
+        self.layers: Any = base.layers
+        self.hidden: list[Tensor] = []
+        self._arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        with torch.no_grad():
+            for ids in chunks:
+                self._enter(torch.tensor([list(ids)]))
+
+    def _enter(self, ids: Tensor) -> None:
+        """Note what every layer is called with for these tokens, and what the first one gets; none is computed."""
+        first: list[Tensor] = []
+        called: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def see(hidden: Tensor, *rest: Any, **keywords: Any) -> Tensor:
+            first.append(hidden)
+            called.append((rest, keywords))
+            return hidden
+
+        with contextlib.ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(_replaced(layer, see))
+            self.model.base_model(input_ids=ids, use_cache=False)
+        self.hidden.append(first[0])
+        self._arguments.append(called)
+
+    def observe(self, number: int) -> Inputs:
+        """The inputs of the linear layers of layer `number` over all chunks, by names below the layer."""
+        inputs = Inputs()
+        with torch.no_grad(), _watched(self.layers[number], inputs):
+            for chunk in range(len(self.hidden)):
+                self._run(number, chunk)
+        return inputs
+
+    def advance(self, number: int) -> None:
+        """Bring the hidden states behind layer `number`, as it is by now."""
+        with torch.no_grad():
+            self.hidden = [self._run(number, chunk) for chunk in range(len(self.hidden))]
+
+    def observe_head(self) -> Inputs:
+        """The inputs of the head, under the name "": the hidden states behind the last layer, normed."""
+        inputs = Inputs()
+        with torch.no_grad():
+            for hidden in self.hidden:
+                _add(inputs, "", self.model.base_model.norm(hidden))
+        return inputs
+
+    def _run(self, number: int, chunk: int) -> Tensor:
+        rest, keywords = self._arguments[chunk][number]
+        found: Tensor = self.layers[number](self.hidden[chunk], *rest, **keywords)
+        return found
+
+
+@contextlib.contextmanager
+def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:  # noqa: ANN401 - a forward
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward  # the class's own shows again
+
+
+@contextlib.contextmanager
+def _watched(layer: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Count the inputs of every linear layer below; those that follow each other with one input are counted once."""
+    last: list[tuple[Tensor, str]] = []
+
+    def see(name: str, x: Tensor) -> None:
+        if last and last[0][0] is x:
+            inputs.hessians[name] = inputs.hessians[last[0][1]]
+            return
+        last[:] = [(x, name)]
+        _add(inputs, name, x)
+
+    handles = [
+        module.register_forward_pre_hook(lambda _module, args, name=name: see(name, args[0]))
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add(inputs: Inputs, name: str, x: Tensor) -> None:
+    rows = x.reshape(-1, x.shape[-1])
+    if name not in inputs.hessians:
+        inputs.hessians[name] = torch.zeros(rows.shape[1], rows.shape[1])
+    inputs.hessians[name].addmm_(rows.T, rows)
+    inputs.tokens += len(rows)

@@ -1,0 +1,177 @@
+"""Compression of whole models: what the directory holds, and what `export` makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Literal
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from support.parity import no_progress
+
+from exporter.checkpoint import resolve
+from exporter.compress.job import CompressRequest, compress
+from exporter.compress.walk import Walk
+from exporter.progress import SilentReporter
+from exporter.recipe import Quantize, Recipe, Rule, Text
+from runtime.errors import UnsupportedError, UserError
+from targets import get_target
+from targets.base import EmitOptions
+from targets.ongrid import GGML, RECIPE
+from targets.safetensors import read_header
+from targets.weights import WeightReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+Method = Literal["rtn", "gptq", "gptq-ordered"]
+TEXT = Text(chunks=4, tokens=64)
+
+
+def compressed(
+    source: Path, out: Path, preset: str = "q4_k_m", method: Method = "gptq", rules: tuple[Rule, ...] = (),
+    text: Text = TEXT,
+) -> Path:  # fmt: skip
+    step = Quantize(step="quantize", preset=preset, method=method, rules=rules)
+    recipe = Recipe(format="gguf", calibration=text, steps=(step,))
+    compress(CompressRequest(str(source), out, recipe, "test", 2), SilentReporter())
+    return out
+
+
+def weights_of(directory: Path) -> dict[str, np.ndarray]:
+    facts = resolve(str(directory))
+    with WeightReader() as reader:
+        return {
+            name: reader.read_rows(fact, 0, fact.n_elements // fact.shape[-1]) for name, fact in facts.tensors.items()
+        }
+
+
+def test_the_walk_ends_where_the_model_does(tiny_any: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_any, dtype=torch.float32).eval()
+    ids = [[5, 9, 40, 7, 100, 33] * 5, [8, 80, 12, 200] * 5]
+    with torch.no_grad():
+        expected = [model.base_model(input_ids=torch.tensor([row])).last_hidden_state for row in ids]
+    walk = Walk(model, ids)
+    inputs = walk.observe(0)
+    assert inputs.hessians["self_attn.q_proj"] is inputs.hessians["self_attn.k_proj"]
+    assert inputs.hessians["mlp.gate_proj"] is inputs.hessians["mlp.up_proj"]
+    for number in range(len(walk.layers)):
+        walk.advance(number)
+    for hidden, states in zip(walk.hidden, expected, strict=True):
+        assert torch.allclose(model.base_model.norm(hidden), states, atol=1e-5)
+    rows = torch.cat([states[0] for states in expected])
+    assert torch.allclose(walk.observe_head().hessians[""], rows.T @ rows, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("hidden", "preset"), [(64, "q4_k_m"), (256, "q3_k_m"), (256, "iq4_xs"), (256, "q5_1")])
+def test_export_writes_the_blocks_that_were_chosen(
+    hidden: int, preset: str, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny_model_dir("llama", hidden=hidden)
+    directory = compressed(source, tmp_path / "compressed", preset)
+    (tmp_path / "out").mkdir()
+    target = get_target("gguf")
+    facts = resolve(str(directory))
+    quant = target.default_quant(facts)
+    assert quant == preset
+    artifact = target.emit(facts, EmitOptions(quant), tmp_path / "out", no_progress)
+    assert "compressed before" in artifact.contract["notes"][-1]
+    assert artifact.entry_path.stat().st_size == json.loads((directory / RECIPE).read_text())["steps"][0]["file_bytes"]
+    weights = weights_of(directory)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(artifact.entry_path).tensors}
+    before = weights_of(source)
+    for ours, theirs in (("mlp.down_proj", "ffn_down"), ("self_attn.o_proj", "attn_output"), ("mlp.up_proj", "ffn_up")):
+        tensor = tensors[f"blk.1.{theirs}.weight"]
+        name = f"model.layers.1.{ours}.weight"
+        np.testing.assert_array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), weights[name])
+        assert not np.array_equal(weights[name], before[name])
+    # Rows of q are in another order in the file.
+    q = gguf.quants.dequantize(tensors["blk.0.attn_q.weight"].data, tensors["blk.0.attn_q.weight"].tensor_type)
+    expected = weights["model.layers.0.self_attn.q_proj.weight"]
+    order = np.arange(hidden).reshape(4, 2, -1).transpose(0, 2, 1).reshape(-1)
+    np.testing.assert_array_equal(q, expected[order])
+    np.testing.assert_array_equal(weights["model.norm.weight"], before["model.norm.weight"])
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "gptq-ordered"])
+def test_every_method_runs_on_every_family(method: str, tiny_any: Path, tmp_path: Path) -> None:
+    directory = compressed(tiny_any, tmp_path / "out", "q4_0", method)
+    report = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+    assert 0 < report["steps"][0]["mean_kl"] < 3
+    blocks = {fact.name for fact in read_header(directory / GGML)}
+    facts = resolve(str(directory))
+    matrices = {name for name, fact in facts.tensors.items() if len(fact.shape) == 2}
+    assert {name.rpartition(".")[0] for name in blocks} == matrices
+    assert get_target("gguf").check(facts, EmitOptions("q4_0")) == []
+
+
+def test_gptq_drifts_less_than_rounding(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    source = tiny_model_dir("llama", hidden=256)
+    kl = {}
+    for method in ("rtn", "gptq"):
+        directory = compressed(source, tmp_path / method, "q3_k_s", method, text=Text(chunks=32, tokens=128))
+        kl[method] = json.loads((directory / RECIPE).read_text(encoding="utf-8"))["steps"][0]["mean_kl"]
+    assert kl["gptq"] < 0.9 * kl["rtn"]
+
+
+def test_the_first_rule_that_matches_names_the_type(tiny_llama: Path, tmp_path: Path) -> None:
+    rules = (Rule(tensors="blk.0.*", type="q8_0"), Rule(tensors="*ffn_down*", type="Q5_1"))
+    directory = compressed(tiny_llama, tmp_path / "out", "q4_0", rules=rules)
+    kinds = {fact.name.rpartition(".")[0]: fact.name.rpartition(".")[2] for fact in read_header(directory / GGML)}
+    assert kinds["model.layers.0.mlp.down_proj.weight"] == "Q8_0"
+    assert kinds["model.layers.1.mlp.down_proj.weight"] == "Q5_1"
+    assert kinds["model.layers.1.mlp.up_proj.weight"] == "Q4_0"
+    (tmp_path / "gguf").mkdir()
+    artifact = get_target("gguf").emit(resolve(str(directory)), EmitOptions("q4_0"), tmp_path / "gguf", no_progress)
+    assert artifact.contract["tensors"]["Q8_0"] == 7 + 1  # and the table, which presets keep there
+    with pytest.raises(UserError, match=r"token_embd.weight: rows of 64 weights are no whole blocks of q4_k, 256"):
+        compressed(tiny_llama, tmp_path / "bad", "q4_0", rules=(Rule(tensors="*", type="q4_k"),))
+    with pytest.raises(UserError, match="type 'q9' is none of q4_0"):
+        compressed(tiny_llama, tmp_path / "bad", "q4_0", rules=(Rule(tensors="*", type="q9"),))
+
+
+def test_what_does_not_belong_together_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    directory = compressed(tiny_llama, tmp_path / "compressed", "q4_0")
+    for format_name, quant in (("onnx", "int4"), ("torchscript", "int8")):
+        (problem,) = get_target(format_name).check(resolve(str(directory)), EmitOptions(quant))
+        assert "was compressed for the grid of ggml" in str(problem)
+        assert "use --format gguf" in str(problem)
+    (problem,) = get_target("gguf").check(resolve(str(directory)), EmitOptions("q8_0"))
+    assert str(problem).startswith("--quant q8_0: the model's weights lie in the blocks of q4_0 already")
+    changed = tmp_path / "changed"
+    shutil.copytree(directory, changed)
+    fact = resolve(str(changed)).tensors["model.layers.0.mlp.up_proj.weight"]
+    with fact.file.open("r+b") as file:
+        file.seek(fact.offset)
+        file.write(np.float32(0.123).tobytes())
+    (problem,) = get_target("gguf").check(resolve(str(changed)), EmitOptions("q4_0"))
+    assert "up_proj.weight: holds other values than the weights beside it" in str(problem)
+
+
+def test_a_users_mistakes_are_one_line_and_leave_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="preset f32 keeps floats"):
+        compressed(tiny_llama, out, "f32")
+    again = compressed(tiny_llama, tmp_path / "again", "q4_0")
+    with pytest.raises(UserError, match="went through a recipe already; name the original model"):
+        compressed(again, out)
+    shutil.rmtree(again)
+    with pytest.raises(UserError, match="unknown quantization 'q4_z': did you mean"):
+        compressed(tiny_llama, out, "q4_z")
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_llama, broken)
+    config = json.loads((broken / "config.json").read_text(encoding="utf-8")) | {"architectures": ["OddForCausalLM"]}
+    (broken / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UnsupportedError):
+        compressed(broken, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+    out.mkdir()
+    (out / "mine").write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="is not empty"):
+        compressed(tiny_llama, out)

@@ -1,0 +1,72 @@
+"""Recipes: those that ship are valid, and a bad file gives one line that names its line."""
+
+from __future__ import annotations
+
+import pytest
+
+from exporter.recipe import list_recipes, load_recipe
+from runtime.errors import UserError
+from targets import get_target
+
+RECIPE = """\
+description: mine
+format: gguf
+calibration:
+  chunks: 8
+steps:
+  - step: quantize
+    preset: q4_k_m
+    method: gptq
+"""
+
+
+def test_the_recipes_that_ship_name_presets_that_are():
+    recipes = list_recipes()
+    assert "gptq-q4_k_m" in recipes
+    for name, recipe in recipes.items():
+        assert recipe.description
+        assert load_recipe(name) == recipe
+        assert all(step.preset in get_target(recipe.format).presets() for step in recipe.steps)
+
+
+def test_a_file_of_the_users(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    recipe = load_recipe(str(path))
+    assert (recipe.format, recipe.calibration.chunks, recipe.calibration.tokens) == ("gguf", 8, 512)
+    assert (recipe.steps[0].preset, recipe.steps[0].method) == ("q4_k_m", "gptq")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("format: gguf\n", "", "1: format: is missing; write it"),
+        ("format: gguf", "format: exe", "2: format: input should be 'gguf', not 'exe'"),
+        ("chunks: 8", "chunks: 0", "4: calibration.chunks: input should be greater than or equal to 1, not '0'"),
+        ("chunks: 8", "chunk: 8", "4: calibration.chunk: is no key of a recipe; take it out"),
+        ("    preset: q4_k_m\n", "", "6: steps.0.preset: is missing; write it"),
+        ("method: gptq", "method: magic", "8: steps.0.method: input should be 'rtn', 'gptq' or 'gptq-ordered'"),
+        ("  chunks: 8", "  chunks: [8", "5: is not YAML ("),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_place(tmp_path, old, new, message):
+    path = tmp_path / "bad.yaml"
+    assert old in RECIPE
+    path.write_text(RECIPE.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path))
+    assert str(caught.value).startswith(f"{path}:{message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_recipe_at_all(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "latin.yaml").write_bytes(b"description: \xe9\n")
+    for name, message in (
+        ("list.yaml", "list.yaml:1: is no recipe"),
+        ("latin.yaml", "is not UTF-8"),
+        ("none.yaml", "cannot be read"),
+        ("gptq-q4_k", "unknown recipe '.*': did you mean gptq-q4_k_m"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_recipe(name if name == "gptq-q4_k" else str(tmp_path / name))
