@@ -48,7 +48,7 @@ def row(preset: str, model: Path, work: Path, text: Path, chunks: int) -> dict[s
         check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     packlight, between = str(Path(sys.executable).with_name("packlight")), work / f"between-{preset}"
-    command = [packlight, "compress", str(model), "--recipe", f"gptq-{preset}", "-o", str(between), "--quiet"]
+    command = [packlight, "compress", str(model), "--recipe", f"best-{preset}", "-o", str(between), "--quiet"]
     cost = run([*command, "--threads", str(THREADS)], THREADS, {**os.environ, "HF_HUB_OFFLINE": "1"})
     out = work / f"ours-{preset}"
     subprocess.run(ours_command(between, preset, out), check=True, stdout=sys.stderr)

@@ -46,12 +46,14 @@ class Rule(_Strict):
 class Quantize(_Strict):
     """Put every matrix onto the grid that a preset of the format gives it.
 
-    method: how codes are chosen; rules: types that differ from the preset's, the first that matches counts
+    types: "preset", or "measured": those that cost the model least for the bytes that the preset would take
+    method: how codes are chosen; rules: types of some tensors whatever else is said, the first that matches counts
     """
 
     step: Literal["quantize"]
     preset: str
-    method: Literal["rtn", "gptq", "gptq-ordered"] = "gptq"
+    types: Literal["preset", "measured"] = "preset"
+    method: Literal["rtn", "gptq", "gptq-natural"] = "gptq"
     rules: tuple[Rule, ...] = ()
 
 

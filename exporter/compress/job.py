@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from exporter.progress import Reporter
     from exporter.recipe import Recipe, Rule
     from exporter.verify.reference import TransformersReference
+    from targets.base import Progress
     from targets.facts import ModelFacts
     from targets.gguf.grids import GgufGrid
 
 EVALUATED = (4, 512)
 """Chunks and tokens that drift is told on after a step; `verify` of the export is the certificate."""
+ALIGNMENT = 32
+"""Bytes that a tensor's place in the file may be padded by."""
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pth", ".pt", ".gguf", ".onnx")
 
 
@@ -102,12 +105,12 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     options = EmitOptions(preset, request.threads)
     refuse_problems(target, facts, options)
     refuse_too_large(facts, VerifyOptions())
-    grids = _grids(facts, options, step.rules)
+    grids, ruled = _grids(facts, options, step.rules)
     with staging(out) as room, _opened(facts, request) as model:
         reporter.step(f"{step.step} by {step.method} onto {request.recipe.format} {preset}")
         start = time.monotonic()
         drift = _Drift(model)
-        blocks = _quantize(model, request, grids, reporter)
+        blocks = _quantize(model, request, (grids, ruled), reporter)
         mean_kl, same_top1 = drift.now()
         seconds = time.monotonic() - start
         reporter.step("writing the directory")
@@ -123,15 +126,15 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     return report
 
 
-def _grids(facts: ModelFacts, options: EmitOptions, rules: Sequence[Rule]) -> dict[str, GgufGrid]:
-    """The grid of every weight that the preset quantizes, by the weight's name."""
+def _grids(facts: ModelFacts, options: EmitOptions, rules: Sequence[Rule]) -> tuple[dict[str, GgufGrid], set[str]]:
+    """The grid of every weight that the preset quantizes, by the weight's name, and the names that rules decided."""
     from targets.gguf.grids import GRIDS
     from targets.gguf.plan import make_plan
 
     plan, _ = make_plan(facts, options)
     if plan is None:
         raise ModelError(f"{facts.requested}: cannot be written as GGUF")
-    found = {}
+    found, ruled = {}, set()
     for tensor, placed in plan.tensors:
         if tensor.source is None or placed.kind.name not in GRIDS:
             continue
@@ -143,9 +146,46 @@ def _grids(facts: ModelFacts, options: EmitOptions, rules: Sequence[Rule]) -> di
             what = f"rows of {tensor.shape[-1]} weights are no whole blocks of {name.lower()}, {GRIDS[name].block}"
             raise UserError(f"--recipe: {tensor.name}: {what}; choose another type")
         found[tensor.source.name] = GRIDS[name]
+        ruled |= {tensor.source.name} if rule is not None else set()
     if not found:
         raise UserError(f"--recipe: preset {options.quant} keeps floats, there is nothing to choose codes for")
-    return found
+    return found, ruled
+
+
+def _measured_grids(
+    model: Any,  # noqa: ANN401 - a model of transformers
+    grids: Mapping[str, GgufGrid],
+    ruled: set[str],
+    chunks: Sequence[Sequence[int]],
+    progress: Progress,
+) -> dict[str, GgufGrid]:
+    """Other grids that take no more bytes together and cost the model less; those of `ruled` stay."""
+    from exporter.compress.quantize.allocate import Choice, allocate, losses, sensitivity
+    from targets.gguf.grids import GRIDS
+
+    seen = sensitivity(model, chunks, progress)
+    names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    table, head = names[id(model.get_input_embeddings())], names[id(model.get_output_embeddings())]
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    keys = {table: "head" if tied else "", head: "head"}
+    weights = dict(model.named_parameters())
+    choices: dict[str, list[Choice]] = {}
+    budget = 0
+    for number, (name, grid) in enumerate(grids.items()):
+        progress("types", number, len(grids))
+        n_rows, columns = weights[name].shape
+        budget += n_rows * grid.kind.row_bytes(columns) - ALIGNMENT
+        fitting = [grid] if name in ruled else [one for one in GRIDS.values() if one.kind.fits(columns)]
+        key = keys.get(name, name)
+        lost = losses(weights[name].detach().numpy(), seen, key, fitting, tied=tied and name == table)
+        choices[name] = [
+            Choice(one, n_rows * one.kind.row_bytes(columns), loss) for one, loss in zip(fitting, lost, strict=True)
+        ]
+    progress("types", len(grids), len(grids))
+    try:
+        return {name: choice.grid for name, choice in allocate(choices, budget).items()}
+    except ValueError as error:
+        raise UserError(f"--recipe: {error}; take rules out, or name a larger preset") from error
 
 
 def _opened(facts: ModelFacts, request: CompressRequest) -> Any:  # noqa: ANN401 - a context manager
@@ -161,8 +201,10 @@ def _opened(facts: ModelFacts, request: CompressRequest) -> Any:  # noqa: ANN401
 
 
 def _quantize(
-    model: TransformersReference, request: CompressRequest, grids: Mapping[str, GgufGrid], reporter: Reporter
-) -> dict[str, tuple[GgufGrid, npt.NDArray[np.uint8]]]:
+    model: TransformersReference, request: CompressRequest, types: tuple[dict[str, GgufGrid], set[str]],
+    reporter: Reporter,
+) -> dict[str, tuple[GgufGrid, npt.NDArray[np.uint8]]]:  # fmt: skip
+    """The blocks of every weight by its name. types: grids, and the names whose grids rules have decided."""
     from exporter.compress.quantize.run import METHODS, quantize
     from exporter.compress.walk import Walk
     from targets.onnx.calibration import token_chunks
@@ -170,8 +212,11 @@ def _quantize(
     given = request.recipe.calibration
     wanted = Calibration(text=given.text, chunks=given.chunks, tokens=given.tokens)
     chunks, _ = token_chunks(model.path / "tokenizer.json", wanted)
+    (step,), (grids, ruled) = request.recipe.steps, types
+    if step.types == "measured":
+        grids = _measured_grids(model.model, grids, ruled, chunks, reporter.advance)
     try:
-        return quantize(Walk(model.model, chunks), grids, METHODS[request.recipe.steps[0].method], reporter.advance)
+        return quantize(Walk(model.model, chunks), grids, METHODS[step.method], reporter.advance)
     except OverflowError as error:
         raise ModelError(f"{request.model}: {error}; use another preset") from error
 

@@ -32,7 +32,7 @@ class GptqOptions:
     """
 
     damping: float = 0.01
-    activation_order: bool = False
+    activation_order: bool = True
 
 
 def hessian_factor(hessian: Floats, damping: float) -> Floats:

@@ -48,7 +48,7 @@ def by_gptq(options: GptqOptions) -> Method:
 METHODS: dict[str, Method] = {
     "rtn": nearest,
     "gptq": by_gptq(GptqOptions()),
-    "gptq-ordered": by_gptq(GptqOptions(activation_order=True)),
+    "gptq-natural": by_gptq(GptqOptions(activation_order=False)),
 }
 """Ways to choose codes, by name."""
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-Method = Literal["rtn", "gptq", "gptq-ordered"]
+Method = Literal["rtn", "gptq", "gptq-natural"]
 TEXT = Text(chunks=4, tokens=64)
 
 
@@ -99,7 +99,7 @@ def test_export_writes_the_blocks_that_were_chosen(
     np.testing.assert_array_equal(weights["model.norm.weight"], before["model.norm.weight"])
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "gptq-ordered"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "gptq-natural"])
 def test_every_method_runs_on_every_family(method: str, tiny_any: Path, tmp_path: Path) -> None:
     directory = compressed(tiny_any, tmp_path / "out", "q4_0", method)
     report = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
@@ -134,6 +134,36 @@ def test_the_first_rule_that_matches_names_the_type(tiny_llama: Path, tmp_path: 
         compressed(tiny_llama, tmp_path / "bad", "q4_0", rules=(Rule(tensors="*", type="q4_k"),))
     with pytest.raises(UserError, match="type 'q9' is none of q4_0"):
         compressed(tiny_llama, tmp_path / "bad", "q4_0", rules=(Rule(tensors="*", type="q9"),))
+
+
+def test_measured_types_take_no_more_bytes_and_cost_less(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    source, text = tiny_model_dir("llama", hidden=256), Text(chunks=32, tokens=128)
+    by_preset = compressed(source, tmp_path / "preset", "q3_k_m", "rtn", text=text)
+    step = Quantize(step="quantize", preset="q3_k_m", types="measured", method="rtn")
+    recipe = Recipe(format="gguf", calibration=text, steps=(step,))
+    compress(CompressRequest(str(source), tmp_path / "measured", recipe, "test", 2), SilentReporter())
+    reports = [
+        json.loads((directory / RECIPE).read_text(encoding="utf-8"))["steps"][0]
+        for directory in (by_preset, tmp_path / "measured")
+    ]
+    assert reports[1]["mean_kl"] < 0.9 * reports[0]["mean_kl"]
+    sizes = [(directory / GGML).stat().st_size for directory in (by_preset, tmp_path / "measured")]
+    assert sizes[1] <= sizes[0]
+    assert reports[1]["file_bytes"] <= reports[0]["file_bytes"] + 100  # the name of the directory is in the file
+
+
+def test_rules_stand_where_types_are_measured(tiny_llama: Path, tmp_path: Path) -> None:
+    rule = Rule(tensors="blk.0.ffn_up.weight", type="q8_0")
+    step = Quantize(step="quantize", preset="q4_0", types="measured", method="rtn", rules=(rule,))
+    recipe = Recipe(format="gguf", calibration=TEXT, steps=(step,))
+    compress(CompressRequest(str(tiny_llama), tmp_path / "out", recipe, "test", 2), SilentReporter())
+    names = {fact.name for fact in read_header(tmp_path / "out" / GGML)}
+    assert "model.layers.0.mlp.up_proj.weight.Q8_0" in names
+    everything = (Rule(tensors="*", type="q8_0"),)
+    step = step.model_copy(update={"rules": everything})
+    request = CompressRequest(str(tiny_llama), tmp_path / "no", recipe.model_copy(update={"steps": (step,)}), "test", 2)
+    with pytest.raises(UserError, match=r"--recipe: the smallest types take .* take rules out"):
+        compress(request, SilentReporter())
 
 
 def test_what_does_not_belong_together_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
