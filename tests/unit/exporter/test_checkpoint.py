@@ -63,7 +63,11 @@ def test_gguf_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["./x", "/no/x", "../x", "x/y/z", "~/no-such-thing", "org/x/", "model.gguf", "a\\b"])
-def test_what_looks_like_a_path_is_not_asked_of_the_hub(model: str) -> None:
+def test_what_looks_like_a_path_is_not_asked_of_the_hub(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     assert refusal(model).startswith(f"{model}: no such directory; ")
 
 
