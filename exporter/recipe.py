@@ -10,60 +10,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from exporter.steps import Step, Strict, Text
 from runtime.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Recipe(Strict):
+    """The steps of a compression.
 
-
-class Text(_Strict):
-    """What statistics are gathered on.
-
-    text: a UTF-8 file; None for the calibration half of Python's own help. chunks: pieces, from all over it;
-    tokens: of a piece
+    format: that the last step's grids are of; None where nothing is quantized
+    seed: of everything that is drawn
     """
-
-    text: Path | None = None
-    chunks: int = Field(default=32, ge=1)
-    tokens: int = Field(default=512, ge=16)
-
-
-class Rule(_Strict):
-    """Another type for some tensors.
-
-    tensors: a pattern of their names in the file, such as "blk.*.ffn_down.weight"; type: of the format, such as "q5_1"
-    """
-
-    tensors: str
-    type: str
-
-
-class Quantize(_Strict):
-    """Put every matrix onto the grid that a preset of the format gives it.
-
-    types: "preset", or "measured": those that cost the model least for the bytes that the preset would take
-    method: how codes are chosen; rules: types of some tensors whatever else is said, the first that matches counts
-    """
-
-    step: Literal["quantize"]
-    preset: str
-    types: Literal["preset", "measured"] = "preset"
-    method: Literal["rtn", "gptq", "gptq-natural"] = "gptq"
-    rules: tuple[Rule, ...] = ()
-
-
-class Recipe(_Strict):
-    """The steps of a compression, for one format."""
 
     description: str = ""
-    format: Literal["gguf"]
+    format: Literal["gguf"] | None = None
     calibration: Text = Text()
-    steps: tuple[Quantize, ...] = Field(min_length=1, max_length=1)
+    seed: int = 0
+    steps: tuple[Step, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ends_with_what_is_final(self) -> Recipe:
+        quantizing = [number for number, step in enumerate(self.steps) if step.step == "quantize"]
+        if quantizing and quantizing != [len(self.steps) - 1]:
+            raise ValueError("quantize has to be the last step, and once: nothing is changed on a grid")
+        if quantizing and self.format is None:
+            raise ValueError("quantize needs a format, on whose grids the weights are put")
+        return self
 
 
 def list_recipes() -> dict[str, Recipe]:
@@ -102,10 +77,12 @@ def _read(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = [part for part in first["loc"] if part != "function-after[]"]
+        first = error.errors(include_url=False)[0]
+        where = list(first["loc"])
+        if where[:1] == ["steps"] and len(where) > 2:
+            del where[2]  # the name of the step, which pydantic puts between
         key = ".".join(map(str, where))
-        raise UserError(f"{path}:{_line(tree, where)}: {key}: {_said(first)}") from error
+        raise UserError(f"{path}:{_line(tree, where)}: {f'{key}: ' if key else ''}{_said(first)}") from error
 
 
 def _said(error: Any) -> str:  # noqa: ANN401 - pydantic's dictionary
@@ -114,6 +91,12 @@ def _said(error: Any) -> str:  # noqa: ANN401 - pydantic's dictionary
         return "is no key of a recipe; take it out"
     if error["type"] == "missing":
         return "is missing; write it"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "union_tag_not_found":
+        return "has no step; write which: 'step: quantize', for example"
+    if error["type"] == "union_tag_invalid":
+        return f"'{error['ctx']['tag']}' is no step; known: {error['ctx']['expected_tags']}"
     message = str(error["msg"])
     return f"{message[0].lower()}{message[1:]}, not {str(error['input'])[:60]!r}"
 

@@ -79,13 +79,15 @@ def compress(job: CompressJob, output: Output) -> int:
         _print_json(report.to_json())
     elif not output.quiet:
         rows = [
-            (step.step, format_bytes(step.file_bytes), f"{step.n_params:,}", f"{step.mean_kl:.4f}",
-             f"{step.same_top1:.1%}", f"{step.seconds:.0f} s")
+            (step.said, format_bytes(step.n_bytes), f"{step.n_params:,}", f"{step.sparsity:.0%}",
+             f"{step.mean_kl:.4f}", f"{step.same_top1:.1%}", f"{step.seconds:.0f} s")
             for step in report.steps
         ]  # fmt: skip
-        show_rows(("step", "file", "parameters", "KL divergence", "same top-1", "time"), rows)
+        show_rows(("step", "bytes", "parameters", "zeros", "KL divergence", "same top-1", "time"), rows)
+        for note in (note for step in report.steps for note in step.notes):
+            typer.echo(f"note: {note}")
         typer.echo(f"written: {report.out}")
-        typer.echo(f"next: packlight export {report.out} --format {report.format} -o ARTIFACT --no-verify")
+        typer.echo(f"next: packlight export {report.out} --format {report.format or 'gguf'} -o ARTIFACT --no-verify")
         typer.echo(f"      packlight verify ARTIFACT --against {report.model}")
     return 0
 
@@ -98,7 +100,9 @@ def recipes(output: Output) -> int:
     if output.json:
         _print_json({name: recipe.model_dump(mode="json") for name, recipe in known.items()})
     elif not output.quiet:
-        show_rows(("recipe", "format", ""), [(name, one.format, one.description) for name, one in known.items()])
+        show_rows(
+            ("recipe", "format", ""), [(name, one.format or "any", one.description) for name, one in known.items()]
+        )
     return 0
 
 

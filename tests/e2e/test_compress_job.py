@@ -36,7 +36,7 @@ def test_a_recipe_keeps_more_of_the_model_in_the_bytes_of_a_preset(tmp_path: Pat
     step = json.loads(ran.stdout)["steps"][0]
     status, lines = export("gguf", between, out, "--no-measure")
     assert status == 0, lines
-    assert lines["size"]["value"] == step["file_bytes"]
+    assert lines["size"]["value"] == step["n_bytes"]
     ran = packlight("verify", out, "--against", source, "--json")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = {line["name"]: line["value"] for line in json.loads(ran.stdout)["lines"]}

@@ -16,7 +16,8 @@ from exporter.checkpoint import resolve
 from exporter.compress.job import CompressRequest, compress
 from exporter.compress.walk import Walk
 from exporter.progress import SilentReporter
-from exporter.recipe import Quantize, Recipe, Rule, Text
+from exporter.recipe import Recipe
+from exporter.steps import Quantize, Rule, Text
 from runtime.errors import UnsupportedError, UserError
 from targets import get_target
 from targets.base import EmitOptions
@@ -82,7 +83,7 @@ def test_export_writes_the_blocks_that_were_chosen(
     assert quant == preset
     artifact = target.emit(facts, EmitOptions(quant), tmp_path / "out", no_progress)
     assert "compressed before" in artifact.contract["notes"][-1]
-    assert artifact.entry_path.stat().st_size == json.loads((directory / RECIPE).read_text())["steps"][0]["file_bytes"]
+    assert artifact.entry_path.stat().st_size == json.loads((directory / RECIPE).read_text())["steps"][0]["n_bytes"]
     weights = weights_of(directory)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(artifact.entry_path).tensors}
     before = weights_of(source)
@@ -149,7 +150,7 @@ def test_measured_types_take_no_more_bytes_and_cost_less(tiny_model_dir: Callabl
     assert reports[1]["mean_kl"] < 0.9 * reports[0]["mean_kl"]
     sizes = [(directory / GGML).stat().st_size for directory in (by_preset, tmp_path / "measured")]
     assert sizes[1] <= sizes[0]
-    assert reports[1]["file_bytes"] <= reports[0]["file_bytes"] + 100  # the name of the directory is in the file
+    assert reports[1]["n_bytes"] <= reports[0]["n_bytes"] + 100  # the name of the directory is in the file
 
 
 def test_rules_stand_where_types_are_measured(tiny_llama: Path, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_users_mistakes_are_one_line_and_leave_nothing(tiny_llama: Path, tmp_p
     with pytest.raises(UserError, match="preset f32 keeps floats"):
         compressed(tiny_llama, out, "f32")
     again = compressed(tiny_llama, tmp_path / "again", "q4_0")
-    with pytest.raises(UserError, match="went through a recipe already; name the original model"):
+    with pytest.raises(UserError, match="lies on a grid already, where nothing is changed; name the original model"):
         compressed(again, out)
     shutil.rmtree(again)
     with pytest.raises(UserError, match="unknown quantization 'q4_z': did you mean"):

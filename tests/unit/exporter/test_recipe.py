@@ -40,7 +40,23 @@ def test_a_file_of_the_users(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("format: gguf\n", "", "1: format: is missing; write it"),
+        ("format: gguf\n", "", "1: quantize needs a format, on whose grids the weights are put"),
+        ("  - step: quantize", "  - step: magic", "6: steps.0: 'magic' is no step; known: 'quantize', 'prune'"),
+        (
+            "step: quantize\n    preset: q4_k_m\n    method: gptq",
+            "method: gptq",
+            "6: steps.0: has no step; write which",
+        ),
+        (
+            "step: quantize\n    preset: q4_k_m\n    method: gptq",
+            "step: prune\n    method: wanda",
+            "6: steps.0: needs either sparsity or pattern",
+        ),
+        (
+            "  - step: quantize",
+            "  - step: quantize\n    preset: q8_0\n  - step: quantize",
+            "1: quantize has to be the last",
+        ),
         ("format: gguf", "format: exe", "2: format: input should be 'gguf', not 'exe'"),
         ("chunks: 8", "chunks: 0", "4: calibration.chunks: input should be greater than or equal to 1, not '0'"),
         ("chunks: 8", "chunk: 8", "4: calibration.chunk: is no key of a recipe; take it out"),

@@ -1,0 +1,44 @@
+"""The directory that a compression ends in: transformers loads it, and `export` packs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+from runtime.atomic import write_json
+from runtime.errors import ModelError
+from targets.ongrid import RECIPE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from exporter.compress.subject import Subject
+
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pth", ".pt", ".gguf", ".onnx")
+
+
+def refuse_unknown_weights(subject: Subject) -> None:
+    """Raise ModelError where the directory has weights that the open model has not: they would be lost."""
+    if missing := sorted(set(subject.facts.tensors) - set(subject.model.state_dict())):
+        raise ModelError(f"{subject.facts.requested}: transformers has no weight {missing[0]}; it cannot be compressed")
+
+
+def write_directory(room: Path, subject: Subject) -> None:
+    """The source's own files, the weights as they are now in float32, and the subject's files beside them."""
+    from safetensors.numpy import save_file as save_arrays
+    from safetensors.torch import save_file
+
+    source = subject.facts.path
+    for path in source.iterdir():
+        if path.is_file() and not path.name.endswith(_WEIGHTS) and path.name != RECIPE:
+            shutil.copyfile(path, room / path.name)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
+    write_json(room / "config.json", {**config, **subject.config, "dtype": "float32"})
+    try:
+        save_file(subject.weights(), room / "model.safetensors", {"format": "pt"})
+        for name, arrays in subject.files.items():
+            save_arrays(dict(arrays), room / name)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{room.parent}: cannot be written ({error}); free space or choose another -o") from error

@@ -1,0 +1,99 @@
+"""The quantize step of a recipe: every matrix onto a grid of the format."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import ModelError, UserError
+from targets.ongrid import GGML
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from exporter.compress.subject import Subject
+    from exporter.steps import Quantize, Rule
+    from targets.base import EmitOptions, Progress
+    from targets.facts import ModelFacts
+    from targets.gguf.grids import GgufGrid
+
+ALIGNMENT = 32
+"""Bytes that a tensor's place in the file may be padded by."""
+
+
+def run(step: Quantize, subject: Subject) -> None:
+    """See `exporter.compress.registry.Runner`. The blocks of every weight go into the subject's files."""
+    from exporter.compress.quantize.run import METHODS, quantize
+    from exporter.compress.walk import Walk
+
+    assert subject.options is not None, "a recipe with a quantize step has a format"
+    grids, ruled = _grids(subject.now(), subject.options, step.rules)
+    if step.types == "measured":
+        grids = _measured_grids(subject.model, grids, ruled, subject.chunks, subject.progress)
+    try:
+        blocks = quantize(Walk(subject.model, subject.chunks), grids, METHODS[step.method], subject.progress)
+    except OverflowError as error:
+        raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
+    subject.files[GGML] = {f"{name}.{grid.name}": packed for name, (grid, packed) in blocks.items()}
+
+
+def _grids(facts: ModelFacts, options: EmitOptions, rules: Sequence[Rule]) -> tuple[dict[str, GgufGrid], set[str]]:
+    """The grid of every weight that the preset quantizes, by the weight's name, and the names that rules decided."""
+    from targets.gguf.grids import GRIDS
+    from targets.gguf.plan import make_plan
+
+    plan, _ = make_plan(facts, options)
+    if plan is None:
+        raise ModelError(f"{facts.requested}: cannot be written as GGUF")
+    found, ruled = {}, set()
+    for tensor, placed in plan.tensors:
+        if tensor.source is None or placed.kind.name not in GRIDS:
+            continue
+        rule = next((rule for rule in rules if fnmatchcase(tensor.name, rule.tensors)), None)
+        name = placed.kind.name if rule is None else rule.type.upper()
+        if name not in GRIDS:
+            raise UserError(f"--recipe: type '{name.lower()}' is none of {', '.join(GRIDS).lower()}")
+        if not GRIDS[name].kind.fits(tensor.shape[-1]):
+            what = f"rows of {tensor.shape[-1]} weights are no whole blocks of {name.lower()}, {GRIDS[name].block}"
+            raise UserError(f"--recipe: {tensor.name}: {what}; choose another type")
+        found[tensor.source.name] = GRIDS[name]
+        ruled |= {tensor.source.name} if rule is not None else set()
+    if not found:
+        raise UserError(f"--recipe: preset {options.quant} keeps floats, there is nothing to choose codes for")
+    return found, ruled
+
+
+def _measured_grids(
+    model: Any,  # noqa: ANN401 - a model of transformers
+    grids: Mapping[str, GgufGrid],
+    ruled: set[str],
+    chunks: Sequence[Sequence[int]],
+    progress: Progress,
+) -> dict[str, GgufGrid]:
+    """Other grids that take no more bytes together and cost the model less; those of `ruled` stay."""
+    from exporter.compress.quantize.allocate import Choice, allocate, losses, sensitivity
+    from targets.gguf.grids import GRIDS
+
+    seen = sensitivity(model, chunks, progress)
+    names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    table, head = names[id(model.get_input_embeddings())], names[id(model.get_output_embeddings())]
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    keys = {table: "head" if tied else "", head: "head"}
+    weights = dict(model.named_parameters())
+    choices: dict[str, list[Choice]] = {}
+    budget = 0
+    for number, (name, grid) in enumerate(grids.items()):
+        progress("types", number, len(grids))
+        n_rows, columns = weights[name].shape
+        budget += n_rows * grid.kind.row_bytes(columns) - ALIGNMENT
+        fitting = [grid] if name in ruled else [one for one in GRIDS.values() if one.kind.fits(columns)]
+        key = keys.get(name, name)
+        lost = losses(weights[name].detach().numpy(), seen, key, fitting, tied=tied and name == table)
+        choices[name] = [
+            Choice(one, n_rows * one.kind.row_bytes(columns), loss) for one, loss in zip(fitting, lost, strict=True)
+        ]
+    progress("types", len(grids), len(grids))
+    try:
+        return {name: choice.grid for name, choice in allocate(choices, budget).items()}
+    except ValueError as error:
+        raise UserError(f"--recipe: {error}; take rules out, or name a larger preset") from error

@@ -1,0 +1,89 @@
+"""The model while a recipe changes it: `Subject`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from targets.base import Calibration
+from targets.facts import TensorFact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from exporter.recipe import Recipe
+    from exporter.verify.reference import TransformersReference
+    from targets.base import EmitOptions, Progress, Target
+    from targets.facts import ModelFacts
+
+
+@dataclass
+class Subject:
+    """A causal language model in float32 in torch, and what the directory that it becomes has to hold beside it.
+
+    facts: of the source; source: its tokenizer and its model, open
+    target, options: what the recipe's quantize step is for; None where it has none
+    config: keys of config.json that are not the source's any more
+    files: more safetensors files by name, tensors by name: matrices on a grid, factors
+    notes: what the user should know of the step that runs
+    """
+
+    facts: ModelFacts
+    source: TransformersReference
+    recipe: Recipe
+    progress: Progress
+    target: Target | None = None
+    options: EmitOptions | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Mapping[str, npt.NDArray[np.generic]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401 - a model of transformers
+        """The model. Steps write weights in place (`module.weight.data.copy_`) where the shape stays."""
+        return self.source.model
+
+    @cached_property
+    def chunks(self) -> list[list[int]]:
+        """Token ids of the calibration text, in pieces."""
+        from targets.onnx.calibration import token_chunks
+
+        given = self.recipe.calibration
+        wanted = Calibration(text=given.text, chunks=given.chunks, tokens=given.tokens)
+        chunks, _ = token_chunks(self.source.path / "tokenizer.json", wanted)
+        return chunks
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every weight once, by name: a tied matrix under the name that the source has it under."""
+        names, seen = set(self.facts.tensors), set()
+        found: dict[str, torch.Tensor] = {}
+        state = self.model.state_dict()
+        for name in sorted(state, key=lambda name: name not in names):
+            tensor = state[name]
+            if tensor.data_ptr() not in seen or name in names:
+                found[name] = tensor.contiguous()
+                seen.add(tensor.data_ptr())
+        return found
+
+    def now(self) -> ModelFacts:
+        """The model as it is by now, its tensors without a place on the disk."""
+        tensors = {
+            name: TensorFact(name, tuple(tensor.shape), "F32", Path(), 0, 4 * tensor.numel())
+            for name, tensor in self.weights().items()
+        }
+        return dataclasses.replace(self.facts, config={**self.facts.config, **self.config}, tensors=tensors)
+
+    def matrices(self) -> Iterator[tuple[str, Any]]:
+        """The linear modules of the decoder's layers, by the names of their weights."""
+        prefix = f"{self.model.base_model_prefix}.layers."
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.Linear) and name.startswith(prefix):
+                yield f"{name}.weight", module

@@ -1,0 +1,167 @@
+"""The steps of a recipe, as a YAML file writes them: what each is told. What they do is in `exporter.compress`."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - pydantic reads it
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Patterns = tuple[str, ...]
+"""Patterns of weights' names as transformers has them, such as "model.layers.*.mlp.down_proj.weight"."""
+
+
+class Strict(BaseModel):
+    """A part of a recipe: no key but its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(Strict):
+    """Another type for some tensors.
+
+    tensors: a pattern of their names in the file, such as "blk.*.ffn_down.weight"; type: of the format, such as "q5_1"
+    """
+
+    tensors: str
+    type: str
+
+
+class Quantize(Strict):
+    """Put every matrix onto the grid that a preset of the format gives it.
+
+    types: "preset", or "measured": those that cost the model least for the bytes that the preset would take
+    method: how codes are chosen; rules: types of some tensors whatever else is said, the first that matches counts
+    """
+
+    step: Literal["quantize"]
+    preset: str
+    types: Literal["preset", "measured"] = "preset"
+    method: Literal["rtn", "gptq", "gptq-natural"] = "gptq"
+    rules: tuple[Rule, ...] = ()
+
+
+class Prune(Strict):
+    """Set weights of the layers' matrices to zero.
+
+    sparsity: the share that becomes zero; pattern: "N:M", N of every M neighbours of a row stay, in place of sparsity
+    scope: "layer", the share of every matrix; "global", of all together, by magnitude alone
+    exclude: matrices that are left alone
+    """
+
+    step: Literal["prune"]
+    method: Literal["magnitude", "wanda", "sparsegpt"]
+    sparsity: Share | None = None
+    pattern: Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")] | None = None
+    scope: Literal["layer", "global"] = "layer"
+    exclude: Patterns = ()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Prune:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("needs either sparsity or pattern")
+        if self.pattern is not None:
+            kept, of = map(int, self.pattern.split(":"))
+            if kept >= of:
+                raise ValueError(f"pattern {self.pattern} keeps every weight; the first number is how many stay")
+        if self.scope == "global" and (self.method != "magnitude" or self.pattern is not None):
+            raise ValueError("scope global goes with method magnitude and sparsity only")
+        return self
+
+
+class Remove(Strict):
+    """Take whole units out of the model, so that it is smaller everywhere.
+
+    units: "layers"; "heads": whole groups of query heads with their key and value head; "neurons" of the feed-forward
+    share: of the units that go, the same share in every layer; count: how many, in place of share
+    scores: by what units are ranked; "influence" is for layers, how little they turn the hidden state
+    """
+
+    step: Literal["remove"]
+    units: Literal["layers", "heads", "neurons"]
+    share: Share | None = None
+    count: Annotated[int, Field(ge=1)] | None = None
+    scores: Literal["magnitude", "activation", "gradient", "influence"] | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Remove:
+        if (self.share is None) == (self.count is None):
+            raise ValueError("needs either share or count")
+        if (self.scores == "influence") and self.units != "layers":
+            raise ValueError("scores influence goes with units layers only")
+        return self
+
+
+class Factorize(Strict):
+    """Two thin matrices in place of one.
+
+    keep: share of a matrix's weights that the two have together; energy: share of its squared singular values that they
+    keep, in place of keep; matrices: which; those whose factors would not be smaller are left alone
+    """
+
+    step: Literal["factorize"]
+    method: Literal["svd", "svd-llm"] = "svd-llm"
+    keep: Share | None = None
+    energy: Share | None = None
+    matrices: Patterns = ("*",)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Factorize:
+        if (self.keep is None) == (self.energy is None):
+            raise ValueError("needs either keep or energy")
+        return self
+
+
+class ShareWeights(Strict):
+    """Weights that are stored once and used often.
+
+    method: "codebook", every matrix's weights by k-means to 2^bits values; "layers", neighbouring layers alike enough
+    become one; bits: of a codebook's index; count: how many layers take their neighbour's weights
+    """
+
+    step: Literal["share"]
+    method: Literal["codebook", "layers"]
+    bits: Annotated[int, Field(ge=1, le=8)] = 4
+    count: Annotated[int, Field(ge=1)] = 1
+    exclude: Patterns = ()
+
+
+class Smooth(Strict):
+    """Move scales between matrices and what comes before them, the function unchanged, so that rounding costs less.
+
+    method: "awq", scales searched for weights that are rounded; "smoothquant", for activations that are
+    strength: SmoothQuant's alpha
+    """
+
+    step: Literal["smooth"]
+    method: Literal["awq", "smoothquant"]
+    strength: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Rotate(Strict):
+    """Turn the model's inner spaces by orthogonal matrices, the function unchanged, so that outliers spread.
+
+    spaces: "residual", the hidden state (QuaRot's and SpinQuant's R1); "values", each head's values (R2)
+    """
+
+    step: Literal["rotate"]
+    spaces: tuple[Literal["residual", "values"], ...] = ("residual", "values")
+
+
+Step = Annotated[
+    Quantize | Prune | Remove | Factorize | ShareWeights | Smooth | Rotate,
+    Field(discriminator="step"),
+]
+
+
+class Text(Strict):
+    """What statistics are gathered on.
+
+    text: a UTF-8 file; None for the calibration half of Python's own help. chunks: pieces, from all over it;
+    tokens: of a piece
+    """
+
+    text: Path | None = None
+    chunks: int = Field(default=32, ge=1)
+    tokens: int = Field(default=512, ge=16)
