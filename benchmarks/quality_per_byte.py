@@ -1,9 +1,10 @@
 """What a file keeps of the model for its bytes: our recipes against llama-quantize with an importance matrix.
 
-    python -m benchmarks.quality_per_byte [--presets q4_k_m q3_k_m q2_k] [--chunks 10]
+    python -m benchmarks.quality_per_byte [--models offgrid trained] [--presets q4_k_m q3_k_m q2_k] [--chunks 10]
 
-On the off-grid copy of SmolLM2. Both roads see the same calibration text, Python's own help, first half; drift is
-judged on the second half by `packlight verify` of the finished files in llama.cpp, whose figures are
+On the off-grid copy of SmolLM2, most of whose rows are no whole blocks of a k-quant, and on a small Llama trained here
+(benchmarks.trained), where all of them are. Both roads see the same calibration text, Python's own help, first half;
+drift is judged on the second half by `packlight verify` of the finished files in llama.cpp, whose figures are
 llama-perplexity's own (benchmarks.kl_parity).
 """
 
@@ -21,16 +22,23 @@ from benchmarks import record
 from benchmarks.convert_speed import ours_command
 from benchmarks.kl_parity import CONTEXT, export, ours
 from benchmarks.models import offgrid
-from benchmarks.paths import CACHE
+from benchmarks.paths import CACHE, ROOT
 from benchmarks.smollm2 import smollm2
 from benchmarks.spawn import run
 from benchmarks.tools import tool
+from benchmarks.trained import trained
 
 LIMITS = {"q5_k_m": 0.7, "q4_k_m": 0.7, "q3_k_m": 0.6, "q2_k": 0.5}
 """Largest allowed quotient of the mean KL divergences, ours over theirs, by preset."""
 CALIBRATION = 32
 """Chunks of CONTEXT tokens that both roads are calibrated on."""
 THREADS = 2
+MODELS = {
+    "offgrid": ("SmolLM2-135M off-grid, rows of 576", lambda: offgrid(smollm2())),
+    "trained": ("Llama trained here, rows of 512", trained),
+}
+"""Models by name: what to call each, and how to get it."""
+PLOT = ROOT / "docs" / "assets" / "quality_per_byte.svg"
 
 
 def importance_matrix(source: Path, text: Path, out: Path) -> float:
@@ -40,7 +48,7 @@ def importance_matrix(source: Path, text: Path, out: Path) -> float:
 
 
 def row(preset: str, model: Path, work: Path, text: Path, chunks: int) -> dict[str, Any]:
-    """Both files of a preset, judged."""
+    """Both files of a preset, judged. work: holds the model's f32 file and its importance matrix"""
     theirs = work / f"theirs-{preset}.gguf"
     matrix, source = work / "imatrix.gguf", next((work / "f32").glob("*.gguf"))
     subprocess.run(
@@ -75,42 +83,75 @@ HEADER = 100_000
 def table(content: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        "| preset | MB: llama-quantize | packlight | mean KL: theirs | ours | ratio (limit) | same top-1: theirs "
-        "| ours | compression, s | its peak, GB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| model | preset | MB: llama-quantize | packlight | mean KL: theirs | ours | ratio (limit) "
+        "| same top-1: theirs | ours | compression, s | its peak, GB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for one in content["rows"]:
         a, b = one["theirs"], one["ours"]
+        name = MODELS[one.get("model", "offgrid")][0]
         ratio = record.judged(f"{one['ratio']:.2f} (≤ {LIMITS[one['preset']]:g})", holds(one))
         lines.append(
-            f"| {one['preset'].upper()} | {a['bytes'] / 1e6:.1f} | {b['bytes'] / 1e6:.1f} | {a['mean_kl']:.4f} "
-            f"| {b['mean_kl']:.4f} | {ratio} | {100 * a['same_top1']:.1f} % | {100 * b['same_top1']:.1f} % "
-            f"| {one['compress_s']:.0f} | {one['compress_peak_bytes'] / 1e9:.1f} |"
+            f"| {name} | {one['preset'].upper()} | {a['bytes'] / 1e6:.1f} | {b['bytes'] / 1e6:.1f} "
+            f"| {a['mean_kl']:.4f} | {b['mean_kl']:.4f} | {ratio} | {100 * a['same_top1']:.1f} % "
+            f"| {100 * b['same_top1']:.1f} % | {one['compress_s']:.0f} | {one['compress_peak_bytes'] / 1e9:.1f} |"
         )
     return "\n".join(lines)
+
+
+def plot(content: dict[str, Any], out: Path = PLOT) -> None:
+    """Bytes against drift, a panel a model, as SVG; the same result gives the same file."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "packlight"
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(one["model"] for one in content["rows"]))
+    figure, panels = plt.subplots(1, len(names), figsize=(5 * len(names), 3.6), squeeze=False, layout="constrained")
+    for name, panel in zip(names, panels[0], strict=True):
+        rows = [one for one in content["rows"] if one["model"] == name]
+        for whose, label, colour in (
+            ("theirs", "llama-quantize --imatrix", "#8a8a8a"), ("ours", "packlight best-…", "#2563eb"),
+        ):  # fmt: skip
+            points = sorted((one[whose]["bytes"] / 1e6, one[whose]["mean_kl"]) for one in rows)
+            panel.plot(*zip(*points, strict=True), marker="o", color=colour, label=label)
+        for one in rows:
+            panel.annotate(one["preset"].upper(), (one["theirs"]["bytes"] / 1e6, one["theirs"]["mean_kl"]), fontsize=8)
+        panel.set(title=MODELS[name][0], xlabel="file, MB", ylabel="mean KL divergence", yscale="log")
+        panel.grid(visible=True, which="both", alpha=0.25)
+        panel.legend(fontsize=8)
+    out.parent.mkdir(exist_ok=True)
+    figure.savefig(out, metadata={"Date": None})
+    plt.close(figure)
 
 
 def main() -> None:
     """Run, print the table, write the result; exit status 1 where a limit does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality_per_byte", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--presets", nargs="+", default=["q5_k_m", "q4_k_m", "q3_k_m", "q2_k"])
     parser.add_argument("--chunks", type=int, default=10)
     args = parser.parse_args()
     from targets.text import default_text
 
-    model, calibration, evaluation = offgrid(smollm2()), default_text("calibration"), default_text("evaluation")
+    calibration, evaluation = default_text("calibration"), default_text("evaluation")
     content: dict[str, Any] = {**record.provenance(), "chunks": args.chunks, "context": CONTEXT, "rows": []}
     content |= {"text": {"name": evaluation.name, "sha256": evaluation.sha256}, "calibration_chunks": CALIBRATION}
     CACHE.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as directory:
-        work = Path(directory)
-        for name, text in (("calibration", calibration), ("evaluation", evaluation)):
-            (work / f"{name}.txt").write_text(text.text, encoding="utf-8", newline="")
-        source = export(model, "f32", work / "f32")
-        content["imatrix_s"] = importance_matrix(source, work / "calibration.txt", work / "imatrix.gguf")
-        for preset in args.presets:
-            content["rows"].append(row(preset, model, work, work / "evaluation.txt", args.chunks))
+    for name in args.models:
+        model = MODELS[name][1]()
+        with tempfile.TemporaryDirectory(dir=CACHE) as directory:
+            work = Path(directory)
+            for half, text in (("calibration", calibration), ("evaluation", evaluation)):
+                (work / f"{half}.txt").write_text(text.text, encoding="utf-8", newline="")
+            source = export(model, "f32", work / "f32")
+            seconds = importance_matrix(source, work / "calibration.txt", work / "imatrix.gguf")
+            for preset in args.presets:
+                found = row(preset, model, work, work / "evaluation.txt", args.chunks)
+                content["rows"].append({"model": name, "imatrix_s": seconds, **found})
     record.save("quality_per_byte", content)
+    plot(content)
     print(table(content))
     sys.exit(not all(map(holds, content["rows"])))
 
