@@ -7,16 +7,18 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from exporter.by_recipe import compressed, quant_of, recorded
 from exporter.quant import known_quant
 from exporter.report.report import Provenance, Report, utc_now, version
+from exporter.source import refuse_problems, resolve_model, task_of_source
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.artifact import damage, open_artifact, write_manifest
 from runtime.atomic import write_text
 from runtime.budget import Budget, Line, at_most, run_lines, size_line
-from runtime.errors import CheckFailed, EngineError, PacklightError, UnsupportedError, UserError
+from runtime.errors import CheckFailed, EngineError, PacklightError, UserError
 from runtime.host import host_facts
 from runtime.measurement import KV_TYPES, RunOptions, Trials
-from runtime.sessions.base import ENCODER_TASKS, TEXT_GENERATION, task_of
+from runtime.sessions.base import ENCODER_TASKS, task_of
 from runtime.units import format_bytes
 from targets import get_target
 from targets.base import Calibration, EmitOptions
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from exporter.by_recipe import NamedRecipe
     from exporter.progress import Reporter
     from exporter.verify import VerifyOptions
     from runtime.artifact import Artifact
@@ -34,10 +37,6 @@ if TYPE_CHECKING:
     from targets.drift import Drift, Thresholds
     from targets.encoder_drift import EncoderDrift, EncoderThresholds
     from targets.facts import ModelFacts
-
-
-MOST_PROBLEMS = 12
-"""Problems that are listed; a wrong config.json makes every tensor of every layer one."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class ExportRequest:
 
     model: a directory, a hub id or a .gguf file; revision: of a hub id
     quant: None takes the format's own default
+    recipe: to compress by first
     verify: None leaves verifying out; measure: False leaves measuring out
     calibration: what activations are measured on, for presets that fix their ranges
     command: as typed, for the record
@@ -95,6 +95,7 @@ class ExportRequest:
     trust_remote_code: bool = False
     revision: str | None = None
     calibration: Calibration = field(default_factory=Calibration)
+    recipe: NamedRecipe | None = None
     command: str = ""
 
 
@@ -108,7 +109,7 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
     target = _check_request(request, out)
     reporter.step(f"reading {request.model}")
     facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
-    quant = target.default_quant(facts) if request.quant is None else request.quant
+    quant = quant_of(request.recipe, request.format, request.quant) or target.default_quant(facts)
     device = request.limits.device
     options = EmitOptions(
         known_quant(quant, target.presets()),
@@ -124,8 +125,12 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
 
         refuse_too_large(facts, request.verify)
     with staging(out) as room:
-        reporter.step(f"writing {request.format} {options.quant}")
-        artifact = with_mobile_check(target.emit(facts, options, room, reporter.advance), reporter)
+        with compressed(request.recipe, facts, out, (request.options.threads, request.trust_remote_code), reporter) as (
+            packed, done
+        ):  # fmt: skip
+            reporter.step(f"writing {request.format} {options.quant}")
+            artifact = target.emit(packed, options, room, reporter.advance)
+        artifact = with_mobile_check(recorded(artifact, done), reporter)
         report = examine(request, artifact, facts, reporter)
         report = report.at(dataclasses.replace(artifact, root=out))
         write_documents(report, facts, room, request.options.context)
@@ -271,28 +276,6 @@ def check_artifact(
         Line("fits the cap", verdict.text, f"≤ {format_bytes(cap)}", verdict.fits, float(needed or 0), float(cap))
     )
     return findings.report(artifact, limits, provenance(command))
-
-
-def resolve_model(model: str, *, trust_remote_code: bool, revision: str | None = None) -> ModelFacts:
-    """The facts of MODEL."""
-    from exporter.checkpoint import resolve
-
-    return resolve(model, trust_remote_code=trust_remote_code, revision=revision)
-
-
-def refuse_problems(target: Target, facts: ModelFacts, options: EmitOptions) -> None:
-    """Raise UnsupportedError with the problems that the target finds, one a line, at most a screenful."""
-    problems = target.check(facts, options)
-    if problems:
-        more = [f"… and {len(problems) - MOST_PROBLEMS} more like these"] if len(problems) > MOST_PROBLEMS else []
-        raise UnsupportedError("\n".join([*map(str, problems[:MOST_PROBLEMS]), *more]))
-
-
-def task_of_source(facts: ModelFacts) -> str:
-    """What a model is for. A .gguf file, and a directory that names no class, generate text."""
-    from targets.task import infer_task
-
-    return infer_task(facts) if facts.architecture else TEXT_GENERATION
 
 
 def refuse_other_limits(limits: Limits, task: Callable[[], str]) -> None:

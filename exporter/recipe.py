@@ -31,6 +31,12 @@ class Recipe(Strict):
     seed: int = 0
     steps: tuple[Step, ...] = Field(min_length=1)
 
+    @property
+    def preset(self) -> str | None:
+        """What the model is quantized to; None where it is not."""
+        last = self.steps[-1]
+        return last.preset if last.step == "quantize" else None
+
     @model_validator(mode="after")
     def _ends_with_what_is_final(self) -> Recipe:
         quantizing = [number for number, step in enumerate(self.steps) if step.step == "quantize"]

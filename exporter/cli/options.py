@@ -46,7 +46,13 @@ class Job:
         str, typer.Argument(help="A model directory, a hub id or a .gguf file.", metavar="MODEL", show_default=False)
     ]
     out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
-    format: Annotated[str, _option("--format", "Artifact format; default gguf.", _JOB, _NAME)] = "gguf"
+    format: Annotated[
+        str | None, _option("--format", "Artifact format; default the recipe's, else gguf.", _JOB, _NAME)
+    ] = None
+    recipe: Annotated[
+        str | None,
+        _option("--recipe", "Compress first: one of 'packlight recipes', or a .yaml file.", _JOB, "RECIPE"),
+    ] = None
     quant: Annotated[
         str | None,
         _option(

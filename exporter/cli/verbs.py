@@ -32,15 +32,18 @@ if TYPE_CHECKING:
 
 def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifying, output: Output) -> int:
     """Compress MODEL for a target; verify, measure and report."""
+    from exporter.by_recipe import NamedRecipe
     from exporter.pipeline import ExportRequest
     from exporter.pipeline import export as run
+    from exporter.recipe import load_recipe
     from targets.base import Calibration
 
     options, trials = running.options()
+    by = NamedRecipe(load_recipe(job.recipe), job.recipe) if job.recipe is not None else None
     request = ExportRequest(
         model=job.model,
         out=job.out,
-        format=job.format,
+        format=job.format or (by.recipe.format if by else None) or "gguf",
         quant=job.quant,
         limits=budget.limits(verifying.thresholds(), verifying.encoder_thresholds()),
         options=options,
@@ -51,6 +54,7 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
         trust_remote_code=verifying.trust_remote_code,
         revision=job.revision,
         calibration=Calibration(job.calibration, job.calibration_text),
+        recipe=by,
         command=command_line(),
     )
     with progress(output) as reporter:

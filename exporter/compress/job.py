@@ -10,8 +10,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from exporter.compress.directory import refuse_unknown_weights, write_directory
-from exporter.pipeline import refuse_problems, resolve_model
 from exporter.quant import known_quant
+from exporter.source import refuse_problems, resolve_model
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
@@ -114,10 +114,9 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
 
 def _preset(recipe: Recipe) -> str | None:
     """The preset of the recipe's quantize step, in its format's own spelling."""
-    last = recipe.steps[-1]
-    if last.step != "quantize" or recipe.format is None:
+    if recipe.preset is None or recipe.format is None:
         return None
-    return known_quant(last.preset, get_target(recipe.format).presets())
+    return known_quant(recipe.preset, get_target(recipe.format).presets())
 
 
 def _source(request: CompressRequest) -> ModelFacts:
