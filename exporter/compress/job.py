@@ -162,10 +162,6 @@ def _run(step: Step, subject: Subject, drift: TorchDrift, reporter: Reporter) ->
     runner(step.step)(step, subject)
     seconds = time.monotonic() - start
     n_params = sum(tensor.numel() for tensor in subject.weights().values())
-    zeros = total = 0
-    for _, module in subject.matrices():
-        zeros += int((module.weight == 0).sum())
-        total += module.weight.numel()
     mean_kl, perplexity_ratio, same_top1 = drift.now()
     return StepReport(
         step=step.step,
@@ -173,7 +169,7 @@ def _run(step: Step, subject: Subject, drift: TorchDrift, reporter: Reporter) ->
         seconds=seconds,
         n_bytes=4 * n_params,
         n_params=n_params,
-        sparsity=zeros / total,
+        sparsity=subject.sparsity(),
         mean_kl=mean_kl,
         perplexity_ratio=perplexity_ratio,
         same_top1=same_top1,

@@ -61,6 +61,14 @@ class Subject:
         chunks, _ = token_chunks(self.source.path / "tokenizer.json", wanted)
         return chunks
 
+    def sparsity(self) -> float:
+        """The share of zeros in the matrices of the layers."""
+        zeros = total = 0
+        for _, module in self.matrices():
+            zeros += int((module.weight == 0).sum())
+            total += module.weight.numel()
+        return zeros / total
+
     def weights(self) -> dict[str, torch.Tensor]:
         """Every weight once, by name: a tied matrix under the name that the source has it under."""
         names, seen = set(self.facts.tensors), set()

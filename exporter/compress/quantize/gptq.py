@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
     Bytes = npt.NDArray[np.uint8]
 
+PRUNED = 0.05
+"""Share of zeros from which on a matrix counts as pruned: trained weights have hardly any that are exactly zero."""
 BATCH = 128
 """Columns whose errors reach the columns behind them in one product (the paper's lazy batches)."""
 ROWS = 4096
@@ -60,18 +62,22 @@ def gptq(weight: Floats, hessian: Floats, grid: GgufGrid, options: GptqOptions |
     """The bytes of `weight`, (rows, columns), on the grid, (rows, bytes of a row).
 
     hessian: see `hessian_factor`. Raises OverflowError for weights too large for the grid.
+
+    In a matrix that was pruned, zeros stay what the grid has nearest to zero, and what errors would have moved them by
+    is spread on (SparseGPT, https://arxiv.org/abs/2301.00774, section 3.5).
     """
     options = options or GptqOptions()
     importance = hessian.diagonal().copy()
     if not importance.any():
         importance[:] = 1.0
+    pruned = bool(np.count_nonzero(weight == 0) >= PRUNED * weight.size)
     if options.activation_order:
         order = np.argsort(-importance, kind="stable")
         factor = hessian_factor(hessian[order][:, order], options.damping)
-        pieces = [_ordered(rows, factor, order, importance, grid) for rows in _pieces(weight)]
+        pieces = [_ordered(rows, factor, order, importance, grid, pruned=pruned) for rows in _pieces(weight)]
     else:
         factor = hessian_factor(hessian, options.damping)
-        pieces = [_natural(rows, factor, importance, grid) for rows in _pieces(weight)]
+        pieces = [_natural(rows, factor, importance, grid, pruned=pruned) for rows in _pieces(weight)]
     return np.concatenate(pieces)
 
 
@@ -79,44 +85,56 @@ def _pieces(weight: Floats) -> list[Floats]:
     return [np.array(weight[start : start + ROWS], np.float32) for start in range(0, len(weight), ROWS)]
 
 
-def _ordered(rows: Floats, factor: Floats, order: npt.NDArray[np.intp], importance: Floats, grid: GgufGrid) -> Bytes:
+def _ordered(
+    rows: Floats, factor: Floats, order: npt.NDArray[np.intp], importance: Floats, grid: GgufGrid, *, pruned: bool
+) -> Bytes:
     """Rows under scales that fit the weights as they were, in the given order of columns."""
     fitted = grid.fit(rows, importance)
     scales, offsets = (grid.spread(part, order) for part in (fitted.scales, fitted.offsets))
     left, found = np.asfortranarray(rows[:, order]), np.empty(rows.shape, np.uint8)
+    gone = left == 0 if pruned else None
     for start in range(0, rows.shape[1], BATCH):
         batch = slice(start, min(start + BATCH, rows.shape[1]))
-        found[:, batch] = _round(left, factor, batch, scales[:, batch], offsets[:, batch], grid)
+        found[:, batch] = _round(left, factor, batch, (scales[:, batch], offsets[:, batch]), grid, gone)
     codes = np.empty_like(found)
     codes[:, order] = found
     return grid.pack(fitted, codes)
 
 
-def _natural(rows: Floats, factor: Floats, importance: Floats, grid: GgufGrid) -> Bytes:
+def _natural(rows: Floats, factor: Floats, importance: Floats, grid: GgufGrid, *, pruned: bool) -> Bytes:
     """Rows from the first column to the last, a block's scales when it is reached."""
     left = np.asfortranarray(rows)
+    gone = left == 0 if pruned else None
     packed = []
     for start in range(0, rows.shape[1], grid.block):
         block = slice(start, start + grid.block)
-        fitted = grid.fit(np.ascontiguousarray(left[:, block]), importance[block])
+        seen = left[:, block] if gone is None else np.where(gone[:, block], np.float32(0), left[:, block])
+        fitted = grid.fit(np.ascontiguousarray(seen), importance[block])
         codes = np.empty((len(rows), grid.block), np.uint8)
         for first in range(0, grid.block, BATCH):
             inner = slice(first, min(first + BATCH, grid.block))
             outer = slice(start + inner.start, start + inner.stop)
             scales, offsets = (grid.spread(part, inner) for part in (fitted.scales, fitted.offsets))
-            codes[:, inner] = _round(left, factor, outer, scales, offsets, grid)
+            codes[:, inner] = _round(left, factor, outer, (scales, offsets), grid, gone)
         packed.append(grid.pack(fitted, codes))
     return np.concatenate(packed, axis=1)
 
 
-def _round(left: Floats, factor: Floats, batch: slice, scales: Floats, offsets: Floats, grid: GgufGrid) -> Bytes:
-    """Codes of a batch of columns; what they leave of `left` is spread over the columns behind, in place."""
+def _round(
+    left: Floats, factor: Floats, batch: slice, fitted: tuple[Floats, Floats], grid: GgufGrid,
+    gone: npt.NDArray[np.bool_] | None,
+) -> Bytes:  # fmt: skip
+    """Codes of a batch of columns; what they leave of `left` is spread over the columns behind, in place.
+
+    fitted: scales and offsets of the batch, (rows, columns) each; gone: weights of all columns that were pruned
+    """
     width = batch.stop - batch.start
     codes, errors = np.empty((len(left), width), np.uint8), np.empty((len(left), width), np.float32, order="F")
     for number in range(width):
         column = batch.start + number
-        scale, offset = scales[:, number], offsets[:, number]
-        codes[:, number] = grid.nearest(left[:, column], scale, offset)
+        scale, offset = fitted[0][:, number], fitted[1][:, number]
+        wanted = left[:, column] if gone is None else np.where(gone[:, column], np.float32(0), left[:, column])
+        codes[:, number] = grid.nearest(wanted, scale, offset)
         error = (left[:, column] - grid.values(codes[:, number], scale, offset)) / factor[column, column]
         left[:, column + 1 : batch.stop] -= error[:, None] * factor[column, column + 1 : batch.stop]
         errors[:, number] = error

@@ -30,10 +30,16 @@ def run(step: Quantize, subject: Subject) -> None:
     grids, ruled = _grids(subject.now(), subject.options, step.rules)
     if step.types == "measured":
         grids = _measured_grids(subject.model, grids, ruled, subject.chunks, subject.progress)
+    before = subject.sparsity()
     try:
         blocks = quantize(Walk(subject.model, subject.chunks), grids, METHODS[step.method], subject.progress)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
+    after = subject.sparsity()
+    if before >= 0.05 and after < 0.99 * before:
+        subject.notes.append(
+            f"zeros: {before:.0%} of the layers' weights before, {after:.0%} after: not every grid has a code for zero"
+        )
     subject.files[GGML] = {f"{name}.{grid.name}": packed for name, (grid, packed) in blocks.items()}
 
 

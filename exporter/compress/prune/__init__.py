@@ -1,0 +1,1 @@
+"""Pruning: weights of the layers' matrices set to zero, one method, one file."""
