@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from runtime.atomic import write_json
 from runtime.errors import ModelError
+from targets.factors import FACTORS
 from targets.ongrid import RECIPE
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def write_directory(room: Path, subject: Subject) -> None:
     config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
     write_json(room / "config.json", {**config, **subject.config, "dtype": "float32"})
     try:
-        save_file(subject.weights(), room / "model.safetensors", {"format": "pt"})
+        save_file(subject.merged(), room / "model.safetensors", {"format": "pt"})
+        if factors := subject.factors():
+            save_arrays(factors, room / FACTORS)
         for name, arrays in subject.files.items():
             save_arrays(dict(arrays), room / name)
     except (OSError, RuntimeError) as error:

@@ -17,6 +17,7 @@ class Runner(Protocol):
 
 
 _RUNNERS = {
+    "factorize": "exporter.compress.factorize.step:run",
     "prune": "exporter.compress.prune.step:run",
     "quantize": "exporter.compress.quantize.step:run",
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exporter.compress.factored import factored_modules
 from targets.base import Calibration
 from targets.facts import TensorFact
 
@@ -81,11 +82,30 @@ class Subject:
                 seen.add(tensor.data_ptr())
         return found
 
+    def merged(self) -> dict[str, torch.Tensor]:
+        """As `weights`, as transformers loads them: products in place of factors."""
+        found = self.weights()
+        for name, module in factored_modules(self.model):
+            for part in ("left.weight", "right.weight", "left.bias"):
+                found.pop(f"{name}.{part}", None)
+            found[f"{name}.weight"] = module.weight
+            if module.bias is not None:
+                found[f"{name}.bias"] = module.bias
+        return found
+
+    def factors(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The factors by name, as `targets.factors` reads them."""
+        return {
+            f"{name}.{side}.weight": getattr(module, side).weight.detach().numpy()
+            for name, module in factored_modules(self.model)
+            for side in ("left", "right")
+        }
+
     def now(self) -> ModelFacts:
         """The model as it is by now, its tensors without a place on the disk."""
         tensors = {
             name: TensorFact(name, tuple(tensor.shape), "F32", Path(), 0, 4 * tensor.numel())
-            for name, tensor in self.weights().items()
+            for name, tensor in self.merged().items()
         }
         return dataclasses.replace(self.facts, config={**self.facts.config, **self.config}, tensors=tensors)
 

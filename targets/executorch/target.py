@@ -10,6 +10,7 @@ from runtime.errors import UserError
 from runtime.measurement import RunOptions
 from targets.base import Problem
 from targets.executorch.presets import PRESETS
+from targets.factors import merged_notes
 from targets.onnx.clients import copy_side_files
 from targets.planned import PlannedTarget
 from targets.pytorch.directory import finish
@@ -63,6 +64,7 @@ class ExecuTorchTarget(PlannedTarget[Plan]):
         if plan.decoder is not None:  # its rotary tables are as long as the cache, however long that is
             capacity = min(options.context or RunOptions.context, plan.decoder.trained_context)
         made, contract = _write(plan, capacity, out / FILE, progress)
+        contract["notes"] = merged_notes(facts.path)
         return finish(out, facts, plan, (self.name, FILE, side_files), made.stored, capacity, contract)
 
 
@@ -129,7 +131,6 @@ def _contract(plan: Plan, capacity: int, module: Any, counts: dict[str, int]) ->
         "executorch": version("executorch"),
         "backend": "XNNPACK",
         "tensors": counts,
-        "notes": [],
     }
     if plan.decoder is not None:
         names = {"inputs": ["input_ids", "input_pos"], "outputs": ["logits"], "n_vocab": plan.n_vocab}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import UnsupportedError
 from targets.base import Problem
 from targets.damage import damage_in
+from targets.factors import merged_notes
 from targets.gguf import header
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import (
@@ -150,7 +151,7 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         *hyper_parameters,
         *tokenizer.entries,
     ]
-    notes = [*tokenizer.notes, *_compressed(tensors)]
+    notes = [*tokenizer.notes, *_compressed(tensors), *merged_notes(facts.path)]
     return Content(name, metadata, tensors, shape, tuple(notes), from_checkpoint=True), []
 
 

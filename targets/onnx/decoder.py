@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +15,16 @@ from targets.onnx.weights import Blob, FloatJob, Matrix, Part
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from targets.factors import Factors
     from targets.gguf.architectures.base import Config, OutTensor
     from targets.onnx.decoder_spec import DecoderSpec
     from targets.onnx.linear import Scheme
 
     SchemeOf = Callable[[str, int], Scheme]
-    """(role, layer) -> scheme; roles: "token_embd", "output", and those of a layer such as "attn_q"."""
+    """(role, layer) -> scheme; roles: "token_embd", "output", and those of a layer such as "attn_q".
+
+    A factor's role is its matrix's with ".left" or ".right".
+    """
 
 KEEP = "num_logits_to_keep"
 """How many of the last positions get logits; 0 for all. It has a default of 1, so that no client has to know it."""
@@ -29,9 +33,13 @@ FLOAT, INT32, INT64_MAX = 1, 6, np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """Stored tensors by the names of the architecture table ("blk.0.attn_q.weight")."""
+    """Stored tensors by the names of the architecture table ("blk.0.attn_q.weight").
+
+    factors: of some of them, by the names that they are stored under
+    """
 
     tensors: Mapping[str, OutTensor]
+    factors: Mapping[str, Factors] = field(default_factory=dict)
 
     def matrix(self, *names: str) -> Matrix:
         """Stored tensors, one below the other."""
@@ -42,6 +50,12 @@ class DecoderWeights:
         if tensor.source is None:
             raise KeyError(name)
         return Part(tensor.source, tensor.plus)
+
+    def pair(self, name: str) -> tuple[Matrix, Matrix] | None:
+        """The two factors of a matrix, right and left; None where it is one."""
+        source = self.tensors[name].source
+        found = self.factors.get(source.name) if source is not None else None
+        return (Matrix((Part(found.right),)), Matrix((Part(found.left),))) if found else None
 
     def biases(self, *names: str) -> Matrix | None:
         """Their biases; None where the first has none."""
@@ -129,8 +143,10 @@ class _Decoder:
     def _fused(self, x: str, layer: int, block: str, name: str, roles: tuple[str, ...]) -> list[str]:
         """Linear layers on the same input: neighbours of one scheme are one product. One value for each product."""
         groups: list[list[str]] = []
+        alone = {role for role in roles if self.weights.pair(f"blk.{layer}.{role}.weight")}
         for role in roles:
-            if groups and self.scheme_of(groups[-1][0], layer) == self.scheme_of(role, layer):
+            apart = not groups or role in alone or groups[-1][0] in alone
+            if not apart and self.scheme_of(groups[-1][0], layer) == self.scheme_of(role, layer):
                 groups[-1].append(role)
             else:
                 groups.append([role])
@@ -143,8 +159,20 @@ class _Decoder:
                 self.weights.matrix(*stored),
                 self.weights.biases(*stored),
             )
-            values.append((group, self.scheme_of(group[0], layer).linear(self.graph, made, x)))
+            values.append((group, self._linear(group[0], layer, made, x)))
         return self._split(values, f"layers.{layer}.{block}", roles)
+
+    def _linear(self, role: str, layer: int, made: Layer, x: str) -> str:
+        """A linear layer, or two where the matrix is there as two factors."""
+        pair = self.weights.pair(f"blk.{layer}.{role}.weight")
+        if pair is None:
+            return self.scheme_of(role, layer).linear(self.graph, made, x)
+        right, left = (
+            Layer(f"{made.name}.{side}", matrix, bias)
+            for side, matrix, bias in zip(("right", "left"), pair, (None, made.bias), strict=True)
+        )
+        inner = self.scheme_of(f"{role}.right", layer).linear(self.graph, right, x)
+        return self.scheme_of(f"{role}.left", layer).linear(self.graph, left, inner)
 
     def _split(self, values: list[tuple[list[str], str]], name: str, roles: tuple[str, ...]) -> list[str]:
         """One value for each role; a single product of all roles is left whole where attention takes it so."""
@@ -186,7 +214,7 @@ class _Decoder:
             graph.output(output, self.dtype.type, grown)
         stored = f"blk.{layer}.attn_output.weight"
         made = Layer(f"{name}.output", self.weights.matrix(stored), self.weights.biases(stored))
-        out = self.scheme_of("attn_output", layer).linear(graph, made, f"{name}.context")
+        out = self._linear("attn_output", layer, made, f"{name}.context")
         if spec.post_norms:
             out = self._norm(out, f"blk.{layer}.post_attention_norm.weight", f"{name}.post_norm")
         return out
@@ -221,7 +249,7 @@ class _Decoder:
         product = graph.node("Mul", (active, up), f"{name}.product")
         stored = f"blk.{layer}.ffn_down.weight"
         made = Layer(f"{name}.down", self.weights.matrix(stored), self.weights.biases(stored))
-        out = self.scheme_of("ffn_down", layer).linear(graph, made, product)
+        out = self._linear("ffn_down", layer, made, product)
         if self.spec.post_norms:
             out = self._norm(out, f"blk.{layer}.post_ffw_norm.weight", f"{name}.post_norm")
         return out

@@ -11,6 +11,8 @@ from runtime.errors import UnsupportedError
 from runtime.sessions.base import ENCODER_TASKS
 from targets.base import Problem
 from targets.damage import damage_in
+from targets.factors import problems as factor_problems
+from targets.factors import stored_factors
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import dimensions, full_config, plan_tensors
 from targets.ongrid import MATMUL_NBITS, foreign_grids
@@ -107,6 +109,7 @@ class Choice:
         name = self.sources.names.get((role, layer))
         if self.sources.given is not None and name is not None and name in self.sources.given:
             return BlockScheme(self.sources.given.grid(name), self.sources.given)
+        role = role.removesuffix(".left").removesuffix(".right")  # a factor is stored as its matrix would be
         if role not in TABLES:
             return self._knowing(self._layers or self.preset.scheme(role, layer, n_layers))
         table = table_scheme(self.preset.scheme(role, layer, n_layers), self.hidden)
@@ -167,9 +170,17 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         tensors, problems = plan_tensors(architecture, config, facts)
         given = OnGrid.of(facts.path)
         names = {_role(tensor.name): tensor.source.name for tensor in tensors if tensor.source is not None}
+        factors = stored_factors(facts.path)
+        names |= {
+            (f"{role}.{side}", layer): f"{name.removesuffix('.weight')}.{side}.weight"
+            for (role, layer), name in names.items()
+            if name in factors
+            for side in ("left", "right")
+        }
         choice = Choice(preset, ranges, dimensions(config)["hidden"], Sources(names, given))
         problems += refusals(config) + kernel_refusals(config) + choice.problems()
         problems += given.problems(facts) if given else []
+        problems += factor_problems(facts, factors)
         if problems:
             return None, problems
         spec = decoder_spec(architecture, config)
@@ -178,7 +189,7 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         for name in stored:
             counts[_scheme_of_tensor(choice, name, spec.n_layers)] += 1
         graph = decoder_graph(
-            spec, config, DecoderWeights(stored), lambda role, layer: choice(role, layer, spec.n_layers)
+            spec, config, DecoderWeights(stored, factors), lambda role, layer: choice(role, layer, spec.n_layers)
         )
     return Plan(
         task=TEXT_GENERATION,
@@ -191,8 +202,12 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         context=spec.context,
         counts=dict(counts),
         decoder=spec,
-        notes=(*spec.context_notes, *choice.notes()),
+        notes=(*spec.context_notes, *choice.notes(), *([_in_factors(len(factors))] if factors else [])),
     ), []
+
+
+def _in_factors(n: int) -> str:
+    return f"{n} matrices were factorized before; each is a product of two here"
 
 
 def _plan_encoder(

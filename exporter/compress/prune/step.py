@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from exporter.compress.prune.masks import lowest, lowest_of_groups, lowest_of_ro
 from exporter.compress.prune.sparsegpt import sparsegpt
 from exporter.compress.prune.wanda import wanda_scores
 from exporter.compress.walk import Walk
+from exporter.compress.which import excluding
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 def run(step: Prune, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. Magnitude needs no text; the others go layer by layer."""
-    matrices = chosen_matrices(subject, step.exclude)
+    matrices = excluding(dict(subject.matrices()), step.exclude)
     pattern = _pattern(step, matrices)
     if step.method == "magnitude":
         _by_magnitude(step, pattern, matrices)
@@ -46,19 +45,6 @@ def run(step: Prune, subject: Subject) -> None:
 def put(module: Any, weight: Floats) -> None:  # noqa: ANN401 - a linear module
     """Write a module's weight in place."""
     module.weight.data.copy_(torch.from_numpy(weight))
-
-
-def chosen_matrices(subject: Subject, exclude: tuple[str, ...]) -> dict[str, Any]:
-    """The matrices of the layers by name without those that a pattern excludes. Raises UserError for one of none."""
-    matrices = dict(subject.matrices())
-    for pattern in exclude:
-        if not any(fnmatchcase(name, pattern) for name in matrices):
-            near = difflib.get_close_matches(pattern, matrices, n=2, cutoff=0.3) or list(matrices)[:2]
-            raise UserError(f"--recipe: exclude '{pattern}' matches no matrix; they are called {' or '.join(near)}")
-    found = {name: module for name, module in matrices.items() if not any(fnmatchcase(name, one) for one in exclude)}
-    if not found:
-        raise UserError("--recipe: exclude leaves no matrix to prune; take a pattern out")
-    return found
 
 
 def _pattern(step: Prune, matrices: dict[str, Any]) -> tuple[int, int] | None:

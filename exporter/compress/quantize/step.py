@@ -23,10 +23,13 @@ ALIGNMENT = 32
 
 def run(step: Quantize, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. The blocks of every weight go into the subject's files."""
+    from exporter.compress.factored import merge
     from exporter.compress.quantize.run import METHODS, quantize
     from exporter.compress.walk import Walk
 
     assert subject.options is not None, "a recipe with a quantize step has a format"
+    if n := merge(subject.model):
+        subject.notes.append(f"factors: {n} pairs were multiplied out first: GGUF has no pairs, its file is no smaller")
     grids, ruled = _grids(subject.now(), subject.options, step.rules)
     if step.types == "measured":
         grids = _measured_grids(subject.model, grids, ruled, subject.chunks, subject.progress)

@@ -185,7 +185,7 @@ def test_zeros_are_worth_keeping_in_gptq(tiny_model_dir: Callable[..., Path], tm
     ("more", "message"),
     [
         ({"exclude": ["nothing*"]}, "--recipe: exclude 'nothing\\*' matches no matrix; they are called model.layers"),
-        ({"exclude": ["*"]}, "--recipe: exclude leaves no matrix to prune"),
+        ({"exclude": ["*"]}, "--recipe: exclude leaves no matrix; take"),
         ({"sparsity": None, "pattern": "2:7"}, r"self_attn.q_proj.weight: rows of 64 weights are no whole groups of 7"),
     ],
 )

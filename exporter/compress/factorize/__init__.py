@@ -1,0 +1,1 @@
+"""Factorization: two thin matrices in place of one, one method, one file."""
