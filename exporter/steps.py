@@ -76,6 +76,7 @@ class Remove(Strict):
     units: "layers"; "heads": whole groups of query heads with their key and value head; "neurons" of the feed-forward
     share: of the units that go, the same share in every layer; count: how many, in place of share
     scores: by what units are ranked; "influence" is for layers, how little they turn the hidden state
+    repair: matrices that read heads or neurons make up for those that are gone
     """
 
     step: Literal["remove"]
@@ -83,6 +84,7 @@ class Remove(Strict):
     share: Share | None = None
     count: Annotated[int, Field(ge=1)] | None = None
     scores: Literal["magnitude", "activation", "gradient", "influence"] | None = None
+    repair: bool = True
 
     @model_validator(mode="after")
     def _goes_together(self) -> Remove:

@@ -19,6 +19,7 @@ class Runner(Protocol):
 _RUNNERS = {
     "factorize": "exporter.compress.factorize.step:run",
     "prune": "exporter.compress.prune.step:run",
+    "remove": "exporter.compress.remove.step:run",
     "quantize": "exporter.compress.quantize.step:run",
 }
 

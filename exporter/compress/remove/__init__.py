@@ -1,0 +1,1 @@
+"""Structured pruning: layers, groups of heads and feed-forward neurons that are really taken out."""

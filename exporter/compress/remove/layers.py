@@ -1,0 +1,103 @@
+"""Whole layers out of a decoder: those that change the hidden state least (ShortGPT, https://arxiv.org/abs/2403.03853)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from exporter.compress.remove.scores import felt, growth, influence
+from exporter.compress.walk import Walk
+
+if TYPE_CHECKING:
+    from exporter.compress.subject import Subject
+
+
+def remove_layers(subject: Subject, count: int, scores: str) -> None:
+    """Take `count` layers out, and say so in the configuration."""
+    found = _SCORES[scores](subject)
+    out = set(np.argsort(found, kind="stable")[:count].tolist())
+    base, config = subject.model.base_model, subject.model.config
+    kept = [number for number in range(len(found)) if number not in out]
+    layers = [base.layers[number] for number in kept]
+    for number, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number  # a cache is filled by it
+    base.layers = torch.nn.ModuleList(layers)
+    config.num_hidden_layers = subject.config["num_hidden_layers"] = len(kept)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        config.layer_types = [kinds[number] for number in kept]
+        if len(set(kinds)) > 1 or "layer_types" in subject.facts.config:
+            subject.config["layer_types"] = config.layer_types
+    subject.notes.append(f"removed layers, counted from 0: {', '.join(map(str, sorted(out)))}")
+
+
+def _by_influence(subject: Subject) -> list[float]:
+    return influence(Walk(subject.model, subject.chunks), subject.progress)
+
+
+def _by_activation(subject: Subject) -> list[float]:
+    return growth(Walk(subject.model, subject.chunks), subject.progress)
+
+
+def _by_magnitude(subject: Subject) -> list[float]:
+    return [
+        float(sum(parameter.detach().square().sum() for parameter in layer.parameters() if parameter.dim() == 2))
+        for layer in subject.model.base_model.layers
+    ]
+
+
+def _by_gradient(subject: Subject) -> list[float]:
+    layers = subject.model.base_model.layers
+    watched = [(_Added(layer), _added, 1) for layer in layers]
+    for adding in (adding for adding, _, _ in watched):
+        adding.listen()
+    try:
+        return [float(one) for one in felt(subject.model, subject.chunks, watched, subject.progress)]
+    finally:
+        for adding in (adding for adding, _, _ in watched):
+            adding.stop()
+
+
+class _Added:
+    """Stands for a layer where a hook is wanted on what it adds: its output is made anew as input plus that."""
+
+    def __init__(self, layer: Any) -> None:  # noqa: ANN401 - a decoder layer
+        self.layer = layer
+        self.hook: Any = None
+        self.handle: Any = None
+
+    def register_forward_hook(self, hook: Any) -> Any:  # noqa: ANN401
+        self.hook = hook
+        return self
+
+    def remove(self) -> None:
+        self.hook = None
+
+    def listen(self) -> None:
+        def split(_module: Any, args: Any, output: Any) -> Any:  # noqa: ANN401
+            added = output - args[0]
+            if self.hook is not None:
+                self.hook(self.layer, args, added)
+            return args[0] + added
+
+        self.handle = self.layer.register_forward_hook(split)
+
+    def stop(self) -> None:
+        self.handle.remove()
+
+
+def _added(_args: Any, output: Any) -> torch.Tensor:  # noqa: ANN401
+    found: torch.Tensor = output
+    return found
+
+
+_SCORES = {
+    "influence": _by_influence,
+    "activation": _by_activation,
+    "magnitude": _by_magnitude,
+    "gradient": _by_gradient,
+}
