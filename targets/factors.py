@@ -34,6 +34,11 @@ class Factors:
     left: TensorFact
     right: TensorFact
 
+    @property
+    def both(self) -> tuple[TensorFact, TensorFact]:
+        """Left and right."""
+        return self.left, self.right
+
 
 def stored_factors(directory: Path) -> dict[str, Factors]:
     """By the names of the weights that they are; empty where the directory has none. Raises ModelError for damage."""

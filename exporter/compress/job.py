@@ -105,7 +105,7 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
         reporter.step("writing the directory")
         write_directory(room, subject)
         if subject.options is not None and preset is not None:
-            file_bytes = _file_bytes(room, out.name, subject.options)
+            file_bytes = _file_bytes(room, out.name, recipe.format or "", subject.options)
             done[-1] = dataclasses.replace(done[-1], n_bytes=file_bytes)
         report = CompressReport(request.model, str(out), request.recipe_name, recipe.format, preset, tuple(done))
         write_json(room / RECIPE, report.to_json())
@@ -177,11 +177,13 @@ def _run(step: Step, subject: Subject, drift: TorchDrift, reporter: Reporter) ->
     )
 
 
-def _file_bytes(directory: Path, name: str, options: EmitOptions) -> int:
-    """Of the file that an export of the directory, once it has its name, writes."""
-    from targets.gguf.plan import make_plan
+def _file_bytes(directory: Path, name: str, target: str, options: EmitOptions) -> int:
+    """Of the file that an export of the directory, once it has its name, writes; of the weights' file for ONNX."""
+    from targets.gguf.plan import make_plan as gguf_plan
+    from targets.onnx.plan import make_plan as onnx_plan
 
-    plan, problems = make_plan(read_facts(directory, str(directory), name), options)
+    facts = read_facts(directory, str(directory), name)
+    plan, problems = gguf_plan(facts, options) if target == "gguf" else onnx_plan(facts, options)
     if plan is None:
         raise ModelError("; ".join(map(str, problems)))
     return plan.file_bytes

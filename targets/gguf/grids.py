@@ -10,7 +10,7 @@ Source of the layouts: the structs of ggml-common.h and the dequantize_row funct
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,15 +69,28 @@ class GgufGrid:
         """Weights that are fitted together."""
         return self.kind.block_size
 
+    @property
+    def largest(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
     def fit(self, rows: Floats, importance: Floats | None = None) -> Fitted:
         """Scales for `rows`, shape (n, columns), columns whole blocks.
 
         importance: what the squared error in each column counts, shape (columns,); None counts all alike.
         Raises OverflowError for weights too large for the type.
         """
-        raw = quantize_rows(rows, self.kind, importance).reshape(len(rows), -1, self.kind.block_bytes)
+        return self.fitted(quantize_rows(rows, self.kind, importance))
+
+    def fitted(self, packed: Bytes) -> Fitted:
+        """The scales in the bytes of rows, (rows, bytes of a row)."""
+        raw = packed.reshape(len(packed), -1, self.kind.block_bytes)
         scales, offsets = self.scales(raw)
-        return Fitted(raw, scales.reshape(len(rows), -1), offsets.reshape(len(rows), -1))
+        return Fitted(raw, scales.reshape(len(raw), -1), offsets.reshape(len(raw), -1))
+
+    def rounded(self, rows: Floats, importance: Floats | None = None) -> Bytes:
+        """The bytes of rows as ggml rounds them."""
+        return quantize_rows(rows, self.kind, importance).reshape(len(rows), -1)
 
     def nearest(self, weights: Floats, scales: Floats, offsets: Floats) -> Bytes:
         """The code whose value is nearest; all three of one shape."""
@@ -85,7 +98,7 @@ class GgufGrid:
         if self.levels is not None:
             found = np.searchsorted((self.levels[1:] + self.levels[:-1]) / 2, steps)
         else:
-            found = np.clip(np.rint(steps) + self.zero, 0, (1 << self.bits) - 1)
+            found = np.clip(np.rint(steps) + self.zero, 0, self.largest)
         codes: Bytes = found.astype(np.uint8)
         return codes
 
@@ -101,9 +114,9 @@ class GgufGrid:
         found: Floats = per_scale[:, np.arange(count)[columns] // self.shared]
         return found
 
-    def pack(self, fitted: Fitted, codes: Bytes) -> Bytes:
+    def pack(self, fitted: Any, codes: Bytes) -> Bytes:  # noqa: ANN401 - a `Fitted` of this grid
         """The bytes of rows, shape (rows, bytes of a row). codes: (rows, columns)."""
-        raw = fitted.raw.copy()
+        raw: Bytes = fitted.raw.copy()
         self.put(raw, codes.reshape(*raw.shape[:2], self.block))
         return raw.reshape(len(raw), -1)
 
@@ -113,6 +126,10 @@ class GgufGrid:
 
         found = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[self.name])
         return np.ascontiguousarray(found, np.float32)
+
+    def tensors(self, name: str, packed: Bytes) -> dict[str, npt.NDArray[np.generic]]:
+        """What the side file holds of a matrix, as `targets.gguf.ongrid` reads it."""
+        return {f"{name}.{self.name}": packed}
 
 
 def _half(raw: Bytes, start: int) -> Floats:

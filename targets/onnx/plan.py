@@ -15,7 +15,7 @@ from targets.factors import problems as factor_problems
 from targets.factors import stored_factors
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import dimensions, full_config, plan_tensors
-from targets.ongrid import MATMUL_NBITS, foreign_grids
+from targets.ongrid import MATMUL_NBITS, foreign_grids, recorded_preset
 from targets.onnx.calibration import Ranges, Recorder
 from targets.onnx.decoder import DecoderWeights, decoder_graph
 from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, kernel_refusals, refusals
@@ -31,6 +31,7 @@ from targets.task import TEXT_GENERATION, infer_task
 if TYPE_CHECKING:
     from targets.base import EmitOptions
     from targets.facts import ModelFacts, TensorFact
+    from targets.onnx.blocks import BlockGrid
     from targets.onnx.graph import GraphBuilder
     from targets.onnx.linear import Scheme
 
@@ -74,6 +75,11 @@ class Plan:
     def data_files(self) -> list[str]:
         """The files of external weights, relative to the exported directory, as transformers.js numbers them."""
         return [f"{self.file}_data{f'_{number}' if number else ''}" for number in range(len(self.data_bytes))]
+
+    @property
+    def file_bytes(self) -> int:
+        """Of the files of weights; the graph itself is some tens of kilobytes more."""
+        return sum(self.data_bytes)
 
     @property
     def bits_per_weight(self) -> float:
@@ -156,6 +162,10 @@ def make_plan(
     task = infer_task(facts)
     if foreign := foreign_grids(facts.path, MATMUL_NBITS):
         return None, foreign
+    recorded = recorded_preset(facts.path, "onnx")
+    if recorded not in (None, preset.name) and (facts.path / MATMUL_NBITS).is_file():
+        what = f"the model's weights lie in the blocks of {recorded} already"
+        return None, [Problem(f"--quant {preset.name}", what, "leave it out, or export the original model")]
     if task == TEXT_GENERATION:
         return _plan_decoder(facts, preset, ranges)
     if task in ENCODER_TASKS:
@@ -179,7 +189,8 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         }
         choice = Choice(preset, ranges, dimensions(config)["hidden"], Sources(names, given))
         problems += refusals(config) + kernel_refusals(config) + choice.problems()
-        problems += given.problems(facts) if given else []
+        stored_facts = {**facts.tensors, **{part.name: part for pair in factors.values() for part in pair.both}}
+        problems += given.problems(stored_facts) if given else []
         problems += factor_problems(facts, factors)
         if problems:
             return None, problems
@@ -206,6 +217,31 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
     ), []
 
 
+def block_grids(facts: ModelFacts, options: EmitOptions) -> dict[str, BlockGrid]:
+    """The grid of every weight of a decoder that a preset puts into blocks, by its name; the blocks divide its rows.
+
+    Raises UnsupportedError for a preset that has no blocks.
+    """
+    preset = preset_named(options.quant, PRESETS, "onnx")
+    architecture = architecture_of(facts.architecture)
+    config = full_config(architecture, facts)
+    tensors, _ = plan_tensors(architecture, config, facts)
+    n_layers = decoder_spec(architecture, config).n_layers
+    found = {}
+    for tensor in tensors:
+        role, layer = _role(tensor.name)
+        if tensor.source is None or len(tensor.source.shape) != 2:
+            continue
+        # The largest blocks that divide a row: a side file knows a block by that.
+        scheme = table_scheme(preset.scheme(role, layer, n_layers), tensor.source.shape[1])
+        if isinstance(scheme, BlockScheme):
+            found[tensor.source.name] = scheme.grid
+    if not found or preset.calibrated:
+        blocks = [name for name, one in PRESETS.items() if name.startswith("int") and not one.calibrated]
+        raise UnsupportedError(f"preset {preset.name} has no codes that could be chosen; use {', '.join(blocks)}")
+    return found
+
+
 def _in_factors(n: int) -> str:
     return f"{n} matrices were factorized before; each is a product of two here"
 
@@ -220,7 +256,7 @@ def _plan_encoder(
         spec = encoder_spec(facts, task, tensors)
         given = OnGrid.of(facts.path)
         choice = Choice(preset, ranges, spec.hidden, Sources(_encoder_names(spec, tensors), given))
-        if problems := choice.problems() + (given.problems(facts) if given else []):
+        if problems := choice.problems() + (given.problems(facts.tensors) if given else []):
             return None, problems
         graph = encoder_graph(spec, tensors, lambda role, layer: choice(role, layer, spec.n_layers))
     counts = Counter(choice(role, layer, spec.n_layers).label for role in ROLES for layer in range(spec.n_layers))

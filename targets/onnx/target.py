@@ -16,6 +16,7 @@ from runtime.errors import ModelError, UnsupportedError
 from runtime.host import usable_cores
 from targets.base import Problem
 from targets.gguf.tokenizer.files import read_files
+from targets.ongrid import recorded_preset
 from targets.onnx import calibration, clients, releases
 from targets.onnx.plan import FOLDER, Plan, make_plan
 from targets.onnx.presets import PRESETS
@@ -49,7 +50,8 @@ class OnnxTarget(PlannedTarget[Plan]):
         """The preset where the user names none."""
         from targets.task import TEXT_GENERATION, infer_task
 
-        return "int4" if infer_task(facts) == TEXT_GENERATION else "dynamic-int8"
+        recorded = recorded_preset(facts.path, self.name)
+        return recorded or ("int4" if infer_task(facts) == TEXT_GENERATION else "dynamic-int8")
 
     def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
         """See `PlannedTarget`."""

@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from targets.gguf.grids import GgufGrid
+    from targets.grids import Grid
 
     Floats = npt.NDArray[np.float32]
     Bytes = npt.NDArray[np.uint8]
@@ -58,7 +58,7 @@ def hessian_factor(hessian: Floats, damping: float) -> Floats:
     return factor
 
 
-def gptq(weight: Floats, hessian: Floats, grid: GgufGrid, options: GptqOptions | None = None) -> Bytes:
+def gptq(weight: Floats, hessian: Floats, grid: Grid, options: GptqOptions | None = None) -> Bytes:
     """The bytes of `weight`, (rows, columns), on the grid, (rows, bytes of a row).
 
     hessian: see `hessian_factor`. Raises OverflowError for weights too large for the grid.
@@ -86,7 +86,7 @@ def _pieces(weight: Floats) -> list[Floats]:
 
 
 def _ordered(
-    rows: Floats, factor: Floats, order: npt.NDArray[np.intp], importance: Floats, grid: GgufGrid, *, pruned: bool
+    rows: Floats, factor: Floats, order: npt.NDArray[np.intp], importance: Floats, grid: Grid, *, pruned: bool
 ) -> Bytes:
     """Rows under scales that fit the weights as they were, in the given order of columns."""
     fitted = grid.fit(rows, importance)
@@ -101,7 +101,7 @@ def _ordered(
     return grid.pack(fitted, codes)
 
 
-def _natural(rows: Floats, factor: Floats, importance: Floats, grid: GgufGrid, *, pruned: bool) -> Bytes:
+def _natural(rows: Floats, factor: Floats, importance: Floats, grid: Grid, *, pruned: bool) -> Bytes:
     """Rows from the first column to the last, a block's scales when it is reached."""
     left = np.asfortranarray(rows)
     gone = left == 0 if pruned else None
@@ -121,7 +121,7 @@ def _natural(rows: Floats, factor: Floats, importance: Floats, grid: GgufGrid, *
 
 
 def _round(
-    left: Floats, factor: Floats, batch: slice, fitted: tuple[Floats, Floats], grid: GgufGrid,
+    left: Floats, factor: Floats, batch: slice, fitted: tuple[Floats, Floats], grid: Grid,
     gone: npt.NDArray[np.bool_] | None,
 ) -> Bytes:  # fmt: skip
     """Codes of a batch of columns; what they leave of `left` is spread over the columns behind, in place.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from exporter.compress.quantize.gptq import GptqOptions, gptq
+from runtime.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,30 +17,29 @@ if TYPE_CHECKING:
 
     from exporter.compress.walk import Walk
     from targets.base import Progress
-    from targets.gguf.grids import GgufGrid
+    from targets.grids import Grid
 
     Floats = npt.NDArray[np.float32]
     Bytes = npt.NDArray[np.uint8]
-    Method = Callable[[Floats, Floats | None, GgufGrid], Bytes]
+    Method = Callable[[Floats, Floats | None, Grid], Bytes]
 
 ROWS = 4096
 
 
-def nearest(weight: Floats, hessian: Floats | None, grid: GgufGrid) -> Bytes:
-    """Round to nearest, scales searched by ggml for the inputs' energy: what llama-quantize does with its imatrix."""
+def nearest(weight: Floats, hessian: Floats | None, grid: Grid) -> Bytes:
+    """Round to nearest, scales searched for the inputs' energy: for GGUF what llama-quantize does with its imatrix."""
     importance = None if hessian is None or not hessian.any() else hessian.diagonal().copy()
     packed = []
     for start in range(0, len(weight), ROWS):
         rows = np.ascontiguousarray(weight[start : start + ROWS])
-        fitted = grid.fit(rows, importance)
-        packed.append(fitted.raw.reshape(len(rows), -1))
+        packed.append(grid.rounded(rows, importance))
     return np.concatenate(packed)
 
 
 def by_gptq(options: GptqOptions) -> Method:
     """GPTQ where inputs are known, else as `nearest`."""
 
-    def choose(weight: Floats, hessian: Floats | None, grid: GgufGrid) -> Bytes:
+    def choose(weight: Floats, hessian: Floats | None, grid: Grid) -> Bytes:
         return nearest(weight, None, grid) if hessian is None else gptq(weight, hessian, grid, options)
 
     return choose
@@ -54,14 +54,14 @@ METHODS: dict[str, Method] = {
 
 
 def quantize(
-    walk: Walk, grids: Mapping[str, GgufGrid], method: Method, progress: Progress
-) -> dict[str, tuple[GgufGrid, Bytes]]:
+    walk: Walk, grids: Mapping[str, Grid], method: Method, progress: Progress
+) -> dict[str, tuple[Grid, Bytes]]:
     """Put the weights of `grids` onto their grids, in the model too; their bytes by the weights' names.
 
     grids: by names of the model's state_dict; those that stand in no layer and are no head have no known inputs.
-    Raises OverflowError for weights too large for their grid.
+    Raises OverflowError for weights too large for their grid, ModelError for one that the walk does not come by.
     """
-    found: dict[str, tuple[GgufGrid, Bytes]] = {}
+    found: dict[str, tuple[Grid, Bytes]] = {}
     names = {id(module): name for name, module in walk.model.named_modules()}
 
     def put(name: str, module: Any, hessian: torch.Tensor | None) -> None:  # noqa: ANN401 - a module of torch
@@ -70,7 +70,7 @@ def quantize(
             return
         packed = method(module.weight.detach().numpy(), None if hessian is None else hessian.numpy(), grid)
         found[name] = (grid, packed)
-        module.weight.data = torch.from_numpy(grid.dequantize(packed))
+        module.weight.data.copy_(torch.from_numpy(grid.dequantize(packed)))
 
     head = walk.model.get_output_embeddings()
     tied = head.weight is walk.model.get_input_embeddings().weight
@@ -91,4 +91,8 @@ def quantize(
         put(f"{names[id(head)]}.weight", head, hessian)
         put(f"{names[id(table)]}.weight", table, None)
     progress("quantize", len(walk.layers) + 1, len(walk.layers) + 1)
+    if left := sorted(grids.keys() - found.keys()):
+        raise ModelError(
+            f"{type(walk.model).__name__}: {left[0]} is no matrix of a decoder layer, no table and no head"
+        )
     return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from exporter.compress.factored import factored_modules, merge
+from exporter.compress.quantize.gptq import PRUNED
 from runtime.errors import ModelError, UserError
-from targets.ongrid import GGML
+from targets.ongrid import GGML, MATMUL_NBITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,34 +19,68 @@ if TYPE_CHECKING:
     from targets.base import EmitOptions, Progress
     from targets.facts import ModelFacts
     from targets.gguf.grids import GgufGrid
+    from targets.grids import Grid
 
 ALIGNMENT = 32
 """Bytes that a tensor's place in the file may be padded by."""
 
 
 def run(step: Quantize, subject: Subject) -> None:
-    """See `exporter.compress.registry.Runner`. The blocks of every weight go into the subject's files."""
-    from exporter.compress.factored import merge
+    """See `exporter.compress.registry.Runner`. The codes of every weight go into the subject's files."""
     from exporter.compress.quantize.run import METHODS, quantize
     from exporter.compress.walk import Walk
 
-    assert subject.options is not None, "a recipe with a quantize step has a format"
-    if n := merge(subject.model):
-        subject.notes.append(f"factors: {n} pairs were multiplied out first: GGUF has no pairs, its file is no smaller")
-    grids, ruled = _grids(subject.now(), subject.options, step.rules)
-    if step.types == "measured":
-        grids = _measured_grids(subject.model, grids, ruled, subject.chunks, subject.progress)
+    assert subject.target is not None, "a recipe with a quantize step has a format"
+    grids = _GRIDS[subject.target.name](step, subject)
     before = subject.sparsity()
     try:
         blocks = quantize(Walk(subject.model, subject.chunks), grids, METHODS[step.method], subject.progress)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
     after = subject.sparsity()
-    if before >= 0.05 and after < 0.99 * before:
+    if before >= PRUNED and after < 0.99 * before:
         subject.notes.append(
             f"zeros: {before:.0%} of the layers' weights before, {after:.0%} after: not every grid has a code for zero"
         )
-    subject.files[GGML] = {f"{name}.{grid.name}": packed for name, (grid, packed) in blocks.items()}
+    found: dict[str, Any] = {}
+    for name, (grid, packed) in blocks.items():
+        found |= grid.tensors(name, packed)
+    subject.files[_FILES[subject.target.name]] = found
+
+
+def _for_gguf(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
+    """The grids of a GGUF preset, or those that measuring gives for its bytes; factors are multiplied out."""
+    if n := merge(subject.model):
+        subject.notes.append(f"factors: {n} pairs were multiplied out first: GGUF has no pairs, its file is no smaller")
+    assert subject.options is not None
+    grids, ruled = _grids(subject.now(), subject.options, step.rules)
+    if step.types == "measured":
+        grids = _measured_grids(subject.model, grids, ruled, subject.chunks, subject.progress)
+    return grids
+
+
+def _for_onnx(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
+    """The blocks of an ONNX preset; two factors have those of their matrix."""
+    from targets.onnx.blockgrid import CompressionGrid
+    from targets.onnx.plan import block_grids
+
+    if step.rules or step.types != "preset":
+        key = "rules" if step.rules else "types: measured"
+        raise UserError(f"--recipe: {key} are for format gguf; an ONNX preset says itself which matrix gets what")
+    assert subject.options is not None
+    grids = block_grids(subject.now(), subject.options)
+    for name, module in factored_modules(subject.model):
+        grid = grids.pop(f"{name}.weight")
+        for side in ("left", "right"):
+            columns, size = getattr(module, side).weight.shape[1], grid.size
+            while columns % size:
+                size //= 2
+            grids[f"{name}.{side}.weight"] = dataclasses.replace(grid, size=size)
+    return {name: CompressionGrid(grid) for name, grid in grids.items()}
+
+
+_GRIDS = {"gguf": _for_gguf, "onnx": _for_onnx}
+_FILES = {"gguf": GGML, "onnx": MATMUL_NBITS}
 
 
 def _grids(facts: ModelFacts, options: EmitOptions, rules: Sequence[Rule]) -> tuple[dict[str, GgufGrid], set[str]]:

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from support.parity import no_progress
+from support.parity import emit, no_progress, worst_difference
 
 from exporter.checkpoint import resolve
 from exporter.compress.job import CompressRequest, compress
@@ -206,3 +206,78 @@ def test_a_users_mistakes_are_one_line_and_leave_nothing(tiny_llama: Path, tmp_p
     (out / "mine").write_text("x", encoding="utf-8")
     with pytest.raises(UserError, match="is not empty"):
         compressed(tiny_llama, out)
+
+
+def quantized_for_onnx(source: Path, out: Path, preset: str, method: str = "gptq", *steps: dict[str, object]) -> Path:
+    quantize = {"step": "quantize", "preset": preset, "method": method}
+    content = {"format": "onnx", "calibration": TEXT.model_dump(), "steps": [*steps, quantize]}
+    compress(CompressRequest(str(source), out, Recipe.model_validate(content), "test", 2), SilentReporter())
+    return out
+
+
+def initializers(graph: Path) -> dict[str, np.ndarray]:
+    import onnx
+
+    model = onnx.load(graph)
+    return {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+
+
+@pytest.mark.parametrize("preset", ["int4", "int4-mixed", "int8"])
+def test_onnx_holds_the_codes_that_were_chosen(preset: str, tiny_any: Path, tmp_path: Path) -> None:
+    directory = quantized_for_onnx(tiny_any, tmp_path / "compressed", preset)
+    facts = resolve(str(directory))
+    target = get_target("onnx")
+    assert target.default_quant(facts) == preset
+    (tmp_path / "out").mkdir()
+    artifact = emit(directory, tmp_path / "out", "onnx", preset)
+    step = json.loads((directory / RECIPE).read_text(encoding="utf-8"))["steps"][0]
+    graph = artifact.entry_path
+    assert step["n_bytes"] == sum(path.stat().st_size for path in graph.parent.glob("*_data*"))
+    # The engine computes with exactly the weights that the directory has; its own int8 inputs are what is left.
+    assert worst_difference(directory, artifact) < 0.1
+    stored, weights = initializers(graph), weights_of(directory)
+    codes, scales = stored["layers.1.ffn.down.codes"], stored["layers.1.ffn.down.scales"].astype(np.float32)
+    rows, blocks, size = codes.shape
+    zeros = stored.get("layers.1.ffn.down.zero_points")
+    if zeros is None:
+        values = (codes.astype(np.float32) - 128) * scales[..., None]
+    else:
+        apart = np.stack((codes & 15, codes >> 4), -1).reshape(rows, blocks, 2 * size)
+        points = np.stack((zeros & 15, zeros >> 4), -1).reshape(rows, -1)[:, :blocks]
+        values = (apart.astype(np.float32) - points[..., None]) * scales[..., None]
+    name = "model.layers.1.mlp.down_proj.weight"
+    np.testing.assert_array_equal(values.reshape(rows, -1)[:, : weights[name].shape[1]], weights[name])
+    (problem,) = target.check(facts, EmitOptions("fp32"))
+    assert str(problem).startswith(f"--quant fp32: the model's weights lie in the blocks of {preset} already")
+
+
+def test_gptq_drifts_less_than_rounding_on_onnx_blocks(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    source, kl = tiny_model_dir("llama", hidden=256), {}
+    for method in ("rtn", "gptq"):
+        quantize = {"step": "quantize", "preset": "int4-mixed", "method": method}
+        content = {"format": "onnx", "calibration": {"chunks": 32, "tokens": 128}, "steps": [quantize]}
+        request = CompressRequest(str(source), tmp_path / method, Recipe.model_validate(content), "test", 2)
+        kl[method] = compress(request, SilentReporter()).steps[0].mean_kl
+    assert kl["gptq"] < 0.9 * kl["rtn"]
+
+
+def test_factors_lie_on_their_own_blocks(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    source = tiny_model_dir("llama", hidden=256)
+    factorize = {"step": "factorize", "method": "svd-llm", "keep": 0.5}
+    directory = quantized_for_onnx(source, tmp_path / "compressed", "int8", "gptq", factorize)
+    for name in ("two", "whole"):
+        (tmp_path / name).mkdir()
+    two = emit(directory, tmp_path / "two", "onnx", "int8")
+    assert worst_difference(directory, two) < 0.1
+    assert two.total_bytes < 0.9 * emit(source, tmp_path / "whole", "onnx", "int8").total_bytes
+
+
+def test_what_onnx_presets_cannot_do_is_said(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="preset static-int8 has no codes that could be chosen; use int8, int4"):
+        quantized_for_onnx(tiny_llama, tmp_path / "out", "static-int8")
+    step = {"step": "quantize", "preset": "int4", "types": "measured"}
+    content = {"format": "onnx", "calibration": TEXT.model_dump(), "steps": [step]}
+    request = CompressRequest(str(tiny_llama), tmp_path / "out", Recipe.model_validate(content), "test", 2)
+    with pytest.raises(UserError, match="--recipe: types: measured are for format gguf"):
+        compress(request, SilentReporter())
+    assert list(tmp_path.iterdir()) == []

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
 from exporter.compress.quantize.gptq import GptqOptions, gptq
 from exporter.compress.quantize.run import nearest
-from targets.gguf.grids import GRIDS, GgufGrid
+from targets.gguf.grids import GRIDS
+from targets.onnx.blockgrid import CompressionGrid
+from targets.onnx.blocks import BlockGrid
+
+if TYPE_CHECKING:
+    from targets.grids import Grid
 
 NATURAL = GptqOptions(activation_order=False)
 
@@ -22,15 +29,16 @@ def problem(rows: int, columns: int, tokens: int = 2000) -> tuple[np.ndarray, np
     return weight, (x.T @ x).astype(np.float32)
 
 
-def loss(weight: np.ndarray, packed: np.ndarray, hessian: np.ndarray, grid: GgufGrid) -> float:
+def loss(weight: np.ndarray, packed: np.ndarray, hessian: np.ndarray, grid: Grid) -> float:
     """Squared error of the outputs, up to the number of tokens."""
     error = (grid.dequantize(packed) - weight).astype(np.float64)
     return float(np.einsum("ij,jk,ik->", error, hessian.astype(np.float64), error))
 
 
-def by_elimination(weight: np.ndarray, hessian: np.ndarray, grid: GgufGrid, damping: float) -> np.ndarray:
+def by_elimination(weight: np.ndarray, hessian: np.ndarray, grid: Grid, damping: float) -> np.ndarray:
     """Optimal Brain Quantization in a fixed order: the inverse Hessian shrinks by a column with every step."""
     columns = weight.shape[1]
+    shared = getattr(grid, "shared", grid.block)
     damped = hessian.astype(np.float64) + damping * hessian.diagonal().mean() * np.eye(columns)
     inverse, left = np.linalg.inv(damped), weight.astype(np.float64)
     values = np.empty_like(left)
@@ -38,7 +46,7 @@ def by_elimination(weight: np.ndarray, hessian: np.ndarray, grid: GgufGrid, damp
         if column % grid.block == 0:
             block = slice(column, column + grid.block)
             fitted = grid.fit(left[:, block].astype(np.float32), hessian.diagonal()[block].copy())
-        scale, offset = (part[:, column % grid.block // grid.shared] for part in (fitted.scales, fitted.offsets))
+        scale, offset = (part[:, column % grid.block // shared] for part in (fitted.scales, fitted.offsets))
         codes = grid.nearest(left[:, column].astype(np.float32), scale, offset)
         values[:, column] = grid.values(codes, scale, offset)
         error = (left[:, column] - values[:, column]) / inverse[column, column]
@@ -47,9 +55,15 @@ def by_elimination(weight: np.ndarray, hessian: np.ndarray, grid: GgufGrid, damp
     return values
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL"])
+BLOCKS = {
+    "int4 block 32": CompressionGrid(BlockGrid(4, 32)),
+    "int8 block 32 symmetric": CompressionGrid(BlockGrid(8, 32, symmetric=True)),
+}
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL", *BLOCKS])
 def test_it_is_optimal_brain_quantization_column_by_column(name: str) -> None:
-    grid, (weight, hessian) = GRIDS[name], problem(6, 160)
+    grid, (weight, hessian) = {**GRIDS, **BLOCKS}[name], problem(6, 160)
     found = grid.dequantize(gptq(weight, hessian, grid, GptqOptions(damping=0.05, activation_order=False)))
     expected = by_elimination(weight, hessian, grid, 0.05)
     # A weight half way between two codes may go either way, and takes what follows in its row with it.
@@ -57,10 +71,10 @@ def test_it_is_optimal_brain_quantization_column_by_column(name: str) -> None:
     assert same.sum() >= 5
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", [*GRIDS, *BLOCKS])
 @pytest.mark.parametrize("options", [NATURAL, GptqOptions()], ids=["natural", "ordered"])
 def test_outputs_are_nearer_than_rounding_leaves_them(name: str, options: GptqOptions) -> None:
-    grid, (weight, hessian) = GRIDS[name], problem(16, 512)
+    grid, (weight, hessian) = {**GRIDS, **BLOCKS}[name], problem(16, 512)
     rounded = loss(weight, nearest(weight, hessian, grid), hessian, grid)
     assert loss(weight, gptq(weight, hessian, grid, options), hessian, grid) < 0.75 * rounded
 

@@ -69,11 +69,37 @@ def parts_of(name: str, bits: int, size: int, *, symmetric: bool, seed: int = 0)
     return parts
 
 
+def whole(parts: Parts, shape: tuple[int, ...]) -> bool:
+    """Whether the parts are those of a matrix of that shape."""
+    codes, scales = parts.get("codes4", parts.get("codes8")), parts.get("scales")
+    if codes is None or scales is None or codes.shape != shape or scales.ndim != 2 or shape[1] % scales.shape[1]:
+        return False
+    return parts.get("zero_points", scales).shape == scales.shape
+
+
+def values_of(parts: Parts) -> np.ndarray:
+    """The weights that codes, scales and zero points stand for."""
+    bits = 4 if "codes4" in parts else 8
+    scales = parts["scales"].astype(np.float32)
+    codes = parts[f"codes{bits}"].astype(np.float32).reshape(*scales.shape, -1)
+    zeros = parts["zero_points"].astype(np.float32)[..., None] if "zero_points" in parts else 1 << (bits - 1)
+    with np.errstate(invalid="ignore"):
+        values = (codes - zeros) * scales[..., None]
+    return np.nan_to_num(values, posinf=9.0, neginf=-9.0).reshape(len(scales), -1).astype(np.float32)
+
+
 def with_grids(model: Path, out: Path, matrices: dict[str, Parts]) -> Path:
-    """A copy of a model with FILE beside its weights."""
-    from safetensors.numpy import save_file
+    """A copy of a model with FILE beside its weights, which are what the codes stand for."""
+    from safetensors.numpy import load_file, save_file
 
     shutil.copytree(model, out)
+    weights = load_file(out / "model.safetensors")
+    weights |= {
+        name: values_of(parts)
+        for name, parts in matrices.items()
+        if name in weights and whole(parts, weights[name].shape)
+    }
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
     save_file(
         {f"{name}.{part}": array for name, parts in matrices.items() for part, array in parts.items()}, out / FILE
     )
