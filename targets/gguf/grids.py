@@ -75,9 +75,13 @@ class GgufGrid:
         importance: what the squared error in each column counts, shape (columns,); None counts all alike.
         Raises OverflowError for weights too large for the type.
         """
-        raw = quantize_rows(rows, self.kind, importance).reshape(len(rows), -1, self.kind.block_bytes)
+        return self.fitted(quantize_rows(rows, self.kind, importance))
+
+    def fitted(self, packed: Bytes) -> Fitted:
+        """The scales in the bytes of rows, (rows, bytes of a row)."""
+        raw = packed.reshape(len(packed), -1, self.kind.block_bytes)
         scales, offsets = self.scales(raw)
-        return Fitted(raw, scales.reshape(len(rows), -1), offsets.reshape(len(rows), -1))
+        return Fitted(raw, scales.reshape(len(raw), -1), offsets.reshape(len(raw), -1))
 
     def nearest(self, weights: Floats, scales: Floats, offsets: Floats) -> Bytes:
         """The code whose value is nearest; all three of one shape."""
