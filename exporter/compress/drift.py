@@ -30,12 +30,12 @@ class TorchDrift:
     def _logits(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return self._model.logits(ids.tolist(), self._first)[:-1]
 
-    def now(self) -> tuple[float, float]:
-        """Mean KL divergence and share of same top-1."""
+    def now(self) -> tuple[float, float, float]:
+        """Mean KL divergence, quotient of the perplexities, and share of same top-1."""
         from targets.drift import DriftAccumulator
 
         accumulator = DriftAccumulator()
         for ids, expected in zip(self._chunks, self._expected, strict=True):
             accumulator.add(expected, self._logits(ids), ids[self._first + 1 :])
         found = accumulator.statistics()
-        return found.mean_kl, found.same_top1
+        return found.mean_kl, found.perplexity_ratio, found.same_top1

@@ -52,7 +52,7 @@ class StepReport:
     options: of the step, as the recipe has them
     n_bytes: of the weights in float32; after a quantize step, of the file that an export makes of the result
     n_params: weights; sparsity: share of zeros in the matrices of the layers
-    mean_kl, same_top1: of the model so far against the source, on the evaluation text
+    mean_kl, perplexity_ratio, same_top1: of the model so far against the source, on the evaluation text
     """
 
     step: str
@@ -62,6 +62,7 @@ class StepReport:
     n_params: int
     sparsity: float
     mean_kl: float
+    perplexity_ratio: float
     same_top1: float
     notes: tuple[str, ...] = ()
 
@@ -165,11 +166,19 @@ def _run(step: Step, subject: Subject, drift: TorchDrift, reporter: Reporter) ->
     for _, module in subject.matrices():
         zeros += int((module.weight == 0).sum())
         total += module.weight.numel()
-    mean_kl, same_top1 = drift.now()
+    mean_kl, perplexity_ratio, same_top1 = drift.now()
     return StepReport(
-        step=step.step, options=options, seconds=seconds, n_bytes=4 * n_params, n_params=n_params,
-        sparsity=zeros / total, mean_kl=mean_kl, same_top1=same_top1, notes=tuple(subject.notes),
-    )  # fmt: skip
+        step=step.step,
+        options=options,
+        seconds=seconds,
+        n_bytes=4 * n_params,
+        n_params=n_params,
+        sparsity=zeros / total,
+        mean_kl=mean_kl,
+        perplexity_ratio=perplexity_ratio,
+        same_top1=same_top1,
+        notes=tuple(subject.notes),
+    )
 
 
 def _file_bytes(directory: Path, name: str, options: EmitOptions) -> int:
