@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 class AutoRoundOptions:
     """How to learn.
 
-    iterations: steps, each on one piece of the text; rate: the first step's length, None for the paper's 1 / iterations
+    iterations: steps, each on one piece of the text; rate: the first step's length, of the distance between two codes,
+        the last one's is none: the paper's for its 200 steps, and no longer for fewer
     """
 
-    iterations: int = 100
-    rate: float | None = None
+    iterations: int = 200
+    rate: float = 0.005
 
 
 @dataclass
@@ -75,7 +76,6 @@ def autoround(
     What was learned is kept only where its error over all pieces is below that of the start.
     """
     options = options or AutoRoundOptions()
-    rate = options.rate or 1.0 / options.iterations
     choices = {name: _choice(weights[name], *starts[name]) for name in starts}
     dense = {name: torch.from_numpy(np.array(weights[name])) for name in starts}
     with torch.no_grad():
@@ -90,8 +90,8 @@ def autoround(
         for choice in choices.values():
             choice.moved.requires_grad_(True)
         output = run(number, {name: choice.soft() for name, choice in choices.items()})
-        torch.nn.functional.mse_loss(output, wanted[number]).backward()  # type: ignore[no-untyped-call]
-        length = rate * (1 - step / options.iterations)
+        _distance(output, wanted[number]).backward()  # type: ignore[no-untyped-call]
+        length = options.rate * (1 - step / options.iterations)
         for choice in choices.values():
             gradient = choice.moved.grad
             choice.moved = choice.moved.detach()
@@ -106,7 +106,12 @@ def autoround(
 def _error(choices: Mapping[str, _Choice], run: Run, wanted: list[torch.Tensor]) -> float:
     """Summed squared error of the layer's output."""
     now = {name: choice.soft() for name, choice in choices.items()}
-    return sum(float((run(number, now) - output).square().sum()) for number, output in enumerate(wanted))
+    return sum(float(_distance(run(number, now), output)) for number, output in enumerate(wanted))
+
+
+def _distance(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Squared error, every token's by its own energy: the norm that comes next sees no token's length."""
+    return ((output - wanted).square().sum(-1) / wanted.square().sum(-1)).sum()
 
 
 def _choice(weight: Floats, grid: GgufGrid, packed: Bytes) -> _Choice:
@@ -121,8 +126,9 @@ def _choice(weight: Floats, grid: GgufGrid, packed: Bytes) -> _Choice:
     other_codes = np.where(inside, stepped, codes).astype(np.uint8)
     other = grid.values(other_codes, scales, offsets)
     width = np.where(other == kept, np.float32(1), other - kept)
-    # The start's code is what zero movement gives, even where it is not the nearest one.
-    share = np.clip((weight - kept) / width, 0, np.float32(0.4999))
+    # The start's code is what zero movement gives; where it is not the nearest, it is as firm as if it were.
+    share = (weight - kept) / width
+    share = np.clip(np.minimum(share, 1 - share), 0, np.float32(0.4999))
     share[other_codes == codes] = 0
     floats = [torch.from_numpy(part.astype(np.float32)) for part in (kept, other, share)]
     return _Choice(floats[0], floats[1], floats[2], torch.zeros(weight.shape), codes, other_codes)

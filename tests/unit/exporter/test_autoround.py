@@ -56,7 +56,7 @@ def test_outputs_are_nearer_than_the_start_leaves_them(name: str, start: str) ->
         key: (grid, gptq(value, hessian, grid) if start == "gptq" and key == "up" else nearest(value, None, grid))
         for key, value in problem.weights.items()
     }
-    packed = autoround(problem.weights, starts, problem.run, 6, options=AutoRoundOptions(60))
+    packed = autoround(problem.weights, starts, problem.run, 6, options=AutoRoundOptions(60, rate=1 / 60))
     before, after = (
         problem.loss({key: grid.dequantize(raw) for key, raw in each.items()})
         for each in ({key: raw for key, (_, raw) in starts.items()}, packed)
@@ -75,7 +75,7 @@ def test_what_no_output_shows_keeps_its_code() -> None:
     for x in problem.x:
         x[:, :32] = 0
     starts = {key: (grid, nearest(value, None, grid)) for key, value in problem.weights.items()}
-    packed = autoround(problem.weights, starts, problem.run, 6, options=AutoRoundOptions(20))
+    packed = autoround(problem.weights, starts, problem.run, 6, options=AutoRoundOptions(20, rate=1 / 20))
     block = grid.kind.block_bytes
     np.testing.assert_array_equal(packed["up"][:, :block], starts["up"][1][:, :block])
     assert not np.array_equal(packed["up"], starts["up"][1])
@@ -92,6 +92,6 @@ def test_nothing_worse_than_the_start_is_kept() -> None:
 def test_the_seed_decides_the_order_of_pieces() -> None:
     grid, problem = GRIDS["Q4_0"], Problem()
     starts = {key: (grid, nearest(value, None, grid)) for key, value in problem.weights.items()}
-    made = [autoround(problem.weights, starts, problem.run, 6, seed, AutoRoundOptions(9))["up"] for seed in (0, 0, 1)]
+    made = [autoround(problem.weights, starts, problem.run, 6, seed, AutoRoundOptions(9, rate=1 / 9))["up"] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(made[0], made[1])
     assert not np.array_equal(made[0], made[2])
