@@ -32,13 +32,15 @@ class Quantize(Strict):
     """Put every matrix onto the grid that a preset of the format gives it.
 
     types: "preset", or "measured": those that cost the model least for the bytes that the preset would take
-    method: how codes are chosen; rules: types of some tensors whatever else is said, the first that matches counts
+    method: how codes are chosen; iterations: of autoround, on every layer
+    rules: types of some tensors whatever else is said, the first that matches counts
     """
 
     step: Literal["quantize"]
     preset: str
     types: Literal["preset", "measured"] = "preset"
-    method: Literal["rtn", "gptq", "gptq-natural"] = "gptq"
+    method: Literal["rtn", "gptq", "gptq-natural", "autoround"] = "gptq"
+    iterations: Annotated[int, Field(ge=1)] = 200
     rules: tuple[Rule, ...] = ()
 
 

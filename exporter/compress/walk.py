@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.func import functional_call
 
 from runtime.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -89,6 +90,14 @@ class Walk:
             for hidden in self.hidden:
                 _add(inputs, "", self.model.base_model.norm(hidden))
         return inputs
+
+    def run(self, number: int, chunk: int, weights: Mapping[str, Tensor]) -> Tensor:
+        """What layer `number` gives for a chunk with other weights, by their names below the layer; gradients pass."""
+        rest, keywords = self._arguments[chunk][number]
+        found: Tensor = functional_call(
+            self.layers[number], dict(weights), (self.hidden[chunk], *rest), keywords, tie_weights=False
+        )
+        return found
 
     def _run(self, number: int, chunk: int) -> Tensor:
         rest, keywords = self._arguments[chunk][number]

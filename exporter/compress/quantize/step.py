@@ -27,14 +27,19 @@ ALIGNMENT = 32
 
 def run(step: Quantize, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. The codes of every weight go into the subject's files."""
-    from exporter.compress.quantize.run import METHODS, quantize
+    from exporter.compress.quantize.autoround import AutoRoundOptions
+    from exporter.compress.quantize.run import METHODS, Learned, quantize
     from exporter.compress.walk import Walk
 
     assert subject.target is not None, "a recipe with a quantize step has a format"
     grids = _GRIDS[subject.target.name](step, subject)
     before = subject.sparsity()
+    learned = None
+    if step.method == "autoround":
+        learned = Learned(AutoRoundOptions(step.iterations), subject.recipe.seed)
     try:
-        blocks = quantize(Walk(subject.model, subject.chunks), grids, METHODS[step.method], subject.progress)
+        walk = Walk(subject.model, subject.chunks)
+        blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
     after = subject.sparsity()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-Method = Literal["rtn", "gptq", "gptq-natural"]
+Method = Literal["rtn", "gptq", "gptq-natural", "autoround"]
 TEXT = Text(chunks=4, tokens=64)
 
 
@@ -37,7 +37,7 @@ def compressed(
     source: Path, out: Path, preset: str = "q4_k_m", method: Method = "gptq", rules: tuple[Rule, ...] = (),
     text: Text = TEXT,
 ) -> Path:  # fmt: skip
-    step = Quantize(step="quantize", preset=preset, method=method, rules=rules)
+    step = Quantize(step="quantize", preset=preset, method=method, iterations=40, rules=rules)
     recipe = Recipe(format="gguf", calibration=text, steps=(step,))
     compress(CompressRequest(str(source), out, recipe, "test", 2), SilentReporter())
     return out
@@ -100,7 +100,7 @@ def test_export_writes_the_blocks_that_were_chosen(
     np.testing.assert_array_equal(weights["model.norm.weight"], before["model.norm.weight"])
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "gptq-natural"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "gptq-natural", "autoround"])
 def test_every_method_runs_on_every_family(method: str, tiny_any: Path, tmp_path: Path) -> None:
     directory = compressed(tiny_any, tmp_path / "out", "q4_0", method)
     report = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
@@ -115,10 +115,11 @@ def test_every_method_runs_on_every_family(method: str, tiny_any: Path, tmp_path
 def test_gptq_drifts_less_than_rounding(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     source = tiny_model_dir("llama", hidden=256)
     kl = {}
-    for method in ("rtn", "gptq"):
+    for method in ("rtn", "gptq", "autoround"):
         directory = compressed(source, tmp_path / method, "q3_k_s", method, text=Text(chunks=32, tokens=128))
         kl[method] = json.loads((directory / RECIPE).read_text(encoding="utf-8"))["steps"][0]["mean_kl"]
     assert kl["gptq"] < 0.9 * kl["rtn"]
+    assert kl["autoround"] < 0.97 * kl["gptq"]
 
 
 def test_the_first_rule_that_matches_names_the_type(tiny_llama: Path, tmp_path: Path) -> None:
