@@ -20,6 +20,8 @@ _RUNNERS = {
     "factorize": "exporter.compress.factorize.step:run",
     "prune": "exporter.compress.prune.step:run",
     "remove": "exporter.compress.remove.step:run",
+    "rotate": "exporter.compress.rotate.step:run",
+    "smooth": "exporter.compress.smooth.step:run",
     "quantize": "exporter.compress.quantize.step:run",
 }
 

@@ -27,10 +27,12 @@ class Inputs:
     """What the linear layers of a piece of the model were given. A layer's inputs are known by its name.
 
     hessians: the sum of x x' over tokens x, (features, features) float32, shared by layers of one input
+    peaks: the largest |x| of each feature, (features,)
     tokens: how many were seen
     """
 
     hessians: dict[str, Tensor] = field(default_factory=dict)
+    peaks: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
 
@@ -121,7 +123,7 @@ def _watched(layer: nn.Module, inputs: Inputs) -> Iterator[None]:
 
     def see(name: str, x: Tensor) -> None:
         if last and last[0][0] is x:
-            inputs.hessians[name] = inputs.hessians[last[0][1]]
+            inputs.hessians[name], inputs.peaks[name] = inputs.hessians[last[0][1]], inputs.peaks[last[0][1]]
             return
         last[:] = [(x, name)]
         _add(inputs, name, x)
@@ -142,5 +144,7 @@ def _add(inputs: Inputs, name: str, x: Tensor) -> None:
     rows = x.reshape(-1, x.shape[-1])
     if name not in inputs.hessians:
         inputs.hessians[name] = torch.zeros(rows.shape[1], rows.shape[1])
+        inputs.peaks[name] = torch.zeros(rows.shape[1])
     inputs.hessians[name].addmm_(rows.T, rows)
+    torch.maximum(inputs.peaks[name], rows.abs().amax(0), out=inputs.peaks[name])
     inputs.tokens += len(rows)

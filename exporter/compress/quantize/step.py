@@ -84,6 +84,12 @@ def _for_onnx(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     return {name: CompressionGrid(grid) for name, grid in grids.items()}
 
 
+def preset_grids(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
+    """The grids of the step's preset, rules seen, before any measuring: what the steps before it may plan for."""
+    assert subject.target is not None
+    return _GRIDS[subject.target.name](step.model_copy(update={"types": "preset"}), subject)
+
+
 _GRIDS = {"gguf": _for_gguf, "onnx": _for_onnx}
 _FILES = {"gguf": GGML, "onnx": MATMUL_NBITS}
 

@@ -119,7 +119,7 @@ def test_gptq_drifts_less_than_rounding(tiny_model_dir: Callable[..., Path], tmp
         directory = compressed(source, tmp_path / method, "q3_k_s", method, text=Text(chunks=32, tokens=128))
         kl[method] = json.loads((directory / RECIPE).read_text(encoding="utf-8"))["steps"][0]["mean_kl"]
     assert kl["gptq"] < 0.9 * kl["rtn"]
-    assert kl["autoround"] < 0.97 * kl["gptq"]
+    assert kl["autoround"] < 0.95 * kl["rtn"]
 
 
 def test_the_first_rule_that_matches_names_the_type(tiny_llama: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Orthogonal matrices folded into the weights, so that no channel stands out."""
