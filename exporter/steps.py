@@ -162,10 +162,32 @@ Step = Annotated[
 class Text(Strict):
     """What statistics are gathered on.
 
-    text: a UTF-8 file; None for the calibration half of Python's own help. chunks: pieces, from all over it;
-    tokens: of a piece
+    source: "model", text that the model itself writes, so that no data is needed; "text", a UTF-8 file; "help", half of
+        Python's own help; "dataset", of the Hugging Face hub. Where it is not said, what else is named decides
+    text: the file; dataset: the id, split: of it, field: with the text in
+    chunks: pieces, from all over it; tokens: of a piece
     """
 
+    source: Literal["model", "text", "help", "dataset"] | None = None
     text: Path | None = None
+    dataset: str | None = None
+    split: str = "train"
+    field: str = "text"
     chunks: int = Field(default=32, ge=1)
     tokens: int = Field(default=512, ge=16)
+
+    @property
+    def kind(self) -> str:
+        """The source, said or meant."""
+        if self.source is not None:
+            return self.source
+        return "text" if self.text is not None else "dataset" if self.dataset is not None else "model"
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Text:
+        for kind, value in (("text", self.text), ("dataset", self.dataset)):
+            if value is not None and self.kind != kind:
+                raise ValueError(f"{kind} goes with source {kind} only")
+            if value is None and self.kind == kind:
+                raise ValueError(f"source {kind} needs {kind}")
+        return self

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from _pytest.tmpdir import TempPathFactory
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_users(tmp_path_factory: TempPathFactory) -> None:
+    """What packlight keeps for later goes into the tests' own directory."""
+    os.environ["PACKLIGHT_HOME"] = str(tmp_path_factory.mktemp("packlight-home"))
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: TempPathFactory) -> Callable[..., Path]:
     """Factory: `tiny_model_dir("llama", hidden=256, …)` returns a model directory, made once for each set of options.

@@ -100,6 +100,9 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     done: list[StepReport] = []
     with staging(out) as room, _opened(facts, request, preset, reporter) as subject:
         drift = TorchDrift(subject.source)
+        if any(_looks_at_text(step) for step in recipe.steps):
+            reporter.step(f"calibration: {recipe.calibration.kind}")
+            _ = subject.chunks  # of the model as it is now: it may write the text itself
         for step in recipe.steps:
             done.append(_run(step, subject, drift, reporter))
         reporter.step("writing the directory")
@@ -111,6 +114,12 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
         write_json(room / RECIPE, report.to_json())
         publish(room, out)
     return report
+
+
+def _looks_at_text(step: Step) -> bool:
+    """Whether a step gathers statistics."""
+    by_weights = getattr(step, "method", None) == "magnitude" or getattr(step, "scores", None) == "magnitude"
+    return step.step != "rotate" and not by_weights
 
 
 def _preset(recipe: Recipe) -> str | None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exporter.calibration import calibration_chunks
 from exporter.compress.factored import factored_modules
-from targets.base import Calibration
 from targets.facts import TensorFact
 
 if TYPE_CHECKING:
@@ -54,13 +54,8 @@ class Subject:
 
     @cached_property
     def chunks(self) -> list[list[int]]:
-        """Token ids of the calibration text, in pieces."""
-        from targets.onnx.calibration import token_chunks
-
-        given = self.recipe.calibration
-        wanted = Calibration(text=given.text, chunks=given.chunks, tokens=given.tokens)
-        chunks, _ = token_chunks(self.source.path / "tokenizer.json", wanted)
-        return chunks
+        """Token ids to gather statistics on, in pieces. Asked for first before a step has changed anything."""
+        return calibration_chunks(self.source, self.facts, self.recipe.calibration, self.recipe.seed, self.progress)
 
     def sparsity(self) -> float:
         """The share of zeros in the matrices of the layers."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 QUANTIZE = {"step": "quantize", "preset": "q4_0", "method": "rtn"}
-TEXT = {"chunks": 4, "tokens": 64}
+TEXT = {"source": "help", "chunks": 4, "tokens": 64}
 
 
 def by(**content: object) -> NamedRecipe:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Method = Literal["rtn", "gptq", "gptq-natural", "autoround"]
-TEXT = Text(chunks=4, tokens=64)
+TEXT = Text(source="help", chunks=4, tokens=64)
+LONGER = Text(source="help", chunks=32, tokens=128)
 
 
 def compressed(
@@ -116,7 +117,9 @@ def test_gptq_drifts_less_than_rounding(tiny_model_dir: Callable[..., Path], tmp
     source = tiny_model_dir("llama", hidden=256)
     kl = {}
     for method in ("rtn", "gptq", "autoround"):
-        directory = compressed(source, tmp_path / method, "q3_k_s", method, text=Text(chunks=32, tokens=128))
+        directory = compressed(
+            source, tmp_path / method, "q3_k_s", method, text=Text(source="help", chunks=32, tokens=128)
+        )
         kl[method] = json.loads((directory / RECIPE).read_text(encoding="utf-8"))["steps"][0]["mean_kl"]
     assert kl["gptq"] < 0.9 * kl["rtn"]
     assert kl["autoround"] < 0.95 * kl["rtn"]
@@ -139,7 +142,7 @@ def test_the_first_rule_that_matches_names_the_type(tiny_llama: Path, tmp_path: 
 
 
 def test_measured_types_take_no_more_bytes_and_cost_less(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
-    source, text = tiny_model_dir("llama", hidden=256), Text(chunks=32, tokens=128)
+    source, text = tiny_model_dir("llama", hidden=256), LONGER
     by_preset = compressed(source, tmp_path / "preset", "q3_k_m", "rtn", text=text)
     step = Quantize(step="quantize", preset="q3_k_m", types="measured", method="rtn")
     recipe = Recipe(format="gguf", calibration=text, steps=(step,))
@@ -211,7 +214,7 @@ def test_a_users_mistakes_are_one_line_and_leave_nothing(tiny_llama: Path, tmp_p
 
 def quantized_for_onnx(source: Path, out: Path, preset: str, method: str = "gptq", *steps: dict[str, object]) -> Path:
     quantize = {"step": "quantize", "preset": preset, "method": method}
-    content = {"format": "onnx", "calibration": TEXT.model_dump(), "steps": [*steps, quantize]}
+    content = {"format": "onnx", "calibration": TEXT.model_dump(exclude_none=True), "steps": [*steps, quantize]}
     compress(CompressRequest(str(source), out, Recipe.model_validate(content), "test", 2), SilentReporter())
     return out
 
@@ -256,7 +259,11 @@ def test_gptq_drifts_less_than_rounding_on_onnx_blocks(tiny_model_dir: Callable[
     source, kl = tiny_model_dir("llama", hidden=256), {}
     for method in ("rtn", "gptq"):
         quantize = {"step": "quantize", "preset": "int4-mixed", "method": method}
-        content = {"format": "onnx", "calibration": {"chunks": 32, "tokens": 128}, "steps": [quantize]}
+        content = {
+            "format": "onnx",
+            "calibration": {"source": "help", "chunks": 32, "tokens": 128},
+            "steps": [quantize],
+        }
         request = CompressRequest(str(source), tmp_path / method, Recipe.model_validate(content), "test", 2)
         kl[method] = compress(request, SilentReporter()).steps[0].mean_kl
     assert kl["gptq"] < 0.9 * kl["rtn"]
@@ -277,7 +284,7 @@ def test_what_onnx_presets_cannot_do_is_said(tiny_llama: Path, tmp_path: Path) -
     with pytest.raises(UnsupportedError, match="preset static-int8 has no codes that could be chosen; use int8, int4"):
         quantized_for_onnx(tiny_llama, tmp_path / "out", "static-int8")
     step = {"step": "quantize", "preset": "int4", "types": "measured"}
-    content = {"format": "onnx", "calibration": TEXT.model_dump(), "steps": [step]}
+    content = {"format": "onnx", "calibration": TEXT.model_dump(exclude_none=True), "steps": [step]}
     request = CompressRequest(str(tiny_llama), tmp_path / "out", Recipe.model_validate(content), "test", 2)
     with pytest.raises(UserError, match="--recipe: types: measured are for format gguf"):
         compress(request, SilentReporter())

@@ -24,7 +24,7 @@ from targets.ongrid import RECIPE
 if TYPE_CHECKING:
     from pathlib import Path
 
-TEXT = {"chunks": 4, "tokens": 64}
+TEXT = {"source": "help", "chunks": 4, "tokens": 64}
 IDS = [5, 9, 40, 7, 100, 33, 12, 60] * 5
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TEXT = {"chunks": 4, "tokens": 64}
+TEXT = {"source": "help", "chunks": 4, "tokens": 64}
 
 
 def problem(rows: int, columns: int, tokens: int = 2000) -> tuple[np.ndarray, np.ndarray]:

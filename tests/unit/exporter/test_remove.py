@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TEXT = {"chunks": 4, "tokens": 64}
+TEXT = {"source": "help", "chunks": 4, "tokens": 64}
 IDS = [5, 9, 40, 7, 100, 33, 12, 60] * 5
 
 
@@ -158,7 +158,9 @@ def test_repair_drifts_less(tiny_model_dir: Callable[..., Path], tmp_path: Path)
     source, kl = tiny_model_dir("llama", hidden=256), {}
     for repair in (False, True):
         step = {"step": "remove", "units": "neurons", "share": 0.5, "repair": repair}
-        recipe = Recipe.model_validate({"calibration": {"chunks": 32, "tokens": 128}, "steps": [step]})
+        recipe = Recipe.model_validate(
+            {"calibration": {"source": "help", "chunks": 32, "tokens": 128}, "steps": [step]}
+        )
         out = tmp_path / str(repair)
         report = compress(CompressRequest(str(source), out, recipe, "test", 2), SilentReporter())
         kl[repair] = report.steps[0].mean_kl

@@ -1,0 +1,156 @@
+"""What statistics are gathered on: pieces of a text, or what the model itself writes.
+
+Text that a model samples is what it knows best, and needs no data (LLM-QAT, https://arxiv.org/abs/2305.17888, section
+2.1): a first token by chance, the others one by one by the model's own distribution. It is kept on disk under the
+hash of all that it depends on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.atomic import write_json
+from runtime.errors import ModelError, UserError
+from runtime.tokenizer_file import load_tokenizer
+from targets.base import Calibration
+from targets.onnx.calibration import CHARACTERS_PER_TOKEN, token_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from exporter.steps import Text
+    from exporter.verify.reference import TransformersReference
+    from targets.base import Progress
+    from targets.facts import ModelFacts
+
+BATCH = 32
+"""Texts that the model writes at a time: one pass over the weights serves them all."""
+VERSION = 1
+"""Of what is kept on disk."""
+
+
+def calibration_chunks(
+    source: TransformersReference, facts: ModelFacts, wanted: Text, seed: int, progress: Progress
+) -> list[list[int]]:
+    """Token ids in pieces, as the recipe wants them. Raises UserError for a text that cannot be had."""
+    if wanted.kind == "model":
+        return _kept(source, facts, wanted, seed, progress)
+    tokenizer = source.path / "tokenizer.json"
+    if wanted.kind == "dataset":
+        return _of_dataset(tokenizer, wanted)
+    text = wanted.text if wanted.kind == "text" else None
+    chunks, _ = token_chunks(tokenizer, Calibration(text=text, chunks=wanted.chunks, tokens=wanted.tokens))
+    return chunks
+
+
+def home() -> Path:
+    """Where packlight keeps what it may need again: $PACKLIGHT_HOME, or packlight/ in the user's cache directory."""
+    if named := os.environ.get("PACKLIGHT_HOME"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "packlight"
+
+
+def _kept(
+    source: TransformersReference, facts: ModelFacts, wanted: Text, seed: int, progress: Progress
+) -> list[list[int]]:
+    """What the model has written before, or writes now. A damaged file is written anew."""
+    path = home() / "calibration" / f"{_key(facts, wanted, seed)}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads(path.read_text(encoding="utf-8"))["chunks"]
+        if [len(ids) for ids in found] == [wanted.tokens] * wanted.chunks and all(
+            0 <= token < source.n_vocab for ids in found for token in ids
+        ):
+            return [[int(token) for token in ids] for ids in found]
+    chunks = sampled(source, wanted.chunks, wanted.tokens, seed, progress)
+    # A disk that is full or not ours costs the time to sample again, nothing else.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"chunks": chunks})
+    return chunks
+
+
+def _key(facts: ModelFacts, wanted: Text, seed: int) -> str:
+    """The hash of the weights, the configuration, the tokenizer, and what was asked for."""
+    import torch
+    import transformers
+
+    how = [VERSION, wanted.chunks, wanted.tokens, seed, torch.__version__, transformers.__version__]
+    digest = hashlib.sha256(json.dumps(how).encode())
+    files = sorted({fact.file for fact in facts.tensors.values()})
+    for path in (facts.path / "config.json", facts.path / "tokenizer.json", *files):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def sampled(source: TransformersReference, chunks: int, tokens: int, seed: int, progress: Progress) -> list[list[int]]:
+    """Texts of `tokens` tokens that the model writes, the same for the same seed."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    plain = torch.tensor(_plain_tokens(source))
+    first = plain[torch.randint(len(plain), (chunks, 1), generator=generator)]
+    model, found = source.model, []
+    if source.bos_id is not None:
+        first = torch.cat((torch.full_like(first, source.bos_id), first), 1)
+    for start in range(0, chunks, BATCH):
+        rows, cache = [first[start : start + BATCH]], None
+        for number in range(first.shape[1], tokens):
+            progress("calibration", start * tokens + number * len(rows[0]), chunks * tokens)
+            with torch.no_grad():
+                output = model(input_ids=rows[-1], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            # Only plain tokens: an end would be followed by nothing that the model knows.
+            logits = output.logits[:, -1].float()[:, plain]
+            drawn = torch.multinomial(torch.softmax(logits, -1), 1, generator=generator)
+            rows.append(plain[drawn])
+        found += torch.cat(rows, 1).tolist()
+    progress("calibration", chunks * tokens, chunks * tokens)
+    return [[int(token) for token in ids] for ids in found]
+
+
+def _plain_tokens(source: TransformersReference) -> list[int]:
+    """Tokens of the vocabulary that are pieces of text."""
+    path = source.path / "tokenizer.json"
+    tokenizer = load_tokenizer(path, ModelError, "calibration needs it: save the tokenizer there")
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    n = min(tokenizer.get_vocab_size(with_added_tokens=False), source.n_vocab)
+    return [token for token in range(n) if token not in special]
+
+
+def _of_dataset(tokenizer: Path, wanted: Text) -> list[list[int]]:
+    """The first texts of a data set of the hub that fill the pieces, one piece of each long enough."""
+    encoder = load_tokenizer(tokenizer, ModelError, "calibration needs it: save the tokenizer there")
+    found = []
+    for text in _texts(wanted):
+        ids = encoder.encode(text[: wanted.tokens * CHARACTERS_PER_TOKEN]).ids
+        if len(ids) >= wanted.tokens:
+            found.append(ids[: wanted.tokens])
+        if len(found) == wanted.chunks:
+            return found
+    if found:
+        return found
+    what = f"has no text of {wanted.tokens} tokens"
+    raise UserError(f"--recipe: calibration.dataset: {wanted.dataset} {what}; ask for fewer tokens")
+
+
+def _texts(wanted: Text) -> Iterator[str]:
+    try:
+        import datasets  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise UserError("--recipe: calibration.dataset needs the library 'datasets'; pip install datasets") from error
+    try:
+        rows: Any = datasets.load_dataset(wanted.dataset, split=wanted.split, streaming=True)
+        for row in rows:
+            yield str(row[wanted.field])
+    except Exception as error:  # of datasets, of the network, or a KeyError of the field
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--recipe: calibration.dataset: {wanted.dataset} cannot be read ({reason}); check id, split and field"
+        ) from error
