@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-BENCHMARKS := convert_speed kl_parity startup thresholds onnx_peers edge_torch quality_per_byte
+BENCHMARKS := convert_speed kl_parity startup thresholds onnx_peers edge_torch quality_per_byte compression_methods
 PACKAGES := exporter targets runtime
 
 # Spinning OpenMP threads cost a factor of ten as soon as anything else runs.
@@ -27,7 +27,7 @@ help:
 	@echo "make test   install, then lint, types, layers and every test, the slow ones too"
 	@echo "make lint   ruff, mypy, import-linter, generated documentation up to date"
 	@echo "make tools  build llama.cpp's own tools, to compare with, and install transformers.js (once, five minutes)"
-	@echo "make bench  the tables of docs/benchmarks.md (two hours on two cores, 20 GB of disk)"
+	@echo "make bench  the tables of docs/benchmarks.md (three hours on two cores, 20 GB of disk)"
 	@echo "make docs   the documentation into site/"
 	@echo "make clean  everything that these make, but the cache of models and tools (.cache)"
 

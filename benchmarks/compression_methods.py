@@ -36,17 +36,21 @@ RUNS = 5
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe. what: in words; steps: as YAML has them; format: of the last one; speed: decode is timed"""
+    """A recipe. what: in words; steps: as YAML has them; format: of the last one; speed: decode is timed
+
+    own_text: calibrated on text that the model writes, the default of a recipe
+    """
 
     what: str
     steps: tuple[dict[str, Any], ...]
     format: str | None = None
     speed: bool = False
+    own_text: bool = False
 
     def recipe(self) -> dict[str, Any]:
         """What its YAML file says."""
         head = {"format": self.format} if self.format else {}
-        return {**head, "calibration": CALIBRATION, "steps": list(self.steps)}
+        return {**head, **({} if self.own_text else {"calibration": CALIBRATION}), "steps": list(self.steps)}
 
 
 CALIBRATION = {"source": "help", "chunks": 32, "tokens": 512}
@@ -61,6 +65,13 @@ def _gguf(preset: str, types: str = "measured") -> dict[str, Any]:
     return {"step": "quantize", "preset": preset, "types": types, "method": "gptq"}
 
 
+def _q4_0(method: str) -> dict[str, Any]:
+    return {"step": "quantize", "preset": "q4_0", "method": method}
+
+
+_AWQ = {"step": "smooth", "method": "awq"}
+_VALUES = {"step": "rotate", "spaces": ["values"]}
+_ALL = {"step": "rotate"}
 _LAYERS = {"step": "remove", "units": "layers", "count": 8}
 _NEURONS = {"step": "remove", "units": "neurons", "share": 0.3}
 _HEADS = {"step": "remove", "units": "heads", "count": 1}
@@ -79,10 +90,18 @@ CASES = {
     "neurons": Case("30 % of the feed-forward neurons removed", (_NEURONS,), speed=True),
     "heads": Case("1 of 3 groups of heads removed", (_HEADS,), speed=True),
     "gptq": Case("GPTQ alone, Q4_K_M's bytes", (_gguf("q4_k_m"),), "gguf"),
+    "gptq, own text": Case("the same, on text that the model writes", (_gguf("q4_k_m"),), "gguf", own_text=True),
     "sparsegpt, gptq": Case("SparseGPT 50 %, then GPTQ", (_prune("sparsegpt"), _gguf("q4_k_m")), "gguf"),
     "layers, gptq": Case("8 layers removed, then GPTQ", (_LAYERS, _gguf("q4_k_m")), "gguf"),
     "neurons, gptq": Case("30 % of neurons removed, then GPTQ", (_NEURONS, _gguf("q4_k_m")), "gguf"),
     "gptq, smaller": Case("GPTQ alone, Q2_K's bytes", (_gguf("q2_k"),), "gguf"),
+    "rtn q4_0": Case("Q4_0, round to nearest", (_q4_0("rtn"),), "gguf"),
+    "awq, rtn q4_0": Case("AWQ, then Q4_0, round to nearest", (_AWQ, _q4_0("rtn")), "gguf"),
+    "values, rtn q4_0": Case("values rotated, then Q4_0, round to nearest", (_VALUES, _q4_0("rtn")), "gguf"),
+    "rotated, rtn q4_0": Case("all rotated, then Q4_0, round to nearest", (_ALL, _q4_0("rtn")), "gguf"),
+    "gptq q4_0": Case("Q4_0, GPTQ", (_q4_0("gptq"),), "gguf"),
+    "awq, gptq q4_0": Case("AWQ, then Q4_0, GPTQ", (_AWQ, _q4_0("gptq")), "gguf"),
+    "onnx rtn": Case("ONNX int4, round to nearest", ({"step": "quantize", "preset": "int4", "method": "rtn"},), "onnx"),
     "onnx gptq": Case("GPTQ alone, ONNX int4", ({"step": "quantize", "preset": "int4"},), "onnx"),
     "svd-llm, onnx gptq": Case(
         "SVD-LLM 80 %, then GPTQ, ONNX int4", (_FACTORS, {"step": "quantize", "preset": "int4"}), "onnx"

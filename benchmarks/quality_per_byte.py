@@ -11,6 +11,7 @@ llama-perplexity's own (benchmarks.kl_parity).
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from benchmarks.smollm2 import smollm2
 from benchmarks.spawn import run
 from benchmarks.tools import tool
 from benchmarks.trained import trained
+from exporter.recipe import load_recipe
 
 LIMITS = {"q5_k_m": 0.7, "q4_k_m": 0.7, "q3_k_m": 0.6, "q2_k": 0.5}
 """Largest allowed quotient of the mean KL divergences, ours over theirs, by preset."""
@@ -56,7 +58,12 @@ def row(preset: str, model: Path, work: Path, text: Path, chunks: int) -> dict[s
         check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     packlight, between = str(Path(sys.executable).with_name("packlight")), work / f"between-{preset}"
-    command = [packlight, "compress", str(model), "--recipe", f"best-{preset}", "-o", str(between), "--quiet"]
+    # The recipe that ships, on the text that llama-imatrix sees.
+    recipe = load_recipe(f"best-{preset}").model_dump(mode="json", exclude_none=True, exclude={"calibration"})
+    recipe["calibration"] = {"source": "help", "chunks": CALIBRATION, "tokens": CONTEXT}
+    (work / f"{preset}.yaml").write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    named = ["--recipe", str(work / f"{preset}.yaml"), "-o", str(between)]
+    command = [packlight, "compress", str(model), *named, "--quiet"]
     cost = run([*command, "--threads", str(THREADS)], THREADS, {**os.environ, "HF_HUB_OFFLINE": "1"})
     out = work / f"ours-{preset}"
     subprocess.run(ours_command(between, preset, out), check=True, stdout=sys.stderr)

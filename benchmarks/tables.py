@@ -15,7 +15,16 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import convert_speed, edge_torch, kl_parity, onnx_tables, quality_per_byte, record, startup
+from benchmarks import (
+    compression_methods,
+    convert_speed,
+    edge_torch,
+    kl_parity,
+    onnx_tables,
+    quality_per_byte,
+    record,
+    startup,
+)
 from benchmarks import thresholds as room_to_thresholds
 from benchmarks.paths import ROOT
 from runtime.units import format_bytes
@@ -99,6 +108,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "startup": _result("startup", startup.table),
         "onnx_peers": _result("onnx_peers", onnx_tables.table),
         "edge_torch": _result("edge_torch", edge_torch.table),
+        "compression_methods": _result("compression_methods", compression_methods.table),
         "quality_per_byte": _result("quality_per_byte", quality_per_byte.table),
     },
     "how-to/devices.md": {"devices": devices},

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 RECIPE = """\
 format: gguf
 calibration:
+  source: help
   chunks: 8
   tokens: 256
 steps:
@@ -43,3 +44,32 @@ def test_a_recipe_keeps_more_of_the_model_in_the_bytes_of_a_preset(tmp_path: Pat
     # Rounded by the preset's own types it is 93.5 MB and 0.18 nats (shared/FIELD.md).
     assert found["size"] <= 93.6e6
     assert found["KL divergence"] < 0.06
+
+
+ONNX = """\
+calibration:
+  chunks: 4
+  tokens: 128
+format: onnx
+steps:
+  - step: rotate
+    spaces: [values]
+  - step: quantize
+    preset: int4-mixed
+"""
+
+
+def test_an_export_by_recipe_onto_onnx_blocks_on_text_of_the_model(tmp_path: Path) -> None:
+    source, recipe, out = offgrid(smollm2()), tmp_path / "mine.yaml", tmp_path / "out"
+    recipe.write_text(ONNX, encoding="utf-8")
+    ran = packlight("export", source, "--recipe", recipe, "-o", out, "--no-measure", "--json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    report = json.loads(ran.stdout)
+    found = {line["name"]: line["value"] for line in report["lines"]}
+    # Rounded to nearest it is 106.5 MB and 0.0955 nats (benchmarks.onnx_peers).
+    assert found["size"] <= 106.6e6
+    assert found["KL divergence"] < 0.0955
+    steps = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["contract"]["compression"]["steps"]
+    assert [step["step"] for step in steps] == ["rotate", "quantize"]
+    assert abs(steps[0]["mean_kl"]) < 1e-5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "out"]

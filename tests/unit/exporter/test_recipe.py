@@ -26,7 +26,19 @@ def test_the_recipes_that_ship_name_presets_that_are():
     for name, recipe in recipes.items():
         assert recipe.description
         assert load_recipe(name) == recipe
-        assert all(step.preset in get_target(recipe.format).presets() for step in recipe.steps)
+        assert recipe.preset is None or recipe.preset in get_target(recipe.format).presets()
+
+
+def test_every_step_has_a_runner():
+    from typing import get_args
+
+    from exporter.compress.registry import runner
+    from exporter.steps import Step
+
+    union, _ = get_args(Step)
+    for step in get_args(union):
+        (name,) = get_args(step.model_fields["step"].annotation)
+        assert callable(runner(name))
 
 
 def test_a_file_of_the_users(tmp_path):
