@@ -73,7 +73,11 @@ def test_a_file_of_the_users(tmp_path):
         ("chunks: 8", "chunks: 0", "4: calibration.chunks: input should be greater than or equal to 1, not '0'"),
         ("chunks: 8", "chunk: 8", "4: calibration.chunk: is no key of a recipe; take it out"),
         ("    preset: q4_k_m\n", "", "6: steps.0.preset: is missing; write it"),
-        ("method: gptq", "method: magic", "8: steps.0.method: input should be 'rtn', 'gptq', 'gptq-natural' or 'autoround'"),
+        (
+            "method: gptq",
+            "method: magic",
+            "8: steps.0.method: input should be 'rtn', 'gptq', 'gptq-natural' or 'autoround'",
+        ),
         ("  chunks: 8", "  chunks: [8", "5: is not YAML ("),
     ],
 )
