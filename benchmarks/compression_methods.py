@@ -53,7 +53,7 @@ class Case:
         return {**head, **({} if self.own_text else {"calibration": CALIBRATION}), "steps": list(self.steps)}
 
 
-CALIBRATION = {"source": "help", "chunks": 32, "tokens": 512}
+CALIBRATION = {"source": "help", "chunks": 16, "tokens": 512}
 
 
 def _prune(method: str, **more: object) -> dict[str, Any]:
@@ -81,7 +81,6 @@ CASES = {
     "magnitude-global": Case("magnitude, 50 % of all together", (_prune("magnitude", scope="global"),)),
     "wanda": Case("Wanda, 50 %", (_prune("wanda"),)),
     "sparsegpt": Case("SparseGPT, 50 %", (_prune("sparsegpt"),)),
-    "magnitude-2:4": Case("magnitude, 2:4", (_prune("magnitude", pattern="2:4"),)),
     "wanda-2:4": Case("Wanda, 2:4", (_prune("wanda", pattern="2:4"),)),
     "sparsegpt-2:4": Case("SparseGPT, 2:4", (_prune("sparsegpt", pattern="2:4"),)),
     "svd": Case("SVD, 80 % of the weights", ({**_FACTORS, "method": "svd"},)),
@@ -90,18 +89,14 @@ CASES = {
     "neurons": Case("30 % of the feed-forward neurons removed", (_NEURONS,), speed=True),
     "heads": Case("1 of 3 groups of heads removed", (_HEADS,), speed=True),
     "gptq": Case("GPTQ alone, Q4_K_M's bytes", (_gguf("q4_k_m"),), "gguf"),
-    "gptq, own text": Case("the same, on text that the model writes", (_gguf("q4_k_m"),), "gguf", own_text=True),
+    "gptq, own text": Case("the same, on 32 pieces that the model writes", (_gguf("q4_k_m"),), "gguf", own_text=True),
     "sparsegpt, gptq": Case("SparseGPT 50 %, then GPTQ", (_prune("sparsegpt"), _gguf("q4_k_m")), "gguf"),
     "layers, gptq": Case("8 layers removed, then GPTQ", (_LAYERS, _gguf("q4_k_m")), "gguf"),
     "neurons, gptq": Case("30 % of neurons removed, then GPTQ", (_NEURONS, _gguf("q4_k_m")), "gguf"),
-    "gptq, smaller": Case("GPTQ alone, Q2_K's bytes", (_gguf("q2_k"),), "gguf"),
     "rtn q4_0": Case("Q4_0, round to nearest", (_q4_0("rtn"),), "gguf"),
     "awq, rtn q4_0": Case("AWQ, then Q4_0, round to nearest", (_AWQ, _q4_0("rtn")), "gguf"),
     "values, rtn q4_0": Case("values rotated, then Q4_0, round to nearest", (_VALUES, _q4_0("rtn")), "gguf"),
     "rotated, rtn q4_0": Case("all rotated, then Q4_0, round to nearest", (_ALL, _q4_0("rtn")), "gguf"),
-    "gptq q4_0": Case("Q4_0, GPTQ", (_q4_0("gptq"),), "gguf"),
-    "awq, gptq q4_0": Case("AWQ, then Q4_0, GPTQ", (_AWQ, _q4_0("gptq")), "gguf"),
-    "onnx rtn": Case("ONNX int4, round to nearest", ({"step": "quantize", "preset": "int4", "method": "rtn"},), "onnx"),
     "onnx gptq": Case("GPTQ alone, ONNX int4", ({"step": "quantize", "preset": "int4"},), "onnx"),
     "svd-llm, onnx gptq": Case(
         "SVD-LLM 80 %, then GPTQ, ONNX int4", (_FACTORS, {"step": "quantize", "preset": "int4"}), "onnx"
