@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-VERBS = ("export", "compress", "verify", "measure", "check", "devices", "formats", "recipes")
+VERBS = ("export", "compress", "verify", "measure", "check", "pack", "unpack", "devices", "formats", "recipes")
 DOCS = ROOT / "docs"
 MARKER = "<!-- table: {} -->"
 
