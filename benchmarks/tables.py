@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import (
+    archive,
     compression_methods,
     convert_speed,
     edge_torch,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-VERBS = ("export", "compress", "verify", "measure", "check", "devices", "formats", "recipes")
+VERBS = ("export", "compress", "verify", "measure", "check", "pack", "unpack", "devices", "formats", "recipes")
 DOCS = ROOT / "docs"
 MARKER = "<!-- table: {} -->"
 
@@ -108,6 +109,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "startup": _result("startup", startup.table),
         "onnx_peers": _result("onnx_peers", onnx_tables.table),
         "edge_torch": _result("edge_torch", edge_torch.table),
+        "archive": _result("archive", archive.table),
         "compression_methods": _result("compression_methods", compression_methods.table),
         "quality_per_byte": _result("quality_per_byte", quality_per_byte.table),
     },

@@ -117,6 +117,20 @@ class Factorize(Strict):
         return self
 
 
+class ShareWeights(Strict):
+    """Weights that are stored once and used often.
+
+    method: "codebook", every matrix's weights by k-means to 2^bits values; "layers", neighbouring layers alike enough
+    become one; bits: of a codebook's index; count: how many layers take their neighbour's weights
+    """
+
+    step: Literal["share"]
+    method: Literal["codebook", "layers"]
+    bits: Annotated[int, Field(ge=1, le=8)] = 4
+    count: Annotated[int, Field(ge=1)] = 1
+    exclude: Patterns = ()
+
+
 class Smooth(Strict):
     """Move scales between matrices and what comes before them, the function unchanged, so that rounding costs less.
 
@@ -140,7 +154,7 @@ class Rotate(Strict):
 
 
 Step = Annotated[
-    Quantize | Prune | Remove | Factorize | Smooth | Rotate,
+    Quantize | Prune | Remove | Factorize | ShareWeights | Smooth | Rotate,
     Field(discriminator="step"),
 ]
 

@@ -11,7 +11,18 @@ import typer
 from exporter.cli import verbs
 from exporter.cli.command import INTERRUPTED, fail, with_groups
 from exporter.cli.help import SectionedCommand
-from exporter.cli.options import Against, ArtifactPath, BudgetOptions, CompressJob, Job, Running, Threads, Verifying
+from exporter.cli.options import (
+    Against,
+    Archive,
+    ArchiveOut,
+    ArtifactPath,
+    BudgetOptions,
+    CompressJob,
+    Job,
+    Running,
+    Threads,
+    Verifying,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -33,6 +44,8 @@ for _verb, _groups in (
     (verbs.verify, (ArtifactPath, Against, Verifying, Threads)),
     (verbs.measure, (ArtifactPath, BudgetOptions, Running)),
     (verbs.check, (ArtifactPath, BudgetOptions, Running)),
+    (verbs.pack, (ArtifactPath, ArchiveOut, Threads)),
+    (verbs.unpack, (Archive,)),
     (verbs.devices, ()),
     (verbs.formats, ()),
     (verbs.recipes, ()),

@@ -100,6 +100,23 @@ class ArtifactPath:
 
 
 @dataclass(frozen=True)
+class ArchiveOut:
+    """Where an archive goes."""
+
+    out: Annotated[Path, _option("--out -o", "The file to write, such as model.pla.", _JOB, "FILE")]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive, and where its files go."""
+
+    archive: Annotated[
+        Path, typer.Argument(help="What 'packlight pack' has written.", metavar="FILE", show_default=False)
+    ]
+    out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
+
+
+@dataclass(frozen=True)
 class Against:
     """The source of an artifact."""
 

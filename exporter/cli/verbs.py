@@ -17,6 +17,8 @@ from runtime.units import format_bytes
 if TYPE_CHECKING:
     from exporter.cli.options import (
         Against,
+        Archive,
+        ArchiveOut,
         ArtifactPath,
         BudgetOptions,
         CompressJob,
@@ -143,6 +145,41 @@ def check(path: ArtifactPath, budget: BudgetOptions, running: Running, output: O
     with progress(output) as reporter:
         report = check_artifact(path.artifact, budget.limits(), running.options(), command_line(), reporter)
     return _finish(report, output)
+
+
+def pack(path: ArtifactPath, to: ArchiveOut, threads: Threads, output: Output) -> int:
+    """Pack ARTIFACT into one smaller file for the way to the device, without loss."""
+    from exporter.archive.pack import pack as run
+
+    with progress(output) as reporter:
+        reporter.step(f"packing {path.artifact}")
+        report = run(path.artifact, to.out, threads.threads, reporter.advance)
+    if output.json:
+        _print_json(report.to_json())
+    elif not output.quiet:
+        rows = [
+            (kind, format_bytes(before), format_bytes(after), f"{after / before:.1%}")
+            for kind, (before, after) in sorted(report.types.items(), key=lambda one: -one[1][0])
+        ]
+        whole = (format_bytes(report.n_bytes), format_bytes(report.packed_bytes))
+        rows.append(("all", *whole, f"{report.packed_bytes / max(report.n_bytes, 1):.1%}"))
+        show_rows(("type", "bytes", "packed", ""), rows)
+        typer.echo(f"written: {report.archive}")
+    return 0
+
+
+def unpack(archive: Archive, output: Output) -> int:
+    """Unpack what 'pack' has written, every file to the bit."""
+    from exporter.archive.unpack import unpack as run
+
+    with progress(output) as reporter:
+        reporter.step(f"unpacking {archive.archive}")
+        names = run(archive.archive, archive.out, reporter.advance)
+    if output.json:
+        _print_json({"out": str(archive.out), "files": names})
+    elif not output.quiet:
+        typer.echo(f"written: {archive.out}, {len(names)} files")
+    return 0
 
 
 def devices(output: Output) -> int:

@@ -12,7 +12,10 @@ from targets.factors import FACTORS
 from targets.ongrid import RECIPE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from torch import Tensor
 
     from exporter.compress.subject import Subject
 
@@ -28,7 +31,6 @@ def refuse_unknown_weights(subject: Subject) -> None:
 def write_directory(room: Path, subject: Subject) -> None:
     """The source's own files, the weights as they are now in float32, and the subject's files beside them."""
     from safetensors.numpy import save_file as save_arrays
-    from safetensors.torch import save_file
 
     source = subject.facts.path
     for path in source.iterdir():
@@ -38,10 +40,29 @@ def write_directory(room: Path, subject: Subject) -> None:
     config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
     write_json(room / "config.json", {**config, **subject.config, "dtype": "float32"})
     try:
-        save_file(subject.merged(), room / "model.safetensors", {"format": "pt"})
+        _stream(room / "model.safetensors", subject.merged())
         if factors := subject.factors():
             save_arrays(factors, room / FACTORS)
         for name, arrays in subject.files.items():
             save_arrays(dict(arrays), room / name)
     except (OSError, RuntimeError) as error:
         raise ModelError(f"{room.parent}: cannot be written ({error}); free space or choose another -o") from error
+
+
+def _stream(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file of float32 tensors, written one after the other: the library would hold all of them at once.
+
+    The format: https://github.com/huggingface/safetensors#format
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            tensor.detach().contiguous().numpy().astype("<f4", copy=False).tofile(file)

@@ -98,7 +98,8 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     reporter.step(f"reading {request.model}")
     facts = _source(request)
     done: list[StepReport] = []
-    with staging(out) as room, _opened(facts, request, preset, reporter) as subject:
+    work = out.with_name(f"{out.name}.work")
+    with staging(out) as room, staging(work) as scratch, _opened(facts, request, preset, scratch, reporter) as subject:
         drift = TorchDrift(subject.source)
         if any(_looks_at_text(step) for step in recipe.steps):
             reporter.step(f"calibration: {recipe.calibration.kind}")
@@ -131,29 +132,26 @@ def _preset(recipe: Recipe) -> str | None:
 
 def _source(request: CompressRequest) -> ModelFacts:
     """The model to compress. Raises UserError for one that cannot be."""
-    from exporter.verify import VerifyOptions, refuse_too_large
-
     facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
     if facts.source != "huggingface":
         raise UserError(f"{request.model}: a .gguf file is compressed already; name the Hugging Face directory")
     if foreign_grids(facts.path):
         raise UserError(f"{request.model}: lies on a grid already, where nothing is changed; name the original model")
-    refuse_too_large(facts, VerifyOptions())
     return facts
 
 
 @contextlib.contextmanager
-def _opened(facts: ModelFacts, request: CompressRequest, preset: str | None, reporter: Reporter) -> Iterator[Subject]:
+def _opened(
+    facts: ModelFacts, request: CompressRequest, preset: str | None, scratch: Path, reporter: Reporter
+) -> Iterator[Subject]:
+    from exporter.compress.mapped import MappedReference
     from exporter.compress.subject import Subject
-    from exporter.verify.reference import TransformersReference
 
     target, options = None, None
     if request.recipe.format is not None and preset is not None:
         target, options = get_target(request.recipe.format), EmitOptions(preset, request.threads)
         refuse_problems(target, facts, options)
-    reference = TransformersReference(
-        facts.path, dtype="float32", threads=request.threads, trust_remote_code=request.trust_remote_code
-    )
+    reference = MappedReference(facts, scratch, threads=request.threads, trust_remote_code=request.trust_remote_code)
     with contextlib.closing(reference):
         subject = Subject(facts, reference, request.recipe, reporter.advance, target, options)
         refuse_unknown_weights(subject)

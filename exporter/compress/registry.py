@@ -21,6 +21,7 @@ _RUNNERS = {
     "prune": "exporter.compress.prune.step:run",
     "remove": "exporter.compress.remove.step:run",
     "rotate": "exporter.compress.rotate.step:run",
+    "share": "exporter.compress.share.step:run",
     "smooth": "exporter.compress.smooth.step:run",
     "quantize": "exporter.compress.quantize.step:run",
 }

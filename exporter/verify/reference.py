@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.verify.chat import render
 from runtime.artifact import open_artifact
-from runtime.errors import EngineError, ModelError
+from runtime.errors import EngineError, ModelError, UserError
 from runtime.sessions import open_session
 from runtime.tokenizer_file import load_tokenizer
 from targets.quiet import no_log_below_error
@@ -125,14 +125,14 @@ class TorchSource:
         with _quiet(transformers):
             try:
                 self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, **common)
-                self._model, loading = getattr(transformers, kind).from_pretrained(
-                    path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **common
-                )
+                self._model, missing = self.load(transformers, kind, {**common, "dtype": getattr(torch, dtype)})
+            except UserError:
+                raise
             except Exception as error:
                 reason = " ".join(str(error).split())[:300]
                 raise ModelError(f"{path}: transformers cannot load it ({reason}); check the directory") from error
         self._file_tokenizer = _tokenizer_of_file(path)
-        missing = sorted(name for name in loading["missing_keys"] if unused is None or unused not in name)
+        missing = sorted(name for name in missing if unused is None or unused not in name)
         if missing:
             # transformers fills them with random numbers and goes on.
             raise ModelError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]}; get them all")
@@ -141,6 +141,13 @@ class TorchSource:
         self.description = f"{path.name} in {versions}, {dtype}"
         self.special_tokens = tuple(dict.fromkeys(self._tokenizer.all_special_tokens))[:MAX_SPECIAL_TOKENS]
         self.added_tokens = tuple(self._tokenizer.get_added_vocab())
+
+    def load(self, transformers: Any, kind: str, options: dict[str, Any]) -> tuple[Any, list[str]]:  # noqa: ANN401
+        """The model by a class of transformers, and the names of weights that it has and the directory has not."""
+        model, loading = getattr(transformers, kind).from_pretrained(
+            self.path, use_safetensors=True, output_loading_info=True, **options
+        )
+        return model, list(loading["missing_keys"])
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - a model of transformers

@@ -296,3 +296,25 @@ def test_the_preset_is_the_formats_own_where_none_is_named(target, tmp_path):
     assert "Tiny-Q8_0.bin" in names(tmp_path / "out")
     assert export(tmp_path / "other", "--quant", "q4_k_m").exit_code == 0
     assert "Tiny-Q4_K_M.bin" in names(tmp_path / "other")
+
+
+def test_an_artifact_is_packed_and_unpacked(tmp_path):
+    root = tmp_path / "artifact"
+    root.mkdir()
+    (root / "weights.bin").write_bytes(bytes(5000))
+    files = {"weights.bin": record(root / "weights.bin")}
+    write_manifest(Artifact(root, "fake", "weights.bin", "Tiny", "q", 1600, 5.0, 64, "x", files=files))
+    archive, back = tmp_path / "a.pla", tmp_path / "back"
+    ran = CliRunner().invoke(app, ["pack", str(root), "-o", str(archive), "--json"])
+    assert ran.exit_code == 0, ran.output
+    report = json.loads(ran.stdout)
+    assert report["packed_bytes"] == archive.stat().st_size < report["bytes"]
+    ran = CliRunner().invoke(app, ["unpack", str(archive), "-o", str(back)])
+    assert ran.exit_code == 0, ran.output
+    assert (back / "weights.bin").read_bytes() == bytes(5000)
+    assert sorted(path.name for path in back.iterdir()) == ["manifest.json", "weights.bin"]
+    shown = CliRunner().invoke(app, ["pack", str(root), "-o", str(tmp_path / "b.pla")]).stdout
+    assert "written:" in shown
+    ran = CliRunner().invoke(app, ["unpack", str(root / "weights.bin"), "-o", str(tmp_path / "no")])
+    assert ran.exit_code == 2
+    assert "is no packlight archive; name what 'packlight pack' has written" in ran.stderr

@@ -176,7 +176,7 @@ def test_activation_is_what_a_unit_adds(tiny_llama: Path) -> None:
     for unit in range(part.units):
         columns = torch.from_numpy(part.columns(np.array([unit])))
         added = x[:, columns] @ layer.self_attn.o_proj.weight[:, columns].T
-        assert found[unit] == pytest.approx(float(added.square().sum()), rel=1e-3)
+        assert found[unit] == pytest.approx(float(added.detach().square().sum()), rel=1e-3)
     part = neurons(layer)
     x = torch.randn(50, part.units, generator=torch.Generator().manual_seed(0))
     added = x[:, 3:4] @ layer.mlp.down_proj.weight[:, 3:4].T

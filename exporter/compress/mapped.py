@@ -1,0 +1,144 @@
+"""A model in float32 whose weights lie in a file and not in memory: pages come when a layer runs, and go after it.
+
+The file is mapped shared: what a step writes into a weight is in the file, and the kernel may take every page back. So
+a model takes the memory of a layer, whatever its size, as long as the disk holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from exporter.verify.reference import TransformersReference
+from runtime.errors import UserError
+from runtime.units import format_bytes
+from targets.weights import WeightReader, row_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from targets.facts import ModelFacts, TensorFact
+
+CHUNK = 1 << 22
+"""Weights that are copied at a time."""
+DROPPED_FROM = 1 << 30
+"""Bytes of a model from which on pages are given back after every layer; below it costs more time than memory."""
+PAGE = mmap.ALLOCATIONGRANULARITY
+
+
+class MappedReference(TransformersReference):
+    """A decoder's directory in float32, its weights in a file in `room`. Raises UserError where the disk is small."""
+
+    def __init__(
+        self, facts: ModelFacts, room: Path, *, threads: int | None = None, trust_remote_code: bool = False
+    ) -> None:
+        self._facts, self._room = facts, room
+        super().__init__(facts.path, dtype="float32", threads=threads, trust_remote_code=trust_remote_code)
+
+    def load(self, transformers: Any, kind: str, options: dict[str, Any]) -> tuple[Any, list[str]]:  # noqa: ANN401
+        """See `TorchSource.load`."""
+        common = {key: options[key] for key in ("local_files_only", "trust_remote_code")}
+        config = transformers.AutoConfig.from_pretrained(self.path, **common)
+        with _parameters_without_memory():
+            model = getattr(transformers, kind).from_config(
+                config, dtype=torch.float32, trust_remote_code=common["trust_remote_code"]
+            )
+        places, total = _places(self._facts)
+        self._file = _write(self._facts, self._room, places, total)
+        owners = dict(model.named_parameters(remove_duplicate=False))
+        for name, offset in places.items():
+            if name in owners:
+                module, _, own = name.rpartition(".")
+                shape = self._facts.tensors[name].shape
+                values = np.frombuffer(self._file, np.float32, int(np.prod(shape)), offset).reshape(shape)
+                parameter = nn.Parameter(torch.from_numpy(values), requires_grad=False)
+                setattr(model.get_submodule(module), own, parameter)
+        model.tie_weights()
+        missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+        if total >= DROPPED_FROM:
+            self._drop_after_use(model, places)
+        return model, missing
+
+    def _drop_after_use(self, model: Any, places: dict[str, int]) -> None:  # noqa: ANN401
+        """Give a layer's pages back to the kernel once it has run: the file keeps what is in them."""
+        prefix = f"{model.base_model_prefix}.layers."
+        for number, layer in enumerate(model.base_model.layers):
+            starts = [offset for name, offset in places.items() if name.startswith(f"{prefix}{number}.")]
+            ends = [
+                offset + 4 * self._facts.tensors[name].n_elements
+                for name, offset in places.items()
+                if name.startswith(f"{prefix}{number}.")
+            ]
+            if starts:
+                layer.register_forward_hook(self._dropper(min(starts), max(ends)))
+
+    def _dropper(self, start: int, end: int) -> Any:  # noqa: ANN401 - a hook
+        length = -(-(end - start) // PAGE) * PAGE
+
+        def drop(*_: Any) -> None:
+            self._file.madvise(mmap.MADV_DONTNEED, start, min(length, len(self._file) - start))
+
+        return drop
+
+
+@contextlib.contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Modules that are made meanwhile have parameters on the meta device; their buffers are real."""
+    register = nn.Module.register_parameter
+
+    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = without_memory  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _places(facts: ModelFacts) -> tuple[dict[str, int], int]:
+    """Where each weight begins in the file, on a page of its own and a layer's beside each other; the file's length."""
+
+    def order(name: str) -> tuple[int, str]:
+        parts = name.split(".layers.")
+        return (int(parts[1].split(".")[0]) if len(parts) > 1 else -1, name)
+
+    places, position = {}, 0
+    for name in sorted(facts.tensors, key=order):
+        places[name] = position
+        position += -(-4 * facts.tensors[name].n_elements // PAGE) * PAGE
+    return places, position
+
+
+def _write(facts: ModelFacts, room: Path, places: dict[str, int], total: int) -> mmap.mmap:
+    """The weights as float32 in a file of `room`, mapped; the file's name is gone at once."""
+    free = shutil.disk_usage(room).free
+    if 2 * total > free:  # and once more for the result
+        what = f"needs {format_bytes(2 * total)} of disk beside {room.parent}"
+        raise UserError(f"{facts.requested}: {what}, {format_bytes(free)} are free; choose another -o")
+    path = room / "weights.f32"
+    with path.open("w+b") as file, WeightReader() as reader:
+        os.unlink(path)  # noqa: PTH108 - open on: a killed process leaves nothing
+        file.truncate(max(total, PAGE))
+        for name, offset in places.items():
+            file.seek(offset)
+            for rows in _rows(reader, facts.tensors[name]):
+                rows.tofile(file)
+        file.flush()
+        return mmap.mmap(file.fileno(), 0)
+
+
+def _rows(reader: WeightReader, fact: TensorFact) -> Iterator[Any]:
+    columns = fact.shape[-1] if fact.shape else 1
+    for start, stop in row_chunks(fact.n_elements // columns, columns, CHUNK):
+        yield np.ascontiguousarray(reader.read_rows(fact, start, stop), np.float32)

@@ -1,0 +1,1 @@
+"""Weight sharing: few values for many weights, one layer's weights for two."""

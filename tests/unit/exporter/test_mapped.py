@@ -1,0 +1,95 @@
+"""Weights in a file and not in memory: the same model, written through, and given back after use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import namedtuple
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from exporter.checkpoint import resolve
+from exporter.compress import mapped
+from exporter.compress.mapped import MappedReference
+from exporter.verify.reference import TransformersReference
+from runtime.errors import ModelError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+IDS = [5, 9, 40, 7, 100, 33, 12, 60] * 5
+
+
+def opened(directory: Path, room: Path) -> MappedReference:
+    return MappedReference(resolve(str(directory)), room, threads=1)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_it_is_the_model(dropped: bool, tiny_any: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "DROPPED_FROM", 0 if dropped else 1 << 60)
+    plain, source = TransformersReference(tiny_any), opened(tiny_any, tmp_path)
+    np.testing.assert_array_equal(source.logits(IDS), plain.logits(IDS))
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+    ours, theirs = source.model.state_dict(), plain.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    tied = plain.model.get_output_embeddings().weight is plain.model.get_input_embeddings().weight
+    assert (source.model.get_output_embeddings().weight is source.model.get_input_embeddings().weight) == tied
+    # What is written into a weight stays, though its pages were given back.
+    layer = source.model.base_model.layers[0].mlp.up_proj
+    layer.weight.data.copy_(torch.full_like(layer.weight, 0.01))
+    source.logits(IDS)
+    assert torch.equal(layer.weight, torch.full_like(layer.weight, 0.01))
+    plain.model.base_model.layers[0].mlp.up_proj.weight.data.fill_(0.01)
+    np.testing.assert_array_equal(source.logits(IDS), plain.logits(IDS))
+    for one in (plain, source):
+        one.close()
+
+
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+import exporter.compress.mapped as mapped
+from exporter.checkpoint import resolve
+mapped.DROPPED_FROM = int(sys.argv[3])
+source = mapped.MappedReference(resolve(sys.argv[1]), Path(sys.argv[2]), threads=1)
+status = lambda: dict(line.split(":") for line in open("/proc/self/status"))
+before = int(status()["RssShmem"].split()[0]) + int(status()["RssFile"].split()[0])
+source.logits(list(range(10, 40)))
+after = int(status()["RssShmem"].split()[0]) + int(status()["RssFile"].split()[0])
+print(after - before)
+"""
+
+
+def test_layers_that_have_run_are_not_in_memory(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    source = tiny_model_dir("llama", hidden=512)
+    n_bytes = 4 * sum(fact.n_elements for name, fact in resolve(str(source)).tensors.items() if ".layers." in name)
+
+    def grown(dropped_from: int) -> int:
+        command = [sys.executable, "-c", SCRIPT, str(source), str(tmp_path), str(dropped_from)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return 1024 * int(done.stdout.split()[-1])
+
+    assert grown(1 << 60) > 0.9 * n_bytes
+    assert grown(0) < 0.6 * n_bytes
+
+
+def test_what_is_missing_is_said(tiny_llama: Path, tmp_path: Path) -> None:
+    facts = resolve(str(tiny_llama))
+    del facts.tensors["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(ModelError, match=r"1 weights are missing, the first is model.layers.1.mlp.up_proj.weight"):
+        MappedReference(facts, tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_said_before(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage: Any = namedtuple("usage", "total used free")
+    monkeypatch.setattr(mapped.shutil, "disk_usage", lambda _path: usage(10, 9, 1))
+    with pytest.raises(UserError, match=r"of disk beside .*, 0.0 MB are free; choose another -o"):
+        opened(tiny_llama, tmp_path)
+    assert list(tmp_path.iterdir()) == []
