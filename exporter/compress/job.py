@@ -17,6 +17,7 @@ from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
 from targets import get_target
 from targets.base import EmitOptions
+from targets.factors import FACTORS
 from targets.ongrid import RECIPE, foreign_grids
 from targets.safetensors import read_facts
 
@@ -137,6 +138,9 @@ def _source(request: CompressRequest) -> ModelFacts:
         raise UserError(f"{request.model}: a .gguf file is compressed already; name the Hugging Face directory")
     if foreign_grids(facts.path):
         raise UserError(f"{request.model}: lies on a grid already, where nothing is changed; name the original model")
+    if (facts.path / FACTORS).is_file():
+        what = "was factorized already, and its factors would be lost"
+        raise UserError(f"{request.model}: {what}; name the original model, and all steps in one recipe")
     return facts
 
 

@@ -113,6 +113,8 @@ def test_every_family_is_written_whole_and_in_factors(method: str, tiny_any: Pat
     assert saved > 0
     assert report["n_params"] == before.n_stored_params - saved
     assert all(pair.left.shape[1] % 32 == 0 for pair in pairs.values())
+    with pytest.raises(UserError, match="was factorized already, and its factors would be lost; name the original"):
+        factorized(out, tmp_path / "again")
     ids = [5, 9, 40, 7, 100, 33]
     assert np.abs(torch_logits(out, ids) - torch_logits(tiny_any, ids)).max() > 1e-3
 
