@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 
-def sparsity_at(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
+def sparsity_at(step: int, begin: int, end: int, initial: float, final: float) -> float:
     """The sparsity at a training step: much is pruned early, when much is redundant, and ever less towards `end`.
 
-    Raises ValueError unless begin < end.
+    initial: up to `begin`; final: from `end` on. Raises ValueError unless begin < end.
     """
     if begin >= end:
         raise ValueError(f"the schedule begins at {begin} and ends at {end}")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from exporter.compress.prune.masks import lowest, lowest_of_groups, lowest_of_rows
+from exporter.compress.prune.magnitude import smallest, smallest_of_all
 from exporter.compress.prune.sparsegpt import sparsegpt
-from exporter.compress.prune.wanda import wanda_scores
+from exporter.compress.prune.wanda import wanda
 from exporter.compress.walk import Walk
 from exporter.compress.which import excluding
-from runtime.errors import UserError
+from runtime.errors import ModelError, UserError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,19 +30,22 @@ def run(step: Prune, subject: Subject) -> None:
     if step.method == "magnitude":
         _by_magnitude(step, pattern, matrices)
         return
-    names = {id(module): name for name, module in matrices.items()}
+    left = {id(module): name for name, module in matrices.items()}
     walk = Walk(subject.model, subject.chunks)
     for number, layer in enumerate(walk.layers):
         subject.progress("prune", number, len(walk.layers))
         for below, hessian in walk.observe(number).hessians.items():
             module = layer.get_submodule(below)
-            if id(module) in names:
-                put(module, _pruned(step, pattern, module.weight.detach().numpy(), hessian.numpy()))
+            if left.pop(id(module), None) is not None:
+                _put(module, _pruned(step, pattern, module.weight.detach().numpy(), hessian.numpy()))
         walk.advance(number)
     subject.progress("prune", len(walk.layers), len(walk.layers))
+    if left:
+        name = next(iter(left.values()))
+        raise ModelError(f"{subject.facts.requested}: {name} was given nothing to judge it by; use method magnitude")
 
 
-def put(module: Any, weight: Floats) -> None:  # noqa: ANN401 - a linear module
+def _put(module: Any, weight: Floats) -> None:  # noqa: ANN401 - a linear module
     """Write a module's weight in place."""
     module.weight.data.copy_(torch.from_numpy(weight))
 
@@ -62,23 +65,14 @@ def _pattern(step: Prune, matrices: dict[str, Any]) -> tuple[int, int] | None:
 def _by_magnitude(step: Prune, pattern: tuple[int, int] | None, matrices: dict[str, Any]) -> None:
     weights = {name: module.weight.detach().numpy() for name, module in matrices.items()}
     if step.scope == "global" and step.sparsity is not None:
-        mask = lowest(np.concatenate([np.abs(weight).reshape(-1) for weight in weights.values()]), step.sparsity)
-        cuts = np.cumsum([weight.size for weight in weights.values()])[:-1]
-        masks = dict(zip(weights, np.split(mask, cuts), strict=True))
+        masks = smallest_of_all(weights, step.sparsity)
     else:
-        masks = {
-            name: lowest(np.abs(weight), step.sparsity or 0.0)
-            if pattern is None
-            else lowest_of_groups(np.abs(weight), *pattern)
-            for name, weight in weights.items()
-        }
+        masks = {name: smallest(weight, step.sparsity or 0.0, pattern) for name, weight in weights.items()}
     for name, module in matrices.items():
-        put(module, np.where(masks[name].reshape(weights[name].shape), np.float32(0), weights[name]))
+        _put(module, np.where(masks[name], np.float32(0), weights[name]))
 
 
 def _pruned(step: Prune, pattern: tuple[int, int] | None, weight: Floats, hessian: Floats) -> Floats:
     if step.method == "sparsegpt":
         return sparsegpt(weight, hessian, step.sparsity or 0.0, pattern)
-    scores = wanda_scores(weight, hessian)
-    mask = lowest_of_rows(scores, step.sparsity or 0.0) if pattern is None else lowest_of_groups(scores, *pattern)
-    return np.where(mask, np.float32(0), weight)
+    return np.where(wanda(weight, hessian, step.sparsity or 0.0, pattern), np.float32(0), weight)

@@ -6,6 +6,8 @@ import dataclasses
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from exporter.compress.factored import factored_modules, merge
 from exporter.compress.quantize.gptq import PRUNED
 from runtime.errors import ModelError, UserError
@@ -14,12 +16,16 @@ from targets.ongrid import GGML, MATMUL_NBITS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy.typing as npt
+
     from exporter.compress.subject import Subject
     from exporter.steps import Quantize, Rule
     from targets.base import EmitOptions, Progress
     from targets.facts import ModelFacts
     from targets.gguf.grids import GgufGrid
     from targets.grids import Grid
+
+    Bits = npt.NDArray[np.uint8]
 
 ALIGNMENT = 32
 """Bytes that a tensor's place in the file may be padded by."""
@@ -33,7 +39,7 @@ def run(step: Quantize, subject: Subject) -> None:
 
     assert subject.target is not None, "a recipe with a quantize step has a format"
     grids = _GRIDS[subject.target.name](step, subject)
-    before = subject.sparsity()
+    before = _pruned(subject)
     learned = None
     if step.method == "autoround":
         learned = Learned(AutoRoundOptions(step.iterations), subject.recipe.seed)
@@ -42,15 +48,36 @@ def run(step: Quantize, subject: Subject) -> None:
         blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
-    after = subject.sparsity()
-    if before >= PRUNED and after < 0.99 * before:
-        subject.notes.append(
-            f"zeros: {before:.0%} of the layers' weights before, {after:.0%} after: not every grid has a code for zero"
-        )
+    _note_lost_zeros(before, blocks, subject)
     found: dict[str, Any] = {}
     for name, (grid, packed) in blocks.items():
         found |= grid.tensors(name, packed)
     subject.files[_FILES[subject.target.name]] = found
+
+
+def _pruned(subject: Subject) -> dict[str, Bits]:
+    """Where the zeros are of every matrix that was pruned, by name, eight weights a byte."""
+    found = {}
+    for name, module in subject.matrices():
+        zeros = module.weight.detach().numpy() == 0
+        if zeros.mean() >= PRUNED:
+            found[name] = np.packbits(zeros)
+    return found
+
+
+def _note_lost_zeros(before: Mapping[str, Bits], blocks: Mapping[str, tuple[Grid, Any]], subject: Subject) -> None:
+    """Say which grids did not keep the zeros that were pruned."""
+    n_before = n_kept = 0
+    types = set()
+    for name, module in subject.matrices():
+        if name in before and name in blocks:
+            kept = before[name] & np.packbits(module.weight.detach().numpy() == 0)
+            n, n_left = (int(np.unpackbits(bits).sum()) for bits in (before[name], kept))
+            n_before, n_kept = n_before + n, n_kept + n_left
+            types |= {blocks[name][0].name} if n_left < n else set()
+    if types:
+        what, share = ", ".join(sorted(types)), n_kept / n_before
+        subject.notes.append(f"zeros: {share:.0%} of the pruned weights still are: no exact zero in {what}")
 
 
 def _for_gguf(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
