@@ -17,6 +17,7 @@ from targets.safetensors import read_header
 from targets.weights import WeightReader
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from targets.facts import ModelFacts, TensorFact
@@ -33,6 +34,11 @@ class Factors:
 
     left: TensorFact
     right: TensorFact
+
+    @property
+    def n_elements(self) -> int:
+        """Of both together."""
+        return self.left.n_elements + self.right.n_elements
 
     @property
     def both(self) -> tuple[TensorFact, TensorFact]:
@@ -59,6 +65,11 @@ def stored_factors(directory: Path) -> dict[str, Factors]:
     return found
 
 
+def paired_notes(stored: Mapping[str, Factors]) -> list[str]:
+    """What a target that runs two products has to say of these."""
+    return [f"{len(stored)} matrices were factorized before; each is a product of two here"] if stored else []
+
+
 def merged_notes(directory: Path) -> list[str]:
     """What a target that does not read factors has to say of a directory that has some."""
     if not (directory / FACTORS).is_file():
@@ -66,8 +77,8 @@ def merged_notes(directory: Path) -> list[str]:
     return ["matrices were factorized before; here they are whole again, and the file is no smaller for it"]
 
 
-def problems(facts: ModelFacts, stored: dict[str, Factors]) -> list[Problem]:
-    """Factors that do not belong to the weights beside them: other shapes, or another product in the first row."""
+def problems(facts: ModelFacts, stored: Mapping[str, Factors]) -> list[Problem]:
+    """Factors that do not belong to the weights beside them: other shapes, or other values in the first or last row."""
     with WeightReader() as reader:
         return [
             Problem(f"{FACTORS}: {name}", reason, _FIX)

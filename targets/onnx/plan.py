@@ -11,8 +11,8 @@ from runtime.errors import UnsupportedError
 from runtime.sessions.base import ENCODER_TASKS
 from targets.base import Problem
 from targets.damage import damage_in
+from targets.factors import paired_notes, stored_factors
 from targets.factors import problems as factor_problems
-from targets.factors import stored_factors
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import dimensions, full_config, plan_tensors
 from targets.ongrid import MATMUL_NBITS, foreign_grids, recorded_preset
@@ -209,11 +209,13 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         config=facts.config,
         graph=graph,
         data_bytes=_places(facts, graph),
-        n_params=sum(tensor.source.n_elements for tensor in stored.values() if tensor.source is not None),
+        n_params=sum(
+            factors.get(fact.name, fact).n_elements for tensor in stored.values() if (fact := tensor.source) is not None
+        ),
         context=spec.context,
         counts=dict(counts),
         decoder=spec,
-        notes=(*spec.context_notes, *choice.notes(), *([_in_factors(len(factors))] if factors else [])),
+        notes=(*spec.context_notes, *choice.notes(), *paired_notes(factors)),
     ), []
 
 
@@ -240,10 +242,6 @@ def block_grids(facts: ModelFacts, options: EmitOptions) -> dict[str, BlockGrid]
         blocks = [name for name, one in PRESETS.items() if name.startswith("int") and not one.calibrated]
         raise UnsupportedError(f"preset {preset.name} has no codes that could be chosen; use {', '.join(blocks)}")
     return found
-
-
-def _in_factors(n: int) -> str:
-    return f"{n} matrices were factorized before; each is a product of two here"
 
 
 def _plan_encoder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UnsupportedError
@@ -11,6 +11,8 @@ from runtime.sessions.base import ENCODER_TASKS
 from runtime.units import format_bytes
 from targets.base import Problem
 from targets.damage import damage_in
+from targets.factors import paired_notes, stored_factors
+from targets.factors import problems as factor_problems
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import full_config, plan_tensors
 from targets.ongrid import foreign_grids
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from targets.base import EmitOptions
+    from targets.factors import Factors
     from targets.facts import ModelFacts
     from targets.pytorch.presets import Preset
 
 TITLES = {"torchscript": "TorchScript", "ptl": "TorchScript", "executorch": "an ExecuTorch program"}
 """Formats as people call them."""
+PAIRED = ("torchscript", "ptl")
+"""Formats whose modules run a factorized matrix as two products."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Plan:
     """An export that is ready to be written.
 
     config: config.json as it is; full: with its family's defaults
-    matrices: what to read, by the names that `build` asks for
+    matrices: what to read, by the names that `build` asks for; of a factorized MODULE.weight MODULE.right.weight and
+        MODULE.left.weight, to which its bias belongs
     """
 
     task: str
@@ -48,6 +54,7 @@ class Plan:
     context: int
     decoder: DecoderSpec | None = None
     encoder: EncoderSpec | None = None
+    notes: tuple[str, ...] = field(default_factory=tuple)
 
     @property
     def encoder_outputs(self) -> list[str]:
@@ -82,7 +89,11 @@ def make_plan(facts: ModelFacts, options: EmitOptions, format_name: str, presets
     if foreign:
         return None, foreign
     with damage_in(facts.path / "config.json"):
-        plan, problems = _plan_decoder(facts, preset) if task == TEXT_GENERATION else _plan_encoder(facts, task, preset)
+        if task == TEXT_GENERATION:
+            factors = stored_factors(facts.path) if format_name in PAIRED else {}
+            plan, problems = _plan_decoder(facts, preset, factors)
+        else:
+            plan, problems = _plan_encoder(facts, task, preset)
     return plan, [*problems, *(_lack_of_memory(facts, plan) if plan is not None else ())]
 
 
@@ -95,15 +106,17 @@ def _lack_of_memory(facts: ModelFacts, plan: Plan) -> list[Problem]:
     return [Problem(facts.requested, what, "use a smaller --quant, or export on a larger machine")]
 
 
-def _plan_decoder(facts: ModelFacts, preset: Preset) -> tuple[Plan | None, list[Problem]]:
+def _plan_decoder(facts: ModelFacts, preset: Preset, factors: Mapping[str, Factors]
+                  ) -> tuple[Plan | None, list[Problem]]:  # fmt: skip
     architecture = architecture_of(facts.architecture)
     config = full_config(architecture, facts)
     tensors, problems = plan_tensors(architecture, config, facts)
-    problems += refusals(config)
+    problems += refusals(config) + factor_problems(facts, factors)
     if problems:
         return None, problems
     spec = decoder_spec(architecture, config)
     matrices = {t.name: Matrix((Part(t.source, t.plus),)) for t in tensors if t.source is not None}
+    _put_pairs(matrices, factors)
     return Plan(
         task=TEXT_GENERATION,
         preset=preset,
@@ -113,7 +126,18 @@ def _plan_decoder(facts: ModelFacts, preset: Preset) -> tuple[Plan | None, list[
         n_params=sum(matrix.parts[0].fact.n_elements for matrix in matrices.values()),
         context=spec.context,
         decoder=spec,
+        notes=(*spec.context_notes, *paired_notes(factors)),
     ), []
+
+
+def _put_pairs(matrices: dict[str, Matrix], factors: Mapping[str, Factors]) -> None:
+    """Put two matrices in place of each that is factorized; see `Plan`."""
+    for name in [name for name, matrix in matrices.items() if matrix.parts[0].fact.name in factors]:
+        module, pair = name.removesuffix(".weight"), factors[matrices.pop(name).parts[0].fact.name]
+        matrices[f"{module}.right.weight"] = Matrix((Part(pair.right),))
+        matrices[f"{module}.left.weight"] = Matrix((Part(pair.left),))
+        if (bias := matrices.pop(f"{module}.bias", None)) is not None:
+            matrices[f"{module}.left.bias"] = bias
 
 
 def _plan_encoder(facts: ModelFacts, task: str, preset: Preset) -> tuple[Plan | None, list[Problem]]:

@@ -13,6 +13,7 @@ from targets.pytorch.reading import MatrixReader, encoder_ways, rows_to_int8
 from targets.torchscript.layers import DynamicLinear, FloatLinear, FloatTable, Int4Linear, Int8Linear, Int8Table
 from targets.torchscript.modules import (
     Attention,
+    Beside,
     Decoder,
     DecoderLayer,
     Encoder,
@@ -54,7 +55,22 @@ class Builder(MatrixReader):
         self.products: dict[str, nn.Module] = {}
 
     def _linear(self, title: str, kind: str, *names: str) -> nn.Module:
-        """A product of stored matrices, one below the other, with their biases."""
+        """A product of stored matrices, one below the other, with their biases; factorized ones are two in turn."""
+        if all(name in self.plan.matrices for name in names):
+            return self._product(title, kind, *names)
+        made: list[nn.Module] = []
+        for name in names:
+            role = name.removesuffix(".weight")
+            of = title if len(names) == 1 else f"{title}.{role.rpartition('.')[2]}"
+            if name in self.plan.matrices:
+                made.append(self._product(of, kind, name))
+            else:
+                sides = [self._product(f"{of}.{side}", kind, f"{role}.{side}.weight") for side in ("right", "left")]
+                made.append(torch.nn.Sequential(*sides))
+        return made[0] if len(made) == 1 else Beside(made)
+
+    def _product(self, title: str, kind: str, *names: str) -> nn.Module:
+        """One module for stored matrices, one below the other, with their biases."""
         rows, bias = self.read(*names), self.biases(names)
         made: nn.Module
         if kind == INT4 and (rows.shape[1] % GROUP or rows.shape[0] % OUTPUTS_MULTIPLE):

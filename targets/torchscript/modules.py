@@ -28,6 +28,20 @@ class RmsNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
+class Beside(nn.Module):
+    """Products of one input, their outputs one behind the other."""
+
+    def __init__(self, parts: list[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for part in self.parts:
+            found.append(part(x))
+        return torch.cat(found, -1)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions over a cache.
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ModelError
 from targets.base import Problem
-from targets.factors import merged_notes
 from targets.onnx import calibration
 from targets.onnx.clients import copy_side_files
 from targets.planned import PlannedTarget
@@ -70,8 +69,7 @@ class TorchScriptTarget(PlannedTarget[Plan]):
         """Write the directory. Raises ModelError for NaN or infinite weights."""
         plan = self.plan(facts, options)
         side_files = copy_side_files(facts.path, out)
-        engine, notes = "", merged_notes(facts.path)
-        notes += plan.decoder.context_notes if plan.decoder is not None else ()
+        engine, notes = "", list(plan.notes)
         with warnings.catch_warnings():
             # Deprecated, as the docs say; a user who asked for it need not read it of every call.
             warnings.filterwarnings("ignore", message=".*(torch.jit|Lite Interpreter).*", category=DeprecationWarning)

@@ -27,7 +27,7 @@ def run(step: Factorize, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. Layer by layer: each sees what the factorized ones before it give."""
     chosen = matching(dict(subject.matrices()), step.matrices, "matrices")
     names = {id(module): name for name, module in chosen.items()}
-    walk, whole = Walk(subject.model, subject.chunks), 0
+    walk, whole, two = Walk(subject.model, subject.chunks), 0, 0
     for number, layer in enumerate(walk.layers):
         subject.progress("factorize", number, len(walk.layers))
         for below, gram in walk.observe(number).hessians.items():
@@ -39,10 +39,14 @@ def run(step: Factorize, subject: Subject) -> None:
                 whole += 1
             else:
                 layer.set_submodule(below, made)
+                two += 1
         walk.advance(number)
     subject.progress("factorize", len(walk.layers), len(walk.layers))
     if whole:
         subject.notes.append(f"factorize: {whole} of {len(chosen)} matrices are whole, two would not be smaller")
+    if two:
+        what = "ONNX and TorchScript run them as two, GGUF and ExecuTorch multiply them out and are no smaller"
+        subject.notes.append(f"factorize: {two} matrices are two by now: {what}")
 
 
 def _factored(step: Factorize, module: Any, gram: Floats) -> Factored | None:  # noqa: ANN401 - a linear module

@@ -101,6 +101,7 @@ def factorized(source: Path, out: Path, *more: dict[str, Any], format_name: str 
 def test_every_family_is_written_whole_and_in_factors(method: str, tiny_any: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (report,) = factorized(tiny_any, out, method=method, keep=0.99)
+    assert "GGUF and ExecuTorch multiply them out" in report["notes"][-1]
     facts, pairs = resolve(str(out)), stored_factors(out)
     assert pairs
     before = resolve(str(tiny_any))
@@ -130,12 +131,34 @@ def test_onnx_runs_them_as_two_and_is_smaller(preset: str, tiny_model_dir: Calla
     )
     assert "each is a product of two here" in two.contract["notes"][-1]
     assert two.total_bytes < 0.85 * whole.total_bytes
+    assert two.n_params < whole.n_params
     assert worst_difference(out, two) < (1e-3 if preset == "fp32" else 0.2)
     # And it is the factorized model, not the source, that is inside.
     assert worst_difference(source, two) > 10 * worst_difference(out, two)
 
 
-@pytest.mark.parametrize(("format_name", "quant"), [("gguf", "f32"), ("torchscript", "fp32")])
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("preset", "limit"), [("fp32", 1e-4), ("int8", 0.2), ("int4", 0.6), ("dynamic-int8", 0.3)])
+@pytest.mark.parametrize("matrices", [["*"], ["*.q_proj.weight", "*.down_proj.weight"]], ids=["all", "some"])
+def test_torchscript_runs_them_as_two_and_is_smaller(
+    preset: str, limit: float, matrices: list[str], tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, out = tiny_model_dir("qwen2", hidden=256), tmp_path / "out"
+    (report,) = factorized(source, out, matrices=matrices)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "two").mkdir()
+    whole, two = (
+        emit(directory, tmp_path / name, "torchscript", preset) for directory, name in ((source, "whole"), (out, "two"))
+    )
+    assert any("each is a product of two here" in note for note in two.contract["notes"])
+    assert two.n_params == report["n_params"] < whole.n_params
+    assert two.total_bytes < 0.97 * whole.total_bytes
+    assert worst_difference(out, two) < limit
+    if preset == "fp32":
+        assert worst_difference(source, two) > 100 * worst_difference(out, two)
+
+
+@pytest.mark.parametrize(("format_name", "quant"), [("gguf", "f32"), ("executorch", "fp32")])
 def test_other_formats_have_the_product_and_say_so(
     format_name: str, quant: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -177,8 +200,9 @@ def test_factors_of_other_weights_are_refused(tiny_llama: Path, tmp_path: Path) 
     other = tmp_path / "other"
     shutil.copytree(tiny_llama, other)
     shutil.copyfile(out / FACTORS, other / FACTORS)
-    problems = [str(one) for one in get_target("onnx").check(resolve(str(other)), EmitOptions("fp32"))]
-    assert "have changed since; compress the model again, or delete that file" in problems[0]
+    for name in ("onnx", "torchscript"):
+        problems = [str(one) for one in get_target(name).check(resolve(str(other)), EmitOptions("fp32"))]
+        assert "have changed since; compress the model again, or delete that file" in problems[0]
     (other / FACTORS).write_bytes((out / FACTORS).read_bytes().replace(b".left.", b".lost."))
     with pytest.raises(ModelError, match="is not one of two factors"):
         get_target("onnx").check(resolve(str(other)), EmitOptions("fp32"))
