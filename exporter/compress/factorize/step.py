@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from exporter.compress.factored import Factored
+from exporter.compress.factored import Factored, factored_modules
 from exporter.compress.factorize.svd import svd
 from exporter.compress.factorize.svd_llm import svd_llm
 from exporter.compress.walk import Walk
 from exporter.compress.which import matching
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,13 @@ MULTIPLE = 32
 
 def run(step: Factorize, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. Layer by layer: each sees what the factorized ones before it give."""
-    chosen = matching(dict(subject.matrices()), step.matrices, "matrices")
+    halves = {id(half) for _, pair in factored_modules(subject.model) for half in (pair.left, pair.right)}
+    known = {name: module for name, module in subject.matrices() if id(module) not in halves}
+    if not known:
+        raise UserError(
+            "--recipe: factorize: every matrix is two already; take that step out, or lower the first's keep"
+        )
+    chosen = matching(known, step.matrices, "matrices")
     names = {id(module): name for name, module in chosen.items()}
     walk, whole, two = Walk(subject.model, subject.chunks), 0, 0
     for number, layer in enumerate(walk.layers):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from exporter.compress.factorize.svd import Spectrum, svd
+from runtime.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,8 @@ def svd_llm(weight: Floats, gram: Floats) -> Spectrum:
 def _root(gram: torch.Tensor) -> torch.Tensor:
     """The lower Cholesky factor of a Gram matrix, damped as little as it takes."""
     mean = gram.diagonal().mean()
+    if not gram.isfinite().all():  # no damping would ever give it a factor
+        raise ModelError("a matrix to factorize gets inputs that are no numbers or infinite; use another model or text")
     if mean == 0:  # no input was ever seen: all count alike
         return torch.eye(len(gram), dtype=gram.dtype)
     damping = DAMPING

@@ -73,6 +73,19 @@ def test_inputs_that_span_too_little_still_have_a_root() -> None:
     found = product(svd_llm(weight, few.T @ few).factors(8))
     np.testing.assert_allclose(few @ found.T, few @ weight.T, rtol=1e-3, atol=1e-3 * np.abs(few @ weight.T).max())
     assert np.isfinite(product(svd_llm(weight, np.zeros((40, 40), np.float32)).factors(8))).all()
+    with pytest.raises(ModelError, match="inputs that are no numbers or infinite"):
+        svd_llm(weight, np.full((40, 40), np.nan, np.float32))
+
+
+def test_a_second_step_takes_what_is_whole(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    source, again = tiny_model_dir("qwen2", hidden=256), {"step": "factorize", "keep": 0.5}
+    first, second = factorized(source, tmp_path / "out", again, matrices=["*.mlp.*"], keep=0.9)
+    assert second["n_params"] < first["n_params"]
+    assert all(name.count(".weight") == 1 for name in stored_factors(tmp_path / "out"))
+    assert len(stored_factors(tmp_path / "out")) == 14
+    assert get_target("onnx").check(resolve(str(tmp_path / "out")), EmitOptions("fp32")) == []
+    with pytest.raises(UserError, match="every matrix is two already"):
+        factorized(source, tmp_path / "no", again)
 
 
 def test_the_module_is_the_product_and_keeps_the_bias() -> None:
