@@ -46,6 +46,15 @@ class Recipe(Strict):
             raise ValueError("quantize needs a format, on whose grids the weights are put")
         return self
 
+    @model_validator(mode="after")
+    def _changes_whole_matrices_first(self) -> Recipe:
+        names = [step.step for step in self.steps]
+        behind = names[names.index("factorize") :] if "factorize" in names else []
+        # They rewrite rows and columns of whole matrices, which two factors have not.
+        if early := [name for name in behind if name in ("remove", "rotate", "smooth")]:
+            raise ValueError(f"{early[0]} has to stand before factorize: it changes whole matrices")
+        return self
+
 
 def list_recipes() -> dict[str, Recipe]:
     """Every recipe that packlight carries, by name."""

@@ -78,6 +78,11 @@ def test_a_file_of_the_users(tmp_path):
             "method: magic",
             "8: steps.0.method: input should be 'rtn', 'gptq', 'gptq-natural' or 'autoround'",
         ),
+        (
+            "  - step: quantize",
+            "  - step: factorize\n    keep: 0.5\n  - step: rotate\n  - step: quantize",
+            "1: rotate has to stand before factorize: it changes whole matrices",
+        ),
         ("  chunks: 8", "  chunks: [8", "5: is not YAML ("),
     ],
 )
