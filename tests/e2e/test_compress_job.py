@@ -48,8 +48,8 @@ def test_a_recipe_keeps_more_of_the_model_in_the_bytes_of_a_preset(tmp_path: Pat
 
 ONNX = """\
 calibration:
-  chunks: 4
-  tokens: 128
+  chunks: 8
+  tokens: 256
 format: onnx
 steps:
   - step: rotate
@@ -66,8 +66,8 @@ def test_an_export_by_recipe_onto_onnx_blocks_on_text_of_the_model(tmp_path: Pat
     assert ran.returncode == 0, ran.stdout + ran.stderr
     report = json.loads(ran.stdout)
     found = {line["name"]: line["value"] for line in report["lines"]}
-    # Rounded to nearest it is 106.5 MB and 0.0955 nats (benchmarks.onnx_peers).
-    assert found["size"] <= 106.6e6
+    # Rounded to nearest it is 110.0 MB with all files, and 0.0955 nats (benchmarks.onnx_peers).
+    assert found["size"] <= 110.1e6
     assert found["KL divergence"] < 0.0955
     steps = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["contract"]["compression"]["steps"]
     assert [step["step"] for step in steps] == ["rotate", "quantize"]
