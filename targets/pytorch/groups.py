@@ -187,7 +187,7 @@ class GroupGrid:
 
     def _fit_rows(self, rows: Floats) -> FittedGroups:
         # With 8 bits the range is what counts; clipping would gain nothing.
-        scales = np.abs(rows).max(axis=1, keepdims=True) / np.float32(INT8_LARGEST)
+        scales = np.abs(rows).reshape(len(rows), -1, self.size).max(axis=2) / np.float32(INT8_LARGEST)
         scales = np.where(scales == 0, np.float32(1), scales).astype(np.float32)
         return FittedGroups(scales, np.zeros_like(scales), np.full_like(scales, self.middle), self.middle)
 
