@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _QKV, _OUTPUT, _DOWN = ("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_down",)
 DECODER = (_QKV, _OUTPUT, ("ffn_gate", "ffn_up"), _DOWN)
-"""Matrices of a layer, together those that read one input."""
+"""Matrices of a layer, together those that read one input: they are of one kind, and one product in TorchScript."""
 ENCODER = (_QKV, _OUTPUT, ("ffn_up",), _DOWN)
 
 
@@ -30,7 +30,7 @@ def decoder_grids(preset: Preset, matrices: Mapping[str, Matrix], n_layers: int)
         if name in matrices:
             found |= _of_product(preset, matrices, preset.table, [name])
     for layer in range(n_layers):
-        for roles in _products(preset, DECODER):
+        for roles in DECODER:
             names = [f"blk.{layer}.{role}.weight" for role in roles]
             found |= _of_product(preset, matrices, preset.kind(roles[0], layer, n_layers), names)
     return found
@@ -41,15 +41,10 @@ def encoder_grids(preset: Preset, matrices: Mapping[str, Matrix], spec: EncoderS
     family = spec.family
     found = _of_product(preset, matrices, preset.table, [f"{family.embeddings['word']}.weight"])
     for layer in range(spec.n_layers):
-        for roles in _products(preset, ENCODER):
+        for roles in ENCODER:
             names = [f"{family.layers.format(i=layer)}{family.modules[role]}.weight" for role in roles]
             found |= _of_product(preset, matrices, preset.kind(roles[0], layer, spec.n_layers), names)
     return found
-
-
-def _products(preset: Preset, groups: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
-    """Roles of the matrices that are one product."""
-    return groups if preset.joined else [(role,) for group in groups for role in group]
 
 
 def _of_product(preset: Preset, matrices: Mapping[str, Matrix], kind: str, names: Sequence[str]
@@ -57,7 +52,7 @@ def _of_product(preset: Preset, matrices: Mapping[str, Matrix], kind: str, names
     if kind not in (INT4, INT8):
         return {}
     found: dict[str, GroupGrid] = {}
-    for bundle in bundles(matrices, names):
+    for bundle in _bundles(matrices, names):
         shapes = [matrices[name].parts[0].fact.shape for name in bundle]
         columns = shapes[0][1]
         fits = columns % GROUP == 0 and sum(rows for rows, _ in shapes) % preset.outputs == 0
@@ -66,7 +61,7 @@ def _of_product(preset: Preset, matrices: Mapping[str, Matrix], kind: str, names
     return found
 
 
-def bundles(matrices: Mapping[str, Matrix], names: Sequence[str]) -> Iterator[list[str]]:
+def _bundles(matrices: Mapping[str, Matrix], names: Sequence[str]) -> Iterator[list[str]]:
     """Of matrices that read one input, what is stored as one: all, or where some are factorized each for itself."""
     if all(name in matrices for name in names):
         yield list(names)

@@ -18,7 +18,6 @@ class Preset:
     layers: kind of the layers' matrices: FLOAT, INT8, INT4 or DYNAMIC; table: of the table of tokens, FLOAT or INT8
     dtype: of activations, norms and float weights
     shifted: whether groups of four bits have a shift; outputs: the rows of a four-bit product are a multiple of these
-    joined: whether what reads one input, such as q, k and v, is one product
     copies_table: whether a table of tokens that is the head too is stored once more as such
     """
 
@@ -29,7 +28,6 @@ class Preset:
     dtype: str = "float32"
     shifted: bool = False
     outputs: int = 1
-    joined: bool = False
     copies_table: bool = False
 
     @property

@@ -17,4 +17,4 @@ _ALL = (
     Preset("dynamic-int8", "8-bit weights and activations, ranges at run time: for encoders", DYNAMIC, INT8),
 )  # fmt: skip
 
-PRESETS = {preset.name: dataclasses.replace(preset, shifted=True, outputs=OUTPUTS, joined=True) for preset in _ALL}
+PRESETS = {preset.name: dataclasses.replace(preset, shifted=True, outputs=OUTPUTS) for preset in _ALL}

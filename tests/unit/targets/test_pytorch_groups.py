@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 
+from targets.executorch.presets import PRESETS as EXECUTORCH_PRESETS
+from targets.facts import TensorFact
+from targets.onnx.weights import Matrix, Part
+from targets.pytorch.grids import decoder_grids
 from targets.pytorch.groups import GroupGrid, Parts, to_bfloat16
+from targets.torchscript.presets import PRESETS
+
+if TYPE_CHECKING:
+    from targets.pytorch.presets import Preset
 
 GRIDS = [GroupGrid(4, 32, shifted=True), GroupGrid(4, 32), GroupGrid(8, 64)]
 
@@ -95,3 +106,42 @@ def test_a_scale_that_does_not_fit_is_refused(grid: GroupGrid) -> None:
     rows = np.full((1, 32), np.finfo(np.float32).max, np.float32)
     with pytest.raises(OverflowError), np.errstate(all="ignore"):
         GroupGrid(grid.bits, 32, grid.shifted).fit(np.concatenate([rows, -rows], axis=1))
+
+
+def bits_of(preset: Preset, hidden: int = 64, *, factorized: bool = False) -> dict[str, int]:
+    """Bits of the matrices of a decoder of 24 layers by name."""
+    shapes = {"attn_q": (64, hidden), "attn_k": (8, hidden), "attn_v": (8, hidden), "attn_output": (hidden, 64),
+              "ffn_gate": (8, hidden), "ffn_up": (8, hidden), "ffn_down": (hidden, 128)}  # fmt: skip
+    stored = {f"blk.{layer}.{role}.weight": shape for layer in range(24) for role, shape in shapes.items()}
+    stored["token_embd.weight"] = (600, hidden)
+    if factorized:
+        stored |= {"blk.5.ffn_gate.right.weight": (16, hidden), "blk.5.ffn_gate.left.weight": (8, 16)}
+        del stored["blk.5.ffn_gate.weight"]
+    matrices = {name: Matrix((Part(TensorFact(name, shape, "F32", Path(), 0, 0)),)) for name, shape in stored.items()}
+    return {name: grid.bits for name, grid in decoder_grids(preset, matrices, 24).items()}
+
+
+@pytest.mark.parametrize("preset", [PRESETS["int4"], EXECUTORCH_PRESETS["8da4w"]], ids=["int4", "8da4w"])
+def test_eight_bits_stand_where_four_cost_most(preset: Preset) -> None:
+    found = bits_of(preset)
+    assert found.pop("token_embd.weight") == 8
+    eight = {name for name, bits in found.items() if bits == 8}
+    queries = {f"blk.{layer}.attn_{role}.weight" for layer in range(24) for role in "qkv"}
+    assert eight == queries | {f"blk.{layer}.ffn_down.weight" for layer in (0, 1, 23)}
+    assert len(found) == 24 * 7
+
+
+def test_what_four_bits_cannot_hold_takes_eight() -> None:
+    names = [f"blk.5.ffn_{end}.weight" for end in ("gate", "up", "gate.left", "gate.right")]
+    torchscript, executorch = PRESETS["int4"], EXECUTORCH_PRESETS["8da4w"]
+    # Together 16 rows, as TorchScript's product wants them; alone eight. 16 columns are no group of 32.
+    assert [bits_of(torchscript).get(name) for name in names] == [4, 4, None, None]
+    assert [bits_of(torchscript, factorized=True).get(name) for name in names] == [None, 8, 8, 4]
+    assert [bits_of(executorch, factorized=True).get(name) for name in names] == [None, 4, 8, 4]
+    for preset in (torchscript, executorch):
+        assert bits_of(preset, hidden=48)["blk.5.ffn_up.weight"] == 8
+
+
+def test_floats_have_no_grid() -> None:
+    assert bits_of(PRESETS["fp32"]) == {}
+    assert bits_of(PRESETS["dynamic-int8"]) == {"token_embd.weight": 8}
