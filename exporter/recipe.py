@@ -26,7 +26,7 @@ class Recipe(Strict):
     """
 
     description: str = ""
-    format: Literal["gguf", "onnx"] | None = None
+    format: Literal["gguf", "onnx", "torchscript", "executorch"] | None = None
     calibration: Text = Text()
     seed: int = 0
     steps: tuple[Step, ...] = Field(min_length=1)

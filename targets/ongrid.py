@@ -12,9 +12,18 @@ if TYPE_CHECKING:
 
 MATMUL_NBITS = "packlight_grids.safetensors"
 GGML = "packlight_ggml.safetensors"
+TORCHSCRIPT = "packlight_torchscript.safetensors"
+EXECUTORCH = "packlight_executorch.safetensors"
+SIDE_FILES = {"gguf": GGML, "onnx": MATMUL_NBITS, "torchscript": TORCHSCRIPT, "executorch": EXECUTORCH}
+"""By the format of a recipe."""
 RECIPE = "packlight_recipe.json"
 """What was done to the model, and to what end: see `exporter.compress.job.CompressReport`."""
-_GRIDS = {MATMUL_NBITS: ("ONNX's MatMulNBits", "onnx"), GGML: ("ggml", "gguf")}
+_GRIDS = {
+    MATMUL_NBITS: ("ONNX's MatMulNBits", "onnx"),
+    GGML: ("ggml", "gguf"),
+    TORCHSCRIPT: ("TorchScript", "torchscript"),
+    EXECUTORCH: ("ExecuTorch", "executorch"),
+}
 
 
 def recorded_preset(directory: Path, format_name: str) -> str | None:

@@ -189,12 +189,14 @@ def _run(step: Step, subject: Subject, drift: TorchDrift, reporter: Reporter) ->
 
 
 def _file_bytes(directory: Path, name: str, target: str, options: EmitOptions) -> int:
-    """Of the file that an export of the directory, once it has its name, writes; of the weights' file for ONNX."""
-    from targets.gguf.plan import make_plan as gguf_plan
-    from targets.onnx.plan import make_plan as onnx_plan
+    """Of the file that an export of the directory, once it has its name, writes.
 
+    Of the weights' file for ONNX; for TorchScript and ExecuTorch of the weights alone, on their grids or in floats.
+    """
+    planned: Any = get_target(target)
     facts = read_facts(directory, str(directory), name)
-    plan, problems = gguf_plan(facts, options) if target == "gguf" else onnx_plan(facts, options)
+    plan, problems = planned.make_plan(facts, options)
     if plan is None:
         raise ModelError("; ".join(map(str, problems)))
-    return plan.file_bytes
+    n_bytes: int = plan.file_bytes
+    return n_bytes

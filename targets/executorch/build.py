@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,12 +18,10 @@ from targets.executorch.modules import (
     LayerNorm,
     RmsNorm,
 )
-from targets.onnx.blocks import BlockGrid
 from targets.pytorch.presets import FLOAT, GROUP, INT4, INT8
-from targets.pytorch.reading import MatrixReader, encoder_ways, rows_to_int8
+from targets.pytorch.reading import MatrixReader, encoder_ways, int8_rows
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from torch import Tensor, nn
 
     from targets.base import Progress
@@ -32,20 +29,6 @@ if TYPE_CHECKING:
     from targets.onnx.encoder_spec import EncoderSpec
     from targets.pytorch.plan import Plan
     from targets.weights import WeightReader
-
-    Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class PositiveGrid(BlockGrid):
-    """A symmetric grid of codes -8 to 7 whose scales are positive, as XNNPACK wants them."""
-
-    def _range(self, low: Floats, high: Floats) -> tuple[Floats, Floats]:
-        largest = np.float32(self.largest - self.middle)
-        return np.maximum(-low / np.float32(self.middle), high / largest), np.full_like(low, self.middle)
-
-
-GRID = PositiveGrid(bits=4, size=GROUP, symmetric=True, half_scales=False)
 
 
 class Builder(MatrixReader):
@@ -57,18 +40,18 @@ class Builder(MatrixReader):
 
     def _linear(self, kind: str, name: str) -> nn.Module:
         """The product of a stored matrix, with its bias."""
-        rows, bias = self.read(name), self.biases([name])
-        if kind == INT4 and rows.shape[1] % GROUP:
-            kind = INT8
-        self.counts[kind] += 1
+        bias = self.biases([name])
         if kind == FLOAT:
-            return self.counted(FloatLinear(torch.from_numpy(rows.copy()), bias))
-        if kind == INT4:
-            codes, scales = rows_to_int4(rows)
-            self.stored += rows.size // 2 + 2 * scales.numel()
-            return GroupLinear(codes, scales, bias, GROUP)
-        self.stored += rows.size + 4 * len(rows)
-        return RowLinear(*rows_to_int8(rows), bias)
+            self.counts[FLOAT] += 1
+            return self.counted(FloatLinear(torch.from_numpy(self.read(name).copy()), bias))
+        grid, parts = self.plan.grids[name], self.coded(name)
+        self.stored += grid.n_bytes(*parts.codes.shape)
+        if grid.bits == 4:
+            self.counts[INT4] += 1
+            codes = torch.from_numpy(parts.codes.view(np.int8) - np.int8(grid.middle))
+            return GroupLinear(codes, torch.from_numpy(parts.scales), bias, GROUP)
+        self.counts[INT8] += 1
+        return RowLinear(*int8_rows(parts), bias)
 
     def _decoder(self, spec: DecoderSpec) -> nn.Module:
         preset = self.plan.preset
@@ -114,12 +97,12 @@ class Builder(MatrixReader):
 
     def _table(self, name: str) -> tuple[nn.Module, Tensor | tuple[Tensor, Tensor]]:
         """The table of tokens, and its rows: floats, or codes and scales."""
-        rows, kind = self.read(name), self.plan.preset.table
+        kind = self.plan.preset.table
         self.counts[kind] += 1
         if kind == FLOAT:
-            values = torch.from_numpy(rows.copy())
+            values = torch.from_numpy(self.read(name).copy())
             return self.counted(Table(values, None)), values
-        codes, scales = rows_to_int8(rows)
+        codes, scales = int8_rows(self.coded(name))
         return self.counted(Table(codes, scales.unsqueeze(1).clone())), (codes, scales)
 
     def _encoder(self, spec: EncoderSpec) -> nn.Module:
@@ -143,12 +126,3 @@ class Builder(MatrixReader):
         # In floats: a classifier's matrices are small and decide.
         head = self.classifier(spec, lambda _title, name: self._linear(FLOAT, name))
         return Encoder(table, positions, types, norm(names["norm"]), layers, head, *encoder_ways(spec))
-
-
-def rows_to_int4(rows: Floats) -> tuple[Tensor, Tensor]:
-    """Codes (outputs, inputs), int8 of -8 to 7, and scales (outputs, groups), float32 that bfloat16 holds."""
-    blocks = rows.reshape(len(rows), -1, GROUP)
-    scales, zeros = GRID.fit(blocks)
-    stored = torch.from_numpy(np.where(scales <= 0, np.float32(1), scales)).to(torch.bfloat16).float()
-    codes = GRID.round(blocks, stored.numpy(), zeros).reshape(rows.shape).astype(np.int16) - GRID.middle
-    return torch.from_numpy(codes.astype(np.int8)), stored

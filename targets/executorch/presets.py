@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from targets.pytorch.presets import FLOAT, INT4, INT8, Preset
 
 _ALL = (
@@ -12,4 +14,4 @@ _ALL = (
            INT4, INT8),
 )  # fmt: skip
 
-PRESETS = {preset.name: preset for preset in _ALL}
+PRESETS = {preset.name: dataclasses.replace(preset, copies_table=True) for preset in _ALL}

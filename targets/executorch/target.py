@@ -11,6 +11,7 @@ from runtime.measurement import RunOptions
 from targets.base import Problem
 from targets.executorch.presets import PRESETS
 from targets.factors import merged_notes
+from targets.ongrid import recorded_preset
 from targets.onnx.clients import copy_side_files
 from targets.planned import PlannedTarget
 from targets.pytorch.directory import finish
@@ -42,8 +43,7 @@ class ExecuTorchTarget(PlannedTarget[Plan]):
 
     def default_quant(self, facts: ModelFacts) -> str:
         """The preset where the user names none."""
-        del facts
-        return "int8"
+        return recorded_preset(facts.path, self.name) or "int8"
 
     def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
         """See `PlannedTarget`. Raises UserError where executorch is not installed."""

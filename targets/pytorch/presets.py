@@ -17,6 +17,8 @@ class Preset:
 
     layers: kind of the layers' matrices: FLOAT, INT8, INT4 or DYNAMIC; table: of the table of tokens, FLOAT or INT8
     dtype: of activations, norms and float weights
+    shifted: whether groups of four bits have a shift; outputs: the rows of a four-bit product are a multiple of these
+    copies_table: whether a table of tokens that is the head too is stored once more as such
     """
 
     name: str
@@ -24,6 +26,9 @@ class Preset:
     layers: str
     table: str
     dtype: str = "float32"
+    shifted: bool = False
+    outputs: int = 1
+    copies_table: bool = False
 
     @property
     def bytes_per_weight(self) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from targets.onnx import rope
+from targets.pytorch.groups import INT8_LARGEST, GroupGrid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from targets.base import Progress
     from targets.onnx.decoder_spec import DecoderSpec
     from targets.onnx.encoder_spec import EncoderSpec
+    from targets.pytorch.groups import Parts
     from targets.pytorch.plan import Plan
     from targets.weights import WeightReader
 
     Floats = npt.NDArray[np.float32]
-
-INT8_LARGEST = 127
 
 
 class MatrixReader(ABC):
@@ -70,6 +70,19 @@ class MatrixReader(ABC):
             self.progress("quantize", self.done, self.total)
         axis = 1 if len(self.plan.matrices[names[0]].parts[0].fact.shape) == 1 else 0
         return found[0] if len(found) == 1 else np.concatenate(found, axis=axis)
+
+    def coded(self, *names: str) -> Parts:
+        """Stored matrices on their grid, one below the other: the codes that they have, else the nearest."""
+        grid, given, found = self.plan.grids[names[0]], self.plan.given, []
+        for name in names:
+            fact = self.plan.matrices[name].parts[0].fact
+            if given is not None and fact.name in given:
+                found.append(given.rows(fact.name, grid, 0, fact.shape[0]))
+                self.done += fact.n_bytes
+                self.progress("quantize", self.done, self.total)
+            else:
+                found.append(grid.rounded(self.read(name)))
+        return grid.parts(np.concatenate(found))
 
     def vector(self, *names: str) -> Tensor:
         """Vectors, one behind the other."""
@@ -131,9 +144,14 @@ def encoder_ways(spec: EncoderSpec) -> tuple[int, bool, str, bool, bool]:
     )
 
 
+def int8_rows(parts: Parts) -> tuple[Tensor, Tensor]:
+    """Codes (outputs, inputs), int8 from -127 to 127, and a scale for each row, float32, of an 8-bit grid."""
+    # Below the middle it wraps around, which is what the bits of a negative int8 are.
+    codes = (parts.codes - np.uint8(INT8_LARGEST)).view(np.int8)
+    return torch.from_numpy(codes), torch.from_numpy(parts.scales[:, 0].copy())
+
+
 def rows_to_int8(rows: Floats) -> tuple[Tensor, Tensor]:
-    """Codes (outputs, inputs), int8, and a scale for each row, float32."""
-    scales = np.abs(rows).max(axis=1) / np.float32(INT8_LARGEST)
-    scales = np.where(scales == 0, np.float32(1), scales).astype(np.float32)
-    codes = np.rint(rows / scales[:, None]).astype(np.int8)
-    return torch.from_numpy(codes), torch.from_numpy(scales)
+    """As `int8_rows`, of floats."""
+    grid = GroupGrid(8, rows.shape[1])
+    return int8_rows(grid.parts(grid.rounded(rows)))

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from targets.onnx.blocks import BlockGrid
 from targets.pytorch.presets import DYNAMIC, FLOAT, GROUP, INT4, INT8
-from targets.pytorch.reading import MatrixReader, encoder_ways, rows_to_int8
+from targets.pytorch.reading import MatrixReader, encoder_ways, int8_rows, rows_to_int8
 from targets.torchscript.layers import DynamicLinear, FloatLinear, FloatTable, Int4Linear, Int8Linear, Int8Table
 from targets.torchscript.modules import (
     Attention,
@@ -32,13 +31,11 @@ if TYPE_CHECKING:
     from targets.base import Progress
     from targets.onnx.decoder_spec import DecoderSpec
     from targets.onnx.encoder_spec import EncoderSpec
+    from targets.pytorch.groups import Parts
     from targets.pytorch.plan import Plan
     from targets.weights import WeightReader
 
     Floats = npt.NDArray[np.float32]
-
-OUTPUTS_MULTIPLE = 16
-"""torch's four-bit product wants rows in such bundles; a matrix with another number of rows takes eight bits."""
 
 
 class Builder(MatrixReader):
@@ -71,22 +68,23 @@ class Builder(MatrixReader):
 
     def _product(self, title: str, kind: str, *names: str) -> nn.Module:
         """One module for stored matrices, one below the other, with their biases."""
-        rows, bias = self.read(*names), self.biases(names)
+        bias = self.biases(names)
         made: nn.Module
-        if kind == INT4 and (rows.shape[1] % GROUP or rows.shape[0] % OUTPUTS_MULTIPLE):
-            kind = INT8
-        self.counts[kind] += len(names)
         if kind == FLOAT:
-            made = FloatLinear(torch.from_numpy(rows).to(self.dtype), bias)
+            made = FloatLinear(torch.from_numpy(self.read(*names)).to(self.dtype), bias)
         elif kind == DYNAMIC:
+            rows = self.read(*names)
             made = self._dynamic(title, rows, bias)
-        elif kind == INT4:
-            made = _int4(rows, bias)
+            self.stored += rows.size + 4 * len(rows)  # behind torch's own packing
+        elif self.plan.grids[names[0]].bits == 4:
+            kind = INT4
+            made = _int4(self.coded(*names), bias)
         else:
-            codes, scales = rows_to_int8(rows)
+            kind = INT8
+            codes, scales = int8_rows(self.coded(*names))
             made = Int8Linear(codes, scales.to(self.dtype), bias)
+        self.counts[kind] += len(names)
         self.products[title] = self.counted(made)
-        self.stored += rows.size + 4 * len(rows) if kind == DYNAMIC else 0  # behind torch's own packing
         return made
 
     def _dynamic(self, title: str, rows: Floats, bias: Tensor | None) -> nn.Module:
@@ -98,11 +96,10 @@ class Builder(MatrixReader):
         return DynamicLinear(weight, bias, None if factors is None else torch.from_numpy(1 / factors), self.narrow)
 
     def _table(self, name: str) -> nn.Module:
-        rows = self.read(name)
         self.counts[self.plan.preset.table] += 1
         if self.plan.preset.table == FLOAT:
-            return self.counted(FloatTable(torch.from_numpy(rows).to(self.dtype)))
-        codes, scales = rows_to_int8(rows)
+            return self.counted(FloatTable(torch.from_numpy(self.read(name)).to(self.dtype)))
+        codes, scales = int8_rows(self.coded(name))
         return self.counted(Int8Table(codes, scales.to(self.dtype)))
 
     def _decoder(self, spec: DecoderSpec) -> nn.Module:
@@ -165,13 +162,8 @@ class Builder(MatrixReader):
         return Encoder(table, positions, types, norm(names["norm"]), layers, head, *encoder_ways(spec))
 
 
-def _int4(rows: Floats, bias: Tensor | None) -> nn.Module:
-    """Codes and scales by the search of `BlockGrid`, whose blocks these groups are, with bfloat16 scales."""
-    grid = BlockGrid(bits=4, size=GROUP, half_scales=False)
-    blocks = rows.reshape(len(rows), -1, GROUP)
-    scales, zeros = grid.fit(blocks)
-    stored = torch.from_numpy(scales).to(torch.bfloat16)
-    codes = grid.round(blocks, stored.float().numpy(), zeros).reshape(len(rows), -1)
-    shifts = (grid.middle - torch.from_numpy(zeros)) * stored.float()
-    both = torch.stack((stored, shifts.to(torch.bfloat16)), -1).permute(1, 0, 2).contiguous()
+def _int4(parts: Parts, bias: Tensor | None) -> nn.Module:
+    codes = parts.codes
+    floats = [torch.from_numpy(part).to(torch.bfloat16) for part in (parts.scales, parts.shifts)]
+    both = torch.stack(floats, -1).permute(1, 0, 2).contiguous()
     return Int4Linear(torch.from_numpy(codes[:, ::2] | codes[:, 1::2] << np.uint8(4)), both, bias, GROUP)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ModelError
 from targets.base import Problem
+from targets.ongrid import recorded_preset
 from targets.onnx import calibration
 from targets.onnx.clients import copy_side_files
 from targets.planned import PlannedTarget
@@ -55,6 +56,8 @@ class TorchScriptTarget(PlannedTarget[Plan]):
 
     def default_quant(self, facts: ModelFacts) -> str:
         """The preset where the user names none."""
+        if recorded := recorded_preset(facts.path, "torchscript"):
+            return recorded
         return "int8" if infer_task(facts) == TEXT_GENERATION else "dynamic-int8"
 
     def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
@@ -145,7 +148,7 @@ def _smoothing(facts: ModelFacts, plan: Plan, options: EmitOptions, reader: Weig
 
     pieces = dataclasses.replace(options.calibration, tokens=min(options.calibration.tokens, plan.context))
     chunks, name = calibration.token_chunks(facts.path / "tokenizer.json", pieces)
-    floats = Builder(dataclasses.replace(plan, preset=PRESETS["fp32"]), reader, progress)
+    floats = Builder(dataclasses.replace(plan, preset=PRESETS["fp32"], grids={}), reader, progress)
     module: Any = floats.build()
     peaks: dict[str, Any] = {}
 

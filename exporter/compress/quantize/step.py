@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy as np
 from exporter.compress.factored import factored_modules, merge
 from exporter.compress.quantize.gptq import PRUNED
 from runtime.errors import ModelError, UserError
-from targets.ongrid import GGML, MATMUL_NBITS
+from targets.factors import Factors
+from targets.facts import TensorFact
+from targets.ongrid import SIDE_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     Bits = npt.NDArray[np.uint8]
 
+SIDES = ("left", "right")
 ALIGNMENT = 32
 """Bytes that a tensor's place in the file may be padded by."""
 
@@ -52,7 +56,7 @@ def run(step: Quantize, subject: Subject) -> None:
     found: dict[str, Any] = {}
     for name, (grid, packed) in blocks.items():
         found |= grid.tensors(name, packed)
-    subject.files[_FILES[subject.target.name]] = found
+    subject.files[SIDE_FILES[subject.target.name]] = found
 
 
 def _pruned(subject: Subject) -> dict[str, Bits]:
@@ -96,9 +100,7 @@ def _for_onnx(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     from targets.onnx.blockgrid import CompressionGrid
     from targets.onnx.plan import block_grids
 
-    if step.rules or step.types != "preset":
-        key = "rules" if step.rules else "types: measured"
-        raise UserError(f"--recipe: {key} are for format gguf; an ONNX preset says itself which matrix gets what")
+    _refuse_types(step)
     assert subject.options is not None
     grids = block_grids(subject.now(), subject.options)
     for name, module in factored_modules(subject.model):
@@ -111,14 +113,55 @@ def _for_onnx(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     return {name: CompressionGrid(grid) for name, grid in grids.items()}
 
 
+def _for_torchscript(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
+    """The groups of a TorchScript preset; factors are products of their own."""
+    from targets.pytorch.plan import group_grids
+    from targets.torchscript.presets import PRESETS
+
+    _refuse_types(step)
+    factors = {
+        f"{name}.weight": Factors(*(_fact(f"{name}.{side}.weight", getattr(module, side)) for side in SIDES))
+        for name, module in factored_modules(subject.model)
+    }
+    return group_grids(subject.now(), step.preset, "torchscript", PRESETS, factors)
+
+
+def _for_executorch(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
+    """The groups of an ExecuTorch preset; factors are multiplied out."""
+    from targets.executorch.presets import PRESETS
+    from targets.pytorch.plan import group_grids
+
+    _refuse_types(step)
+    if n := merge(subject.model):
+        what = "ExecuTorch's program has no pairs, its file is no smaller"
+        subject.notes.append(f"factors: {n} pairs were multiplied out first: {what}")
+    return group_grids(subject.now(), step.preset, "executorch", PRESETS, {})
+
+
+def _fact(name: str, module: Any) -> TensorFact:  # noqa: ANN401 - a module of torch
+    """A weight of the model as it is by now, without a place on the disk."""
+    return TensorFact(name, tuple(module.weight.shape), "F32", Path(), 0, 4 * module.weight.numel())
+
+
+def _refuse_types(step: Quantize) -> None:
+    """Raise UserError for types that are chosen for each matrix: only GGUF stores any type anywhere."""
+    if step.rules or step.types != "preset":
+        key = "rules" if step.rules else "types: measured"
+        raise UserError(f"--recipe: {key} are for format gguf; other presets say themselves which matrix gets what")
+
+
 def preset_grids(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     """The grids of the step's preset, rules seen, before any measuring: what the steps before it may plan for."""
     assert subject.target is not None
     return _GRIDS[subject.target.name](step.model_copy(update={"types": "preset"}), subject)
 
 
-_GRIDS = {"gguf": _for_gguf, "onnx": _for_onnx}
-_FILES = {"gguf": GGML, "onnx": MATMUL_NBITS}
+_GRIDS = {
+    "gguf": _for_gguf,
+    "onnx": _for_onnx,
+    "torchscript": _for_torchscript,
+    "executorch": _for_executorch,
+}
 
 
 def _grids(facts: ModelFacts, options: EmitOptions, rules: Sequence[Rule]) -> tuple[dict[str, GgufGrid], set[str]]:

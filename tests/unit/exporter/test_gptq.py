@@ -12,6 +12,7 @@ from exporter.compress.quantize.run import nearest
 from targets.gguf.grids import GRIDS
 from targets.onnx.blockgrid import CompressionGrid
 from targets.onnx.blocks import BlockGrid
+from targets.pytorch.groups import GroupGrid
 
 if TYPE_CHECKING:
     from targets.grids import Grid
@@ -58,6 +59,9 @@ def by_elimination(weight: np.ndarray, hessian: np.ndarray, grid: Grid, damping:
 BLOCKS = {
     "int4 block 32": CompressionGrid(BlockGrid(4, 32)),
     "int8 block 32 symmetric": CompressionGrid(BlockGrid(8, 32, symmetric=True)),
+    "int4 group 32": GroupGrid(4, 32, shifted=True),
+    "int4 group 32 symmetric": GroupGrid(4, 32),
+    "int8 row of 32": GroupGrid(8, 32),
 }
 
 

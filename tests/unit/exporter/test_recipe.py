@@ -69,7 +69,11 @@ def test_a_file_of_the_users(tmp_path):
             "  - step: quantize\n    preset: q8_0\n  - step: quantize",
             "1: quantize has to be the last",
         ),
-        ("format: gguf", "format: exe", "2: format: input should be 'gguf' or 'onnx', not 'exe'"),
+        (
+            "format: gguf",
+            "format: exe",
+            "2: format: input should be 'gguf', 'onnx', 'torchscript' or 'executorch', not 'exe'",
+        ),
         ("chunks: 8", "chunks: 0", "4: calibration.chunks: input should be greater than or equal to 1, not '0'"),
         ("chunks: 8", "chunk: 8", "4: calibration.chunk: is no key of a recipe; take it out"),
         ("    preset: q4_k_m\n", "", "6: steps.0.preset: is missing; write it"),

@@ -17,7 +17,7 @@ from runtime.errors import EngineError, UnsupportedError, UserError
 from runtime.sessions import open_session
 from targets import get_target
 from targets.base import EmitOptions
-from targets.executorch.build import GRID, rows_to_int4
+from targets.pytorch.groups import GroupGrid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,14 +169,14 @@ def test_a_text_longer_than_the_encoder_is_one_line(tmp_path: Path) -> None:
 def test_groups_of_four_bits_have_positive_scales_and_a_small_error() -> None:
     rows = np.random.default_rng(0).standard_normal((8, 128)).astype(np.float32)
     rows[3, 32:64] = 0
-    codes, scales = rows_to_int4(rows)
-    assert codes.dtype == torch.int8
-    assert int(codes.min()) == -GRID.middle
-    assert int(codes.max()) == GRID.largest - GRID.middle
+    grid = GroupGrid(4, 32)
+    parts = grid.parts(grid.rounded(rows))
+    codes, scales = parts.codes.astype(np.int8) - np.int8(8), parts.scales
+    assert (int(codes.min()), int(codes.max())) == (-8, 7)
     assert bool((scales > 0).all())
-    assert torch.equal(scales, scales.to(torch.bfloat16).float())
-    back = codes.view(8, 4, 32) * scales.unsqueeze(-1)
+    assert np.array_equal(scales, torch.from_numpy(scales).to(torch.bfloat16).float().numpy())
+    back = codes.reshape(8, 4, 32) * scales[..., None]
     wide = np.abs(rows.reshape(8, 4, 32)).max(-1, keepdims=True) / 7
     plain = np.clip(np.rint(rows.reshape(8, 4, 32) / np.where(wide == 0, 1, wide)), -8, 7) * wide
-    error = float(((back.numpy() - rows.reshape(8, 4, 32)) ** 2).mean())
+    error = float(((back - rows.reshape(8, 4, 32)) ** 2).mean())
     assert 0 < error < 0.95 * float(((plain - rows.reshape(8, 4, 32)) ** 2).mean())
