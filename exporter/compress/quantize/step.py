@@ -14,7 +14,7 @@ from runtime.errors import ModelError, UserError
 from targets.ongrid import GGML, MATMUL_NBITS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -45,7 +45,7 @@ def run(step: Quantize, subject: Subject) -> None:
         learned = Learned(AutoRoundOptions(step.iterations), subject.recipe.seed)
     try:
         walk = Walk(subject.model, subject.chunks)
-        blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned)
+        blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned, subject.kept)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
     _note_lost_zeros(before, blocks, subject)
@@ -87,7 +87,20 @@ def _for_gguf(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     assert subject.options is not None
     grids, ruled = _grids(subject.now(), subject.options, step.rules)
     if step.types == "measured":
-        grids = _measured_grids(subject.model, grids, ruled, subject.chunks, subject.progress)
+        grids = _kept_grids(
+            subject, lambda: _measured_grids(subject.model, grids, ruled, subject.chunks, subject.progress)
+        )
+    return grids
+
+
+def _kept_grids(subject: Subject, measure: Callable[[], dict[str, GgufGrid]]) -> dict[str, GgufGrid]:
+    """What was measured before a kill, or is now: what layers were put on already must not come out otherwise."""
+    from targets.gguf.grids import GRIDS
+
+    if (known := subject.kept.find("types")) is not None:
+        return {name: GRIDS[grid] for name, grid in known["grids"].items()}
+    grids = measure()
+    subject.kept.note("types", grids={name: grid.name for name, grid in grids.items()})
     return grids
 
 
