@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from exporter.recipe import Recipe
     from exporter.compress.mapped import MappedReference
+    from exporter.recipe import Recipe
     from targets.base import EmitOptions, Progress, Target
     from targets.facts import ModelFacts
 
