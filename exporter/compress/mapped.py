@@ -81,6 +81,11 @@ class MappedReference(TransformersReference):
             raise ModelError(f"{facts.path}: {len(missing)} weights are missing, the first is {missing[0]}")
         self._model.eval()
 
+    def give_back(self) -> None:
+        """Give all pages back to the kernel, for who looks at weights without running the model."""
+        if len(self._file) >= DROPPED_FROM:
+            self._file.madvise(mmap.MADV_DONTNEED)
+
     def _drop_after_use(self, model: Any, places: dict[str, int]) -> None:  # noqa: ANN401
         """Give a layer's pages back to the kernel once it has run: the file keeps what is in them."""
         prefix = f"{model.base_model_prefix}.layers."

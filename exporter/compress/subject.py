@@ -66,6 +66,7 @@ class Subject:
         for _, module in self.matrices():
             zeros += int((module.weight == 0).sum())
             total += module.weight.numel()
+            self.source.give_back()
         return zeros / total
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -62,6 +62,7 @@ def _pruned(subject: Subject) -> dict[str, Bits]:
         zeros = module.weight.detach().numpy() == 0
         if zeros.mean() >= PRUNED:
             found[name] = np.packbits(zeros)
+        subject.source.give_back()
     return found
 
 
@@ -75,6 +76,7 @@ def _note_lost_zeros(before: Mapping[str, Bits], blocks: Mapping[str, tuple[Grid
             n, n_left = (int(np.unpackbits(bits).sum()) for bits in (before[name], kept))
             n_before, n_kept = n_before + n, n_kept + n_left
             types |= {blocks[name][0].name} if n_left < n else set()
+            subject.source.give_back()
     if types:
         what, share = ", ".join(sorted(types)), n_kept / n_before
         subject.notes.append(f"zeros: {share:.0%} of the pruned weights still are: no exact zero in {what}")

@@ -144,6 +144,15 @@ def test_what_is_finished_is_not_computed_again(
     assert 0 in seen
 
 
+def test_measured_types_are_not_measured_again(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, recipe = tmp_path / "out", {**ONE, "steps": [{**QUANTIZE, "types": "measured"}]}
+    killed("types:1", tiny_llama, write(tmp_path / "recipe.yaml", recipe), out)
+    monkeypatch.setattr("exporter.compress.quantize.step._measured_grids", lambda *_: pytest.fail("was kept"))
+    run(tiny_llama, recipe, out, resume=True)
+
+
 def test_what_is_damaged_is_done_again(tiny_llama: Path, tmp_path: Path) -> None:
     expected = content(run(tiny_llama, ONE, tmp_path / "whole"))
     out = tmp_path / "out"
