@@ -165,6 +165,17 @@ def test_what_is_damaged_is_done_again(tiny_llama: Path, tmp_path: Path) -> None
     assert content(run(tiny_llama, ONE, out, resume=True)) == expected
 
 
+def test_a_line_that_a_kill_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
+    Journal(tmp_path).note("one", value=1)
+    with (tmp_path / journals.NAME).open("ab") as file:
+        file.write(b'{"what": "tw')
+    Journal(tmp_path).note("three", value=3)
+    again = Journal(tmp_path)
+    assert again.find("one") == {"what": "one", "value": 1}
+    assert again.find("tw") is None
+    assert again.find("three") == {"what": "three", "value": 3}
+
+
 def test_another_model_recipe_or_text_is_refused(
     tiny_llama: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
