@@ -81,12 +81,18 @@ def _key(facts: ModelFacts, wanted: Text, seed: int) -> str:
 
     how = [VERSION, wanted.chunks, wanted.tokens, seed, torch.__version__, transformers.__version__]
     digest = hashlib.sha256(json.dumps(how).encode())
+    for content in file_digests(facts):
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def file_digests(facts: ModelFacts) -> Iterator[bytes]:
+    """SHA-256 of the files that make a model what it is: configuration, tokenizer, weights."""
     files = sorted({fact.file for fact in facts.tensors.values()})
     for path in (facts.path / "config.json", facts.path / "tokenizer.json", *files):
         if path.is_file():
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+                yield hashlib.file_digest(file, "sha256").digest()
 
 
 def sampled(source: TransformersReference, chunks: int, tokens: int, seed: int, progress: Progress) -> list[list[int]]:

@@ -73,8 +73,8 @@ def _guarded(verb: Callable[..., int], filled: list[Any]) -> int:
         if isinstance(error, BrokenPipeError):
             raise
         return _fail(f"{error.filename or 'writing'}: {error.strerror or error}", 2, output)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was left behind", INTERRUPTED, output)
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted; {str(error) or 'nothing was left behind'}", INTERRUPTED, output)
 
 
 def _fail(message: str, status: int, output: Output) -> int:

@@ -85,6 +85,7 @@ class CompressJob:
     threads: Annotated[
         int | None, _option("--threads", "Compute threads; default torch's own choice.", _RUN, _COUNT, min=1)
     ] = None
+    resume: Annotated[bool, _option("--resume", "Go on where an interrupted run with the same OUT was.", _RUN)] = False
     trust_remote_code: Annotated[
         bool, _option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", _RUN)
     ] = False

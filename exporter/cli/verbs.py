@@ -68,6 +68,7 @@ def compress(job: CompressJob, output: Output) -> int:
     """Put MODEL through a recipe: a directory that transformers loads and 'export' packs as it is."""
     from exporter.compress.job import CompressRequest
     from exporter.compress.job import compress as run
+    from exporter.compress.journal import work_of
     from exporter.recipe import load_recipe
 
     request = CompressRequest(
@@ -78,9 +79,15 @@ def compress(job: CompressJob, output: Output) -> int:
         threads=job.threads,
         trust_remote_code=job.trust_remote_code,
         revision=job.revision,
+        resume=job.resume,
     )
-    with progress(output) as reporter:
-        report = run(request, reporter)
+    try:
+        with progress(output) as reporter:
+            report = run(request, reporter)
+    except KeyboardInterrupt as error:
+        work = work_of(job.out.absolute())
+        said = (f"{work} holds what is done, the same command with --resume goes on",) if work.exists() else ()
+        raise KeyboardInterrupt(*said) from error
     if output.json:
         _print_json(report.to_json())
     elif not output.quiet:

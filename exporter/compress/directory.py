@@ -12,7 +12,7 @@ from targets.factors import FACTORS
 from targets.ongrid import RECIPE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -40,7 +40,7 @@ def write_directory(room: Path, subject: Subject) -> None:
     config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
     write_json(room / "config.json", {**config, **subject.config, "dtype": "float32"})
     try:
-        _stream(room / "model.safetensors", subject.merged())
+        _stream(room / "model.safetensors", subject.merged(), subject.source.give_back)
         if factors := subject.factors():
             save_arrays(factors, room / FACTORS)
         for name, arrays in subject.files.items():
@@ -49,8 +49,10 @@ def write_directory(room: Path, subject: Subject) -> None:
         raise ModelError(f"{room.parent}: cannot be written ({error}); free space or choose another -o") from error
 
 
-def _stream(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _stream(path: Path, tensors: Mapping[str, Tensor], written: Callable[[], None]) -> None:
     """A safetensors file of float32 tensors, written one after the other: the library would hold all of them at once.
+
+    written: is called after each
 
     The format: https://github.com/huggingface/safetensors#format
     """
@@ -66,3 +68,4 @@ def _stream(path: Path, tensors: Mapping[str, Tensor]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             tensor.detach().contiguous().numpy().astype("<f4", copy=False).tofile(file)
+            written()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from targets.factors import stored_factors
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    import numpy as np
     import numpy.typing as npt
 
 
@@ -59,6 +62,16 @@ def factored_modules(model: Any) -> Iterator[tuple[str, Factored]]:  # noqa: ANN
     for name, module in model.named_modules():
         if isinstance(module, Factored):
             yield name, module
+
+
+def split(model: Any, directory: Path) -> None:  # noqa: ANN401 - a model of transformers
+    """Put two layers in place of every one whose factors the directory has; what is written into them is not there."""
+    for name, pair in stored_factors(directory).items():
+        left, right = (
+            np.memmap(one.file, np.float32, "c", one.offset, one.shape).view(np.ndarray) for one in pair.both
+        )
+        module = name.removesuffix(".weight")
+        model.set_submodule(module, Factored(left, right, model.get_submodule(module).bias))
 
 
 def merge(model: Any) -> int:  # noqa: ANN401 - a model of transformers

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from exporter.calibration import file_digests
 from exporter.compress.directory import refuse_unknown_weights, write_directory
+from exporter.compress.journal import working
 from exporter.quant import known_quant
 from exporter.source import refuse_problems, resolve_model
 from exporter.staging import publish, refuse_occupied, staging
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exporter.compress.drift import TorchDrift
+    from exporter.compress.journal import Journal
     from exporter.compress.subject import Subject
     from exporter.progress import Reporter
     from exporter.recipe import Recipe
@@ -44,6 +49,7 @@ class CompressRequest:
     threads: int | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,21 +98,27 @@ class CompressReport:
 def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     """Run the recipe and write OUT. Raises UserError and its kin; OUT is then as it was."""
     from exporter.compress.drift import TorchDrift
+    from exporter.compress.settled import restore, settle
 
     out, recipe = request.out.absolute(), request.recipe
     refuse_occupied(out, overwrite=False)
     preset = _preset(recipe)
     reporter.step(f"reading {request.model}")
     facts = _source(request)
-    done: list[StepReport] = []
-    work = out.with_name(f"{out.name}.work")
-    with staging(out) as room, staging(work) as scratch, _opened(facts, request, preset, scratch, reporter) as subject:
+    with (
+        staging(out) as room,
+        working(out, _made_of(facts, recipe), resume=request.resume) as journal,
+        _opened(facts, request, preset, journal, reporter) as subject,
+    ):
         drift = TorchDrift(subject.source)
         if any(_looks_at_text(step) for step in recipe.steps):
             reporter.step(f"calibration: {recipe.calibration.kind}")
-            _ = subject.chunks  # of the model as it is now: it may write the text itself
-        for step in recipe.steps:
+            _look_at_same_text(subject, journal)
+        done = [StepReport(**{**one, "notes": tuple(one["notes"])}) for one in restore(subject, journal)]
+        for number, step in enumerate(recipe.steps[len(done) :], len(done)):
             done.append(_run(step, subject, drift, reporter))
+            if number + 1 < len(recipe.steps):
+                settle(subject, journal, [dataclasses.asdict(one) for one in done])
         reporter.step("writing the directory")
         write_directory(room, subject)
         if subject.options is not None and preset is not None:
@@ -116,6 +128,20 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
         write_json(room / RECIPE, report.to_json())
         publish(room, out)
     return report
+
+
+def _made_of(facts: ModelFacts, recipe: Recipe) -> dict[str, str]:
+    """What the result depends on, by what the user calls it."""
+    contents = hashlib.sha256(b"".join(file_digests(facts))).hexdigest()
+    versions = {f"version of {name}": version(name) for name in ("packlight", "torch", "transformers", "numpy")}
+    return {"recipe": hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(), "model": contents, **versions}
+
+
+def _look_at_same_text(subject: Subject, journal: Journal) -> None:
+    """Get the calibration text, of the model as it is now: it may write the text itself. Raises UserError."""
+    digest = hashlib.sha256(json.dumps(subject.chunks).encode()).hexdigest()
+    what = "the calibration text is another than that which the work was begun with"
+    journal.same("text", digest, f"--resume: {what}; put it back, or leave --resume out to begin anew")
 
 
 def _looks_at_text(step: Step) -> bool:
@@ -146,7 +172,7 @@ def _source(request: CompressRequest) -> ModelFacts:
 
 @contextlib.contextmanager
 def _opened(
-    facts: ModelFacts, request: CompressRequest, preset: str | None, scratch: Path, reporter: Reporter
+    facts: ModelFacts, request: CompressRequest, preset: str | None, journal: Journal, reporter: Reporter
 ) -> Iterator[Subject]:
     from exporter.compress.mapped import MappedReference
     from exporter.compress.subject import Subject
@@ -155,9 +181,11 @@ def _opened(
     if request.recipe.format is not None and preset is not None:
         target, options = get_target(request.recipe.format), EmitOptions(preset, request.threads)
         refuse_problems(target, facts, options)
-    reference = MappedReference(facts, scratch, threads=request.threads, trust_remote_code=request.trust_remote_code)
+    reference = MappedReference(
+        facts, journal.room, threads=request.threads, trust_remote_code=request.trust_remote_code
+    )
     with contextlib.closing(reference):
-        subject = Subject(facts, reference, request.recipe, reporter.advance, target, options)
+        subject = Subject(facts, reference, request.recipe, reporter.advance, target, options, kept=journal)
         refuse_unknown_weights(subject)
         yield subject
 

@@ -7,6 +7,7 @@ a model takes the memory of a layer, whatever its size, as long as the disk hold
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
 import os
 import shutil
@@ -16,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporter.verify.reference import TransformersReference
-from runtime.errors import UserError
+from exporter.verify.reference import DECODER, TransformersReference, quiet
+from runtime.errors import ModelError, UserError
 from runtime.units import format_bytes
 from targets.weights import WeightReader, row_chunks
 
@@ -40,13 +41,13 @@ class MappedReference(TransformersReference):
     def __init__(
         self, facts: ModelFacts, room: Path, *, threads: int | None = None, trust_remote_code: bool = False
     ) -> None:
-        self._facts, self._room = facts, room
+        self._facts, self._room, self._trusted = facts, room, trust_remote_code
         super().__init__(facts.path, dtype="float32", threads=threads, trust_remote_code=trust_remote_code)
 
     def load(self, transformers: Any, kind: str, options: dict[str, Any]) -> tuple[Any, list[str]]:  # noqa: ANN401
         """See `TorchSource.load`."""
         common = {key: options[key] for key in ("local_files_only", "trust_remote_code")}
-        config = transformers.AutoConfig.from_pretrained(self.path, **common)
+        config = transformers.AutoConfig.from_pretrained(self._facts.path, **common)
         with _parameters_without_memory():
             model = getattr(transformers, kind).from_config(
                 config, dtype=torch.float32, trust_remote_code=common["trust_remote_code"]
@@ -66,6 +67,24 @@ class MappedReference(TransformersReference):
         if total >= DROPPED_FROM:
             self._drop_after_use(model, places)
         return model, missing
+
+    def reopen(self, facts: ModelFacts) -> None:
+        """Another directory's weights and configuration in place of these; the tokenizer stays. Raises ModelError."""
+        import transformers
+
+        self._facts, self._model = facts, None
+        gc.collect()  # the file before goes with the last that looks at it
+        with quiet(transformers):
+            options = {"local_files_only": True, "trust_remote_code": self._trusted}
+            self._model, missing = self.load(transformers, DECODER, options)
+        if missing:
+            raise ModelError(f"{facts.path}: {len(missing)} weights are missing, the first is {missing[0]}")
+        self._model.eval()
+
+    def give_back(self) -> None:
+        """Give all pages back to the kernel, for who looks at weights without running the model."""
+        if len(self._file) >= DROPPED_FROM:
+            self._file.madvise(mmap.MADV_DONTNEED)
 
     def _drop_after_use(self, model: Any, places: dict[str, int]) -> None:  # noqa: ANN401
         """Give a layer's pages back to the kernel once it has run: the file keeps what is in them."""

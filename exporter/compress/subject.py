@@ -12,6 +12,7 @@ import torch
 
 from exporter.calibration import calibration_chunks
 from exporter.compress.factored import factored_modules
+from exporter.compress.journal import Kept
 from targets.facts import TensorFact
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from exporter.compress.mapped import MappedReference
     from exporter.recipe import Recipe
-    from exporter.verify.reference import TransformersReference
     from targets.base import EmitOptions, Progress, Target
     from targets.facts import ModelFacts
 
@@ -35,10 +36,11 @@ class Subject:
     config: keys of config.json that are not the source's any more
     files: more safetensors files by name, tensors by name: matrices on a grid, factors
     notes: what the user should know of the step that runs
+    kept: what a step may tell of its finished work, for a run after a kill
     """
 
     facts: ModelFacts
-    source: TransformersReference
+    source: MappedReference
     recipe: Recipe
     progress: Progress
     target: Target | None = None
@@ -46,6 +48,7 @@ class Subject:
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Mapping[str, npt.NDArray[np.generic]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - a model of transformers
@@ -63,6 +66,7 @@ class Subject:
         for _, module in self.matrices():
             zeros += int((module.weight == 0).sum())
             total += module.weight.numel()
+            self.source.give_back()
         return zeros / total
 
     def weights(self) -> dict[str, torch.Tensor]:

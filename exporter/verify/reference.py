@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from runtime.measurement import RunOptions
 
+DECODER = "AutoModelForCausalLM"
 MAX_SPECIAL_TOKENS = 12
 """Special tokens that go into hard strings; some models declare hundreds of reserved ones."""
 
@@ -122,7 +123,7 @@ class TorchSource:
         self._torch, self.path = torch, path
         self._threads_before = torch.get_num_threads()
         common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-        with _quiet(transformers):
+        with quiet(transformers):
             try:
                 self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, **common)
                 self._model, missing = self.load(transformers, kind, {**common, "dtype": getattr(torch, dtype)})
@@ -193,7 +194,7 @@ class TransformersReference(TorchSource):
     def __init__(
         self, path: Path, *, dtype: str = "float32", threads: int | None = None, trust_remote_code: bool = False
     ) -> None:
-        super().__init__(path, "AutoModelForCausalLM", dtype=dtype, trust_remote_code=trust_remote_code)
+        super().__init__(path, DECODER, dtype=dtype, trust_remote_code=trust_remote_code)
         self.use_threads(threads)
         self._can_skip = "logits_to_keep" in inspect.signature(self._model.forward).parameters
         self.n_vocab = int(self._model.get_output_embeddings().weight.shape[0])
@@ -228,7 +229,7 @@ def _tokenizer_of_file(path: Path) -> Any:  # noqa: ANN401 - tokenizers is untyp
 
 
 @contextlib.contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
+def quiet(transformers: ModuleType) -> Iterator[None]:
     """transformers writes progress bars and warnings to the terminal while it loads; a library must not."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()

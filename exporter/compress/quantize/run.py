@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from exporter.compress.journal import Kept
 from exporter.compress.quantize.autoround import autoround
 from exporter.compress.quantize.gptq import GptqOptions, gptq
 from runtime.errors import ModelError
@@ -66,64 +68,100 @@ METHODS: dict[str, Method] = {
 
 
 def quantize(
-    walk: Walk, grids: Mapping[str, Grid], method: Method, progress: Progress, learned: Learned | None = None
+    walk: Walk,
+    grids: Mapping[str, Grid],
+    method: Method,
+    progress: Progress,
+    learned: Learned | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, tuple[Grid, Bytes]]:
     """Put the weights of `grids` onto their grids, in the model too; their bytes by the weights' names.
 
     grids: by names of the model's state_dict; those that stand in no layer and are no head have no known inputs.
     learned: by AutoRound, layer by layer, from the codes that `method` chooses
+    kept: is told each layer's bytes; a layer that it has is not computed again
     Raises OverflowError for weights too large for their grid, ModelError for one that the walk does not come by.
     """
-    found: dict[str, tuple[Grid, Bytes]] = {}
-    names = {id(module): name for name, module in walk.model.named_modules()}
-
-    def put(name: str, module: Any, hessian: torch.Tensor | None) -> None:  # noqa: ANN401 - a module of torch
-        grid = grids.get(name)
-        if grid is None or name in found:
-            return
-        packed = method(module.weight.detach().numpy(), None if hessian is None else hessian.numpy(), grid)
-        found[name] = (grid, packed)
-        module.weight.data.copy_(torch.from_numpy(grid.dequantize(packed)))
-
-    head = walk.model.get_output_embeddings()
-    tied = head.weight is walk.model.get_input_embeddings().weight
-    for number, layer in enumerate(walk.layers):
-        progress("quantize", number, len(walk.layers) + 1)
-        inputs = walk.observe(number)
-        before = (
-            {name: layer.get_submodule(name).weight.detach().clone() for name in inputs.hessians} if learned else {}
-        )
-        for name, hessian in inputs.hessians.items():
-            module = layer.get_submodule(name)
-            put(f"{names[id(module)]}.weight", module, hessian)
-        if learned is not None:
-            _learn(walk, number, before, found, learned)
+    kept = kept or Kept()
+    codes = _Codes(walk.model, grids, method)
+    n_pieces = len(walk.layers) + 1
+    for number in range(len(walk.layers)):
+        progress("quantize", number, n_pieces)
+        _piece(codes, f"layer-{number}", kept, partial(_layer, walk, number, codes, learned))
         walk.advance(number)
-    progress("quantize", len(walk.layers), len(walk.layers) + 1)
-    hessian = walk.observe_head().hessians[""]
-    table = walk.model.get_input_embeddings()
-    if tied:
-        put(f"{names[id(table)]}.weight", table, hessian)
-        head.weight = table.weight
-    else:
-        put(f"{names[id(head)]}.weight", head, hessian)
-        put(f"{names[id(table)]}.weight", table, None)
-    progress("quantize", len(walk.layers) + 1, len(walk.layers) + 1)
-    if left := sorted(grids.keys() - found.keys()):
+    progress("quantize", n_pieces - 1, n_pieces)
+    _piece(codes, "head", kept, partial(_head, walk, codes))
+    progress("quantize", n_pieces, n_pieces)
+    if left := sorted(grids.keys() - codes.found.keys()):
         raise ModelError(
             f"{type(walk.model).__name__}: {left[0]} is no matrix of a decoder layer, no table and no head"
         )
-    return found
+    return codes.found
 
 
-def _learn(
-    walk: Walk, number: int, before: Mapping[str, torch.Tensor], found: dict[str, tuple[Grid, Bytes]], how: Learned
-) -> None:
-    """Put the learned codes of a layer's matrices in place of those in `found`, and into the model."""
+class _Codes:
+    """The bytes that were found so far, by the weights' names; the model has their values."""
+
+    def __init__(self, model: Any, grids: Mapping[str, Grid], method: Method) -> None:  # noqa: ANN401
+        self.found: dict[str, tuple[Grid, Bytes]] = {}
+        self._grids, self._method = grids, method
+        self._modules = dict(model.named_modules())
+        self.names = {id(module): f"{name}.weight" for name, module in self._modules.items()}
+
+    def choose(self, module: Any, hessian: torch.Tensor | None) -> None:  # noqa: ANN401 - a module of torch
+        """Put a module's weight onto its grid, if it has one and was not seen before."""
+        name = self.names[id(module)]
+        grid = self._grids.get(name)
+        if grid is not None and name not in self.found:
+            inputs = None if hessian is None else hessian.numpy()
+            self.put(name, self._method(module.weight.detach().numpy(), inputs, grid))
+
+    def put(self, name: str, packed: Bytes) -> None:
+        """Take these bytes for a weight."""
+        grid = self._grids[name]
+        self.found[name] = (grid, packed)
+        module = self._modules[name.removesuffix(".weight")]
+        module.weight.data.copy_(torch.from_numpy(grid.dequantize(packed)))
+
+
+def _piece(codes: _Codes, name: str, kept: Kept, work: Callable[[], None]) -> None:
+    """The bytes of a piece of the model as they were kept, or worked out now."""
+    known = kept.load(name)
+    if known is not None:
+        for weight, packed in known.items():
+            codes.put(weight, packed)
+        return
+    before = set(codes.found)
+    work()
+    made = {weight: packed for weight, (_, packed) in codes.found.items() if weight not in before}
+    for weight, packed in kept.save(name, made).items():
+        codes.found[weight] = (codes.found[weight][0], packed)
+
+
+def _layer(walk: Walk, number: int, codes: _Codes, learned: Learned | None) -> None:
+    layer, inputs = walk.layers[number], walk.observe(number)
+    before = {name: layer.get_submodule(name).weight.detach().clone() for name in inputs.hessians} if learned else {}
+    for name, hessian in inputs.hessians.items():
+        codes.choose(layer.get_submodule(name), hessian)
+    if learned is not None:
+        _learn(walk, number, before, codes, learned)
+
+
+def _head(walk: Walk, codes: _Codes) -> None:
+    hessian = walk.observe_head().hessians[""]
+    table, head = walk.model.get_input_embeddings(), walk.model.get_output_embeddings()
+    if head.weight is table.weight:
+        codes.choose(table, hessian)
+    else:
+        codes.choose(head, hessian)
+        codes.choose(table, None)
+
+
+def _learn(walk: Walk, number: int, before: Mapping[str, torch.Tensor], codes: _Codes, how: Learned) -> None:
+    """Put the learned codes of a layer's matrices in place of those that were found, and into the model."""
     layer = walk.layers[number]
-    names = {id(module): name for name, module in walk.model.named_modules()}
-    full = {name: f"{names[id(layer.get_submodule(name))]}.weight" for name in before}
-    starts = {name: found[key] for name, key in full.items() if key in found}
+    full = {name: codes.names[id(layer.get_submodule(name))] for name in before}
+    starts = {name: codes.found[key] for name, key in full.items() if key in codes.found}
 
     def run(chunk: int, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return walk.run(number, chunk, {f"{name}.weight": weight for name, weight in weights.items()})
@@ -132,6 +170,4 @@ def _learn(
         {name: before[name].numpy() for name in starts}, starts, run, len(walk.hidden), how.seed, how.options
     )
     for name, packed in learned.items():
-        grid = starts[name][0]
-        found[full[name]] = (grid, packed)
-        layer.get_submodule(name).weight.data.copy_(torch.from_numpy(grid.dequantize(packed)))
+        codes.put(full[name], packed)

@@ -17,7 +17,7 @@ from targets.facts import TensorFact
 from targets.ongrid import SIDE_FILES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -49,7 +49,7 @@ def run(step: Quantize, subject: Subject) -> None:
         learned = Learned(AutoRoundOptions(step.iterations), subject.recipe.seed)
     try:
         walk = Walk(subject.model, subject.chunks)
-        blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned)
+        blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned, subject.kept)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
     _note_lost_zeros(before, blocks, subject)
@@ -66,6 +66,7 @@ def _pruned(subject: Subject) -> dict[str, Bits]:
         zeros = module.weight.detach().numpy() == 0
         if zeros.mean() >= PRUNED:
             found[name] = np.packbits(zeros)
+        subject.source.give_back()
     return found
 
 
@@ -79,6 +80,7 @@ def _note_lost_zeros(before: Mapping[str, Bits], blocks: Mapping[str, tuple[Grid
             n, n_left = (int(np.unpackbits(bits).sum()) for bits in (before[name], kept))
             n_before, n_kept = n_before + n, n_kept + n_left
             types |= {blocks[name][0].name} if n_left < n else set()
+            subject.source.give_back()
     if types:
         what, share = ", ".join(sorted(types)), n_kept / n_before
         subject.notes.append(f"zeros: {share:.0%} of the pruned weights still are: no exact zero in {what}")
@@ -91,7 +93,20 @@ def _for_gguf(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     assert subject.options is not None
     grids, ruled = _grids(subject.now(), subject.options, step.rules)
     if step.types == "measured":
-        grids = _measured_grids(subject.model, grids, ruled, subject.chunks, subject.progress)
+        grids = _kept_grids(
+            subject, lambda: _measured_grids(subject.model, grids, ruled, subject.chunks, subject.progress)
+        )
+    return grids
+
+
+def _kept_grids(subject: Subject, measure: Callable[[], dict[str, GgufGrid]]) -> dict[str, GgufGrid]:
+    """What was measured before a kill, or is now: what layers were put on already must not come out otherwise."""
+    from targets.gguf.grids import GRIDS
+
+    if (known := subject.kept.find("types")) is not None:
+        return {name: GRIDS[grid] for name, grid in known["grids"].items()}
+    grids = measure()
+    subject.kept.note("types", grids={name: grid.name for name, grid in grids.items()})
     return grids
 
 
