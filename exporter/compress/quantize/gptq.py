@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from targets.grids import Grid
+    from targets.grids import Fitted, Grid
 
     Floats = npt.NDArray[np.float32]
     Bytes = npt.NDArray[np.uint8]
@@ -20,8 +21,12 @@ PRUNED = 0.05
 """Share of zeros from which on a matrix counts as pruned: trained weights have hardly any that are exactly zero."""
 BATCH = 128
 """Columns whose errors reach the columns behind them in one product (the paper's lazy batches)."""
+INNER = 16
+"""Columns whose errors reach the rest of their batch in one product: one at a time would be bound by memory."""
 ROWS = 4096
 """Rows that are rounded at once: rows do not see each other."""
+WHOLE = 512
+"""Columns of a triangle that is inverted in one piece."""
 
 
 @dataclass(frozen=True)
@@ -44,100 +49,141 @@ def hessian_factor(hessian: Floats, damping: float) -> Floats:
     """
     damped = torch.from_numpy(hessian).double()
     diagonal = damped.diagonal()
-    unseen = diagonal == 0
-    diagonal[unseen] = 1.0
+    diagonal[diagonal == 0] = 1.0
+    mean, added = diagonal.mean(), 0.0
+    # Backwards, because H = U U' with an upper U, so that its inverse U^-1, upper too, is the factor of H's inverse.
+    backwards = damped.flip(0, 1)
+    del damped, diagonal
     # Again and again more where the inputs span too little: the paper's remedy for layers without a factor.
     for more in (1.0, 10.0, 100.0):
-        trial = damped.clone()
-        trial.diagonal().add_(damping * more * diagonal.mean())
-        lower, failed = torch.linalg.cholesky_ex(trial)
+        backwards.diagonal().add_(mean * damping * (more - added))
+        lower, failed = torch.linalg.cholesky_ex(backwards)
+        added = more
         if failed.item() == 0:
             break
-    inverse = torch.cholesky_inverse(lower)
-    factor: Floats = torch.linalg.cholesky(inverse, upper=True).float().numpy()
+    del backwards
+    _invert(lower)
+    factor: Floats = lower.float().flip(0, 1).numpy()
     return factor
 
 
-def gptq(weight: Floats, hessian: Floats, grid: Grid, options: GptqOptions | None = None) -> Bytes:
-    """The bytes of `weight`, (rows, columns), on the grid, (rows, bytes of a row).
+def _invert(lower: torch.Tensor) -> None:
+    """Put a lower triangle's inverse in its place, by its quarters: products of matrices are what is fast."""
+    count = len(lower)
+    if count <= WHOLE:
+        lower.copy_(torch.linalg.solve_triangular(lower, torch.eye(count, dtype=lower.dtype), upper=False))
+        return
+    half = count // 2
+    first, below, second = lower[:half, :half], lower[half:, :half], lower[half:, half:]
+    _invert(first)
+    _invert(second)
+    below.copy_((second @ below).neg_() @ first)
 
-    hessian: see `hessian_factor`. Raises OverflowError for weights too large for the grid.
+
+class Gptq:
+    """Chooses codes of matrices that read one input.
+
+    hessian: see `hessian_factor`
 
     In a matrix that was pruned, zeros stay what the grid has nearest to zero, and what errors would have moved them by
     is spread on (SparseGPT, https://arxiv.org/abs/2301.00774, section 3.5).
     """
-    options = options or GptqOptions()
-    importance = hessian.diagonal().copy()
-    if not importance.any():
-        importance[:] = 1.0
-    pruned = bool(np.count_nonzero(weight == 0) >= PRUNED * weight.size)
-    if options.activation_order:
-        order = np.argsort(-importance, kind="stable")
-        factor = hessian_factor(hessian[order][:, order], options.damping)
-        pieces = [_ordered(rows, factor, order, importance, grid, pruned=pruned) for rows in _pieces(weight)]
-    else:
-        factor = hessian_factor(hessian, options.damping)
-        pieces = [_natural(rows, factor, importance, grid, pruned=pruned) for rows in _pieces(weight)]
-    return np.concatenate(pieces)
+
+    def __init__(self, hessian: Floats, options: GptqOptions | None = None) -> None:
+        self._hessian, self._options = hessian, options or GptqOptions()
+        self._importance = hessian.diagonal().copy()
+        if not self._importance.any():
+            self._importance[:] = 1.0
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.intp]:
+        return np.argsort(-self._importance, kind="stable")
+
+    @cached_property
+    def _factor(self) -> Floats:
+        if self._options.activation_order:
+            return hessian_factor(self._hessian[np.ix_(self._order, self._order)], self._options.damping)
+        return hessian_factor(self._hessian, self._options.damping)
+
+    def __call__(self, weight: Floats, grid: Grid) -> Bytes:
+        """The bytes of `weight`, (rows, columns), on the grid, (rows, bytes of a row).
+
+        Raises OverflowError for weights too large for the grid.
+        """
+        pruned = bool(np.count_nonzero(weight == 0) >= PRUNED * weight.size)
+        choose = self._ordered if self._options.activation_order else self._natural
+        pieces = (weight[start : start + ROWS] for start in range(0, len(weight), ROWS))
+        return np.concatenate([choose(np.array(rows, np.float32), grid, pruned=pruned) for rows in pieces])
+
+    def _ordered(self, rows: Floats, grid: Grid, *, pruned: bool) -> Bytes:
+        """Rows under scales that fit the weights as they were, in the order of columns."""
+        fitted, order = grid.fit(rows, self._importance), self._order
+        # Transposed, so that a column of the weights lies in one piece.
+        left = np.ascontiguousarray(rows.T[order])
+        gone = left == 0 if pruned else None
+        codes = np.empty(left.shape, np.uint8)
+        for start in range(0, len(left), BATCH):
+            batch = slice(start, min(start + BATCH, len(left)))
+            codes[order[batch]] = _round(left, self._factor, batch, _spread(grid, fitted, order[batch]), grid, gone)
+        return grid.pack(fitted, np.ascontiguousarray(codes.T))
+
+    def _natural(self, rows: Floats, grid: Grid, *, pruned: bool) -> Bytes:
+        """Rows from the first column to the last, a block's scales when it is reached."""
+        left = np.ascontiguousarray(rows.T)
+        gone = left == 0 if pruned else None
+        packed = []
+        for start in range(0, len(left), grid.block):
+            block = slice(start, start + grid.block)
+            seen = left[block] if gone is None else np.where(gone[block], np.float32(0), left[block])
+            fitted = grid.fit(np.ascontiguousarray(seen.T), self._importance[block])
+            codes = np.empty((grid.block, len(rows)), np.uint8)
+            for first in range(0, grid.block, BATCH):
+                inner = slice(first, min(first + BATCH, grid.block))
+                outer = slice(start + inner.start, start + inner.stop)
+                codes[inner] = _round(left, self._factor, outer, _spread(grid, fitted, inner), grid, gone)
+            packed.append(grid.pack(fitted, np.ascontiguousarray(codes.T)))
+        return np.concatenate(packed, axis=1)
 
 
-def _pieces(weight: Floats) -> list[Floats]:
-    return [np.array(weight[start : start + ROWS], np.float32) for start in range(0, len(weight), ROWS)]
+def gptq(weight: Floats, hessian: Floats, grid: Grid, options: GptqOptions | None = None) -> Bytes:
+    """The bytes of one matrix, see `Gptq`."""
+    return Gptq(hessian, options)(weight, grid)
 
 
-def _ordered(
-    rows: Floats, factor: Floats, order: npt.NDArray[np.intp], importance: Floats, grid: Grid, *, pruned: bool
-) -> Bytes:
-    """Rows under scales that fit the weights as they were, in the given order of columns."""
-    fitted = grid.fit(rows, importance)
-    scales, offsets = (grid.spread(part, order) for part in (fitted.scales, fitted.offsets))
-    left, found = np.asfortranarray(rows[:, order]), np.empty(rows.shape, np.uint8)
-    gone = left == 0 if pruned else None
-    for start in range(0, rows.shape[1], BATCH):
-        batch = slice(start, min(start + BATCH, rows.shape[1]))
-        found[:, batch] = _round(left, factor, batch, (scales[:, batch], offsets[:, batch]), grid, gone)
-    codes = np.empty_like(found)
-    codes[:, order] = found
-    return grid.pack(fitted, codes)
-
-
-def _natural(rows: Floats, factor: Floats, importance: Floats, grid: Grid, *, pruned: bool) -> Bytes:
-    """Rows from the first column to the last, a block's scales when it is reached."""
-    left = np.asfortranarray(rows)
-    gone = left == 0 if pruned else None
-    packed = []
-    for start in range(0, rows.shape[1], grid.block):
-        block = slice(start, start + grid.block)
-        seen = left[:, block] if gone is None else np.where(gone[:, block], np.float32(0), left[:, block])
-        fitted = grid.fit(np.ascontiguousarray(seen), importance[block])
-        codes = np.empty((len(rows), grid.block), np.uint8)
-        for first in range(0, grid.block, BATCH):
-            inner = slice(first, min(first + BATCH, grid.block))
-            outer = slice(start + inner.start, start + inner.stop)
-            scales, offsets = (grid.spread(part, inner) for part in (fitted.scales, fitted.offsets))
-            codes[:, inner] = _round(left, factor, outer, (scales, offsets), grid, gone)
-        packed.append(grid.pack(fitted, codes))
-    return np.concatenate(packed, axis=1)
+def _spread(grid: Grid, fitted: Fitted, columns: slice | npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
+    """Scales and offsets of some columns, (columns, rows) each."""
+    scales, offsets = (grid.spread(part, columns).T for part in (fitted.scales, fitted.offsets))
+    return np.ascontiguousarray(scales), np.ascontiguousarray(offsets)
 
 
 def _round(
     left: Floats, factor: Floats, batch: slice, fitted: tuple[Floats, Floats], grid: Grid,
     gone: npt.NDArray[np.bool_] | None,
 ) -> Bytes:  # fmt: skip
-    """Codes of a batch of columns; what they leave of `left` is spread over the columns behind, in place.
+    """Codes of a batch of columns, (columns, rows); what they leave is spread over the columns behind, in place.
 
-    fitted: scales and offsets of the batch, (rows, columns) each; gone: weights of all columns that were pruned
+    left: the weights, (columns, rows); fitted: scales and offsets of the batch; gone: weights of all columns that were
+    pruned
     """
-    width = batch.stop - batch.start
-    codes, errors = np.empty((len(left), width), np.uint8), np.empty((len(left), width), np.float32, order="F")
-    for number in range(width):
-        column = batch.start + number
-        scale, offset = fitted[0][:, number], fitted[1][:, number]
-        wanted = left[:, column] if gone is None else np.where(gone[:, column], np.float32(0), left[:, column])
-        codes[:, number] = grid.nearest(wanted, scale, offset)
-        error = (left[:, column] - grid.values(codes[:, number], scale, offset)) / factor[column, column]
-        left[:, column + 1 : batch.stop] -= error[:, None] * factor[column, column + 1 : batch.stop]
-        errors[:, number] = error
-    if batch.stop < left.shape[1]:
-        left[:, batch.stop :] -= errors @ factor[batch, batch.stop :]
+    codes, errors = np.empty(fitted[0].shape, np.uint8), np.empty(fitted[0].shape, np.float32)
+    for start in range(batch.start, batch.stop, INNER):
+        inner = slice(start, min(start + INNER, batch.stop))
+        own = slice(inner.start - batch.start, inner.stop - batch.start)
+        for column in range(inner.start, inner.stop):
+            number = column - batch.start
+            scale, offset = fitted[0][number], fitted[1][number]
+            wanted = left[column] if gone is None else np.where(gone[column], np.float32(0), left[column])
+            codes[number] = grid.nearest(wanted, scale, offset)
+            error = (left[column] - grid.values(codes[number], scale, offset)) / factor[column, column]
+            left[column + 1 : inner.stop] -= factor[column, column + 1 : inner.stop, None] * error
+            errors[number] = error
+        _spread_on(left, factor, inner, slice(inner.stop, batch.stop), errors[own])
+    _spread_on(left, factor, batch, slice(batch.stop, len(left)), errors)
     return codes
+
+
+def _spread_on(left: Floats, factor: Floats, done: slice, behind: slice, errors: Floats) -> None:
+    """Move columns behind by what the errors of those that are done, (columns, rows), leave for them."""
+    if behind.start < behind.stop:
+        by = torch.from_numpy(factor[done, behind]).T
+        torch.from_numpy(left[behind]).addmm_(by, torch.from_numpy(errors), alpha=-1)

@@ -11,7 +11,7 @@ import torch
 
 from exporter.compress.journal import Kept
 from exporter.compress.quantize.autoround import autoround
-from exporter.compress.quantize.gptq import GptqOptions, gptq
+from exporter.compress.quantize.gptq import Gptq, GptqOptions
 from runtime.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
     Bytes = npt.NDArray[np.uint8]
-    Method = Callable[[Floats, Floats | None, Grid], Bytes]
+    Chooser = Callable[[Floats, Grid], Bytes]
+    Method = Callable[[Floats | None], Chooser]
 
 ROWS = 4096
 
@@ -49,22 +50,23 @@ def nearest(weight: Floats, hessian: Floats | None, grid: Grid) -> Bytes:
     return np.concatenate(packed)
 
 
+def rtn(hessian: Floats | None) -> Chooser:
+    """See `nearest`."""
+    return lambda weight, grid: nearest(weight, hessian, grid)
+
+
 def by_gptq(options: GptqOptions) -> Method:
     """GPTQ where inputs are known, else as `nearest`."""
-
-    def choose(weight: Floats, hessian: Floats | None, grid: Grid) -> Bytes:
-        return nearest(weight, None, grid) if hessian is None else gptq(weight, hessian, grid, options)
-
-    return choose
+    return lambda hessian: rtn(None) if hessian is None else Gptq(hessian, options)
 
 
 METHODS: dict[str, Method] = {
-    "rtn": nearest,
+    "rtn": rtn,
     "gptq": by_gptq(GptqOptions()),
     "gptq-natural": by_gptq(GptqOptions(activation_order=False)),
     "autoround": by_gptq(GptqOptions()),
 }
-"""Ways to choose codes, by name; AutoRound's start."""
+"""Ways to choose codes, by name, made for the inputs that matrices read; AutoRound's start."""
 
 
 def quantize(
@@ -105,6 +107,7 @@ class _Codes:
     def __init__(self, model: Any, grids: Mapping[str, Grid], method: Method) -> None:  # noqa: ANN401
         self.found: dict[str, tuple[Grid, Bytes]] = {}
         self._grids, self._method = grids, method
+        self._made_for: tuple[torch.Tensor | None, Chooser] = (None, method(None))
         self._modules = dict(model.named_modules())
         self.names = {id(module): f"{name}.weight" for name, module in self._modules.items()}
 
@@ -113,8 +116,9 @@ class _Codes:
         name = self.names[id(module)]
         grid = self._grids.get(name)
         if grid is not None and name not in self.found:
-            inputs = None if hessian is None else hessian.numpy()
-            self.put(name, self._method(module.weight.detach().numpy(), inputs, grid))
+            if self._made_for[0] is not hessian:  # matrices that read one input follow each other
+                self._made_for = hessian, self._method(None if hessian is None else hessian.numpy())
+            self.put(name, self._made_for[1](module.weight.detach().numpy(), grid))
 
     def put(self, name: str, packed: Bytes) -> None:
         """Take these bytes for a weight."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from exporter.compress.quantize.gptq import GptqOptions, gptq
+from exporter.compress.quantize import gptq as module
+from exporter.compress.quantize.gptq import GptqOptions, gptq, hessian_factor
 from exporter.compress.quantize.run import nearest
 from targets.gguf.grids import GRIDS
 from targets.onnx.blockgrid import CompressionGrid
@@ -81,6 +82,18 @@ def test_outputs_are_nearer_than_rounding_leaves_them(name: str, options: GptqOp
     grid, (weight, hessian) = {**GRIDS, **BLOCKS}[name], problem(16, 512)
     rounded = loss(weight, nearest(weight, hessian, grid), hessian, grid)
     assert loss(weight, gptq(weight, hessian, grid, options), hessian, grid) < 0.75 * rounded
+
+
+@pytest.mark.parametrize("columns", [7, 96])
+def test_the_factor_is_the_upper_one_of_the_inverse(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WHOLE", 10)
+    _, hessian = problem(2, 4 * columns)
+    hessian = hessian[:columns, :columns].copy()
+    factor, before = hessian_factor(hessian, 0.03), hessian.copy()
+    damped = hessian.astype(np.float64) + 0.03 * hessian.diagonal().astype(np.float64).mean() * np.eye(columns)
+    expected = np.linalg.cholesky(np.linalg.inv(damped)).T
+    np.testing.assert_allclose(factor, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_array_equal(hessian, before)
 
 
 def test_rows_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
