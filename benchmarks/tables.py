@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import (
     archive,
+    compress_memory,
     compression_methods,
     convert_speed,
     edge_torch,
@@ -110,6 +111,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "onnx_peers": _result("onnx_peers", onnx_tables.table),
         "edge_torch": _result("edge_torch", edge_torch.table),
         "archive": _result("archive", archive.table),
+        "compress_memory": _result("compress_memory", compress_memory.table),
         "compression_methods": _result("compression_methods", compression_methods.table),
         "quality_per_byte": _result("quality_per_byte", quality_per_byte.table),
     },
