@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-BENCHMARKS := convert_speed kl_parity startup thresholds onnx_peers edge_torch quality_per_byte compression_methods compress_memory archive
+BENCHMARKS := convert_speed kl_parity startup thresholds onnx_peers edge_torch quality_per_byte compression_methods compress_memory openmp_waiting archive
 PACKAGES := exporter targets runtime
 
 # Spinning OpenMP threads cost a factor of ten as soon as anything else runs.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from runtime import openmp
 from runtime.cap import COUNTS, Cap, capped, drop_file_cache
 from runtime.errors import ArtifactError, EngineError, OutOfMemory, TimedOut, UserError
 from runtime.host import default_threads, host_facts
@@ -34,7 +35,6 @@ _NO_MEMORY = re.compile(
     r"|failed to map|mmap failed|Thread creation failed|can't start new thread",
     re.IGNORECASE,
 )
-_OPENMP = ("OMP_", "GOMP_", "KMP_")
 _ERRORS = {"ArtifactError": ArtifactError, "UserError": UserError}
 
 
@@ -126,15 +126,8 @@ def describe_cap(cap: Cap) -> dict[str, Any]:
 
 
 def child_environment(threads: int) -> dict[str, str]:
-    """This process's environment with OpenMP's variables replaced: threads that wait do not spin."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OPENMP)}
-    return {
-        **kept,
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-    }
+    """Of the worker: OpenMP's variables replaced, and this package to be found."""
+    return {**openmp.child_environment(threads), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
 
 def _check(options: RunOptions, trials: Trials) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +21,7 @@ from exporter.verify.reference import GgufReference, TransformersReference
 from exporter.verify.tensors import dead_tensors
 from runtime.errors import CheckFailed, ModelError, UserError
 from runtime.measurement import RunOptions
+from runtime.openmp import wait_briefly
 from runtime.sessions import open_session
 from runtime.sessions.base import is_encoder, task_of
 from targets.drift import Drift, DriftAccumulator
@@ -85,9 +85,8 @@ def verify(artifact: Artifact, facts: ModelFacts, options: VerifyOptions, progre
     where it gives no numbers, UserError for a text that is unreadable or too short.
     """
     text = load_text(options.text)
-    # Two engines take turns here: threads that spin while they wait cost the other one a factor of ten.
-    # Read once, when the OpenMP library is loaded; later it does nothing.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Two engines take turns here. It is read once, when the OpenMP library is loaded; later it does nothing.
+    wait_briefly()
     if is_encoder(artifact):
         return _verify_encoder(artifact, facts, options, text, progress)
     context = min(options.context, artifact.context_length or options.context) // 2 * 2

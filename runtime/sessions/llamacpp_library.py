@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import os
 import re
 import sys
 import types
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.openmp import wait_briefly
 
 PACKAGE = "llama_cpp"
 SUPPORTED = ((0, 3, 36), (0, 4, 0))
@@ -94,9 +94,7 @@ def load_library() -> tuple[Any, str]:
 
     Raises UserError where it is missing, of an unsupported version, or its structs have moved.
     """
-    # Threads that spin while they wait make decoding ten times slower as soon as anything else runs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    wait_briefly()
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"llama.cpp is needed to open a .gguf file and is not installed: {INSTALL}")
