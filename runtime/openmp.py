@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 SPINS = 5000
-"""Rounds of GNU's libgomp, some ten microseconds: longer than an operation of a small model, shorter than a time slice."""
+"""Rounds of GNU's libgomp, some ten microseconds: longer than a small operation, shorter than a time slice."""
 _VARIABLES = ("OMP_", "GOMP_", "KMP_")
 
 
