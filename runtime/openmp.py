@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-SPINS = 5000
-"""Rounds of GNU's libgomp, some ten microseconds: longer than a small operation, shorter than a time slice."""
+SPINS = 500
+"""Rounds of GNU's libgomp, some microseconds: about as long as an operation of a small model on one token."""
 _VARIABLES = ("OMP_", "GOMP_", "KMP_")
 
 
