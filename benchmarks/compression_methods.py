@@ -29,7 +29,7 @@ from benchmarks.smollm2 import smollm2
 
 KEPT = CACHE / "compression-methods"
 PACKLIGHT = str(Path(sys.executable).with_name("packlight"))
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 RUNS = 5
 """Decode runs of each file."""
 

@@ -9,7 +9,6 @@ On the off-grid copy of SmolLM2. llama-perplexity compares the quantized file wi
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from benchmarks.models import offgrid
 from benchmarks.paths import CACHE
 from benchmarks.smollm2 import smollm2
 from benchmarks.tools import tool
+from runtime.openmp import child_environment
 
 CONTEXT = 512
 LIMIT = 0.05
@@ -46,8 +46,9 @@ def export(model: Path, quant: str, out: Path) -> Path:
 def perplexity(*arguments: str) -> str:
     """Output of llama-perplexity."""
     command = [str(tool("llama-perplexity")), "-c", str(CONTEXT), "-b", str(CONTEXT), "-t", "2", *arguments]
-    env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, env=child_environment(2), capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr[-2000:]}")
     return done.stdout
