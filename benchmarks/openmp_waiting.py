@@ -24,7 +24,7 @@ from benchmarks.kl_parity import export
 from benchmarks.paths import CACHE
 from benchmarks.smollm2 import smollm2
 from benchmarks.tools import tool
-from runtime.openmp import SPINS
+from runtime.openmp import SPINS, without_openmp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,11 +52,10 @@ def busy(count: int) -> Iterator[None]:
 
 def decode(file: Path, way: dict[str, str]) -> float:
     """Tokens per second."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
     command = [str(tool("llama-completion")), "-m", str(file), "-p", "The sea", "-n", str(TOKENS), "-t", str(THREADS)]
     done = subprocess.run(
-        [*command, "-no-cnv", "--temp", "0", "--ignore-eos"], env={**kept, **way}, capture_output=True, text=True,
-        check=True, stdin=subprocess.DEVNULL,
+        [*command, "-no-cnv", "--temp", "0", "--ignore-eos"], env={**without_openmp(os.environ), **way},
+        capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     found = re.search(r"(?<!prompt) eval time.*?([\d.]+) tokens per second", done.stderr)
     if found is None:

@@ -44,11 +44,10 @@ class Cost:
 
 def run(command: list[str], threads: int, env: dict[str, str] | None = None) -> Cost:
     """Run `command` on `threads` processors of this machine. Raises RuntimeError with its last lines if it fails."""
-    from runtime.openmp import SPINS  # the launcher goes without
+    from runtime.openmp import child_environment  # the launcher goes without
 
     processors = sorted(os.sched_getaffinity(0))[:threads]
-    environment = {**(env or os.environ), "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": str(SPINS)}
-    environment.pop("OMP_WAIT_POLICY", None)
+    environment = child_environment(threads, env or os.environ)
     launcher = [sys.executable, "-I", "-S", __file__, ",".join(map(str, processors)), *command]
     os.sync()  # The pages that the run before left dirty are not this one's to write.
     done = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

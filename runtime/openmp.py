@@ -8,6 +8,10 @@ turn make it tens of times slower as soon as anything else runs on the machine (
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SPINS = 500
 """Rounds of GNU's libgomp, some microseconds: about as long as an operation of a small model on one token."""
@@ -20,7 +24,11 @@ def wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
-def child_environment(threads: int) -> dict[str, str]:
-    """This process's environment with OpenMP's variables replaced, so that what is measured is the same everywhere."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_VARIABLES)}
-    return {**kept, "GOMP_SPINCOUNT": str(SPINS), "OMP_NUM_THREADS": str(threads)}
+def child_environment(threads: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """An environment with OpenMP's variables replaced, so that what is measured is the same everywhere."""
+    return {**without_openmp(environment), "GOMP_SPINCOUNT": str(SPINS), "OMP_NUM_THREADS": str(threads)}
+
+
+def without_openmp(environment: Mapping[str, str]) -> dict[str, str]:
+    """All but OpenMP's variables."""
+    return {name: value for name, value in environment.items() if not name.startswith(_VARIABLES)}

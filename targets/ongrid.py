@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from targets.base import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    import numpy.typing as npt
+
+    from targets.facts import TensorFact
+    from targets.weights import WeightReader
+
+    Floats = npt.NDArray[np.float32]
 
 MATMUL_NBITS = "packlight_grids.safetensors"
 GGML = "packlight_ggml.safetensors"
 TORCHSCRIPT = "packlight_torchscript.safetensors"
 EXECUTORCH = "packlight_executorch.safetensors"
-SIDE_FILES = {"gguf": GGML, "onnx": MATMUL_NBITS, "torchscript": TORCHSCRIPT, "executorch": EXECUTORCH}
+SIDE_FILES = {"onnx": MATMUL_NBITS, "gguf": GGML, "torchscript": TORCHSCRIPT, "executorch": EXECUTORCH}
 """By the format of a recipe."""
 RECIPE = "packlight_recipe.json"
 """What was done to the model, and to what end: see `exporter.compress.job.CompressReport`."""
-_GRIDS = {
-    MATMUL_NBITS: ("ONNX's MatMulNBits", "onnx"),
-    GGML: ("ggml", "gguf"),
-    TORCHSCRIPT: ("TorchScript", "torchscript"),
-    EXECUTORCH: ("ExecuTorch", "executorch"),
-}
+_TITLES = {"gguf": "ggml", "onnx": "ONNX's MatMulNBits", "torchscript": "TorchScript", "executorch": "ExecuTorch"}
 
 
 def recorded_preset(directory: Path, format_name: str) -> str | None:
@@ -36,6 +41,27 @@ def recorded_preset(directory: Path, format_name: str) -> str | None:
     return preset if isinstance(preset, str) else None
 
 
+def other_preset(directory: Path, format_name: str, preset: str, where: str) -> list[Problem]:
+    """What was rounded for another preset of the format. where: what its weights lie in or on, in words."""
+    recorded = recorded_preset(directory, format_name)
+    if recorded in (None, preset) or not (directory / SIDE_FILES[format_name]).is_file():
+        return []
+    what = f"the model's weights lie {where} of {recorded} already"
+    return [Problem(f"--quant {preset}", what, "leave it out, or export the original model")]
+
+
+def changed(dequantized: Callable[[int], Floats], stored: TensorFact, reader: WeightReader) -> str:
+    """Whether the first or the last row of the weights is another than the codes are of, in words; else empty.
+
+    dequantized: a row, (1, columns), by its number
+    """
+    for row in {0, stored.shape[0] - 1}:
+        # bf16 weights beside codes are near, not equal
+        if not np.allclose(dequantized(row), reader.read_rows(stored, row, row + 1), rtol=2**-7, atol=1e-6):
+            return "holds other values than the weights beside it, which have changed since"
+    return ""
+
+
 def foreign_grids(directory: Path, own: str = "") -> list[Problem]:
     """What was rounded for another format's grid: rounding it again would be a second loss.
 
@@ -44,9 +70,9 @@ def foreign_grids(directory: Path, own: str = "") -> list[Problem]:
     return [
         Problem(
             str(directory),
-            f"was compressed for the grid of {grid} ({file})",
+            f"was compressed for the grid of {_TITLES[format_name]} ({file})",
             f"use --format {format_name}, or delete that file to round its weights again",
         )
-        for file, (grid, format_name) in _GRIDS.items()
+        for format_name, file in SIDE_FILES.items()
         if file != own and (directory / file).is_file()
     ]

@@ -102,10 +102,7 @@ class Subject:
 
     def now(self) -> ModelFacts:
         """The model as it is by now, its tensors without a place on the disk."""
-        tensors = {
-            name: TensorFact(name, tuple(tensor.shape), "F32", Path(), 0, 4 * tensor.numel())
-            for name, tensor in self.merged().items()
-        }
+        tensors = {name: fact_now(name, tensor) for name, tensor in self.merged().items()}
         return dataclasses.replace(self.facts, config={**self.facts.config, **self.config}, tensors=tensors)
 
     def matrices(self) -> Iterator[tuple[str, Any]]:
@@ -114,3 +111,8 @@ class Subject:
         for name, module in self.model.named_modules():
             if isinstance(module, torch.nn.Linear) and name.startswith(prefix):
                 yield f"{name}.weight", module
+
+
+def fact_now(name: str, tensor: torch.Tensor) -> TensorFact:
+    """A weight as it is by now, without a place on the disk."""
+    return TensorFact(name, tuple(tensor.shape), "F32", Path(), 0, 4 * tensor.numel())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UnsupportedError
-from targets.base import Problem
 from targets.damage import damage_in
 from targets.factors import merged_notes
 from targets.gguf import header
@@ -28,11 +27,11 @@ from targets.gguf.ongrid import problems as block_problems
 from targets.gguf.ongrid import stored_blocks
 from targets.gguf.presets import ALIASES, PRESETS, ModelShape, Preset, choose_types
 from targets.gguf.types import TYPES, GgmlType
-from targets.ongrid import GGML, foreign_grids, recorded_preset
+from targets.ongrid import GGML, foreign_grids, other_preset
 from targets.weights import FLOAT_BYTES
 
 if TYPE_CHECKING:
-    from targets.base import EmitOptions
+    from targets.base import EmitOptions, Problem
     from targets.facts import ModelFacts
 
 QUANTIZATION_VERSION = 2
@@ -90,10 +89,9 @@ def find_preset(name: str) -> Preset:
 def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
     """The plan, or every problem that keeps the model from being written. Raises ModelError and UnsupportedError."""
     preset = find_preset(options.quant)
-    recorded = recorded_preset(facts.path, "gguf")
-    if recorded not in (None, preset.name) and stored_blocks(facts.path):
-        what = f"the model's weights lie in the blocks of {recorded} already"
-        return None, [Problem(f"--quant {preset.name}", what, "leave it out, or export the original model")]
+    other = other_preset(facts.path, "gguf", preset.name, "in the blocks")
+    if other and stored_blocks(facts.path):
+        return None, other
     if facts.source == "gguf":
         from targets.gguf.requantize import read_content
 

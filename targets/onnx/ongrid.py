@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.errors import ModelError
 from targets.base import Problem
-from targets.ongrid import MATMUL_NBITS
+from targets.ongrid import MATMUL_NBITS, changed
 from targets.onnx.blocks import BlockGrid, Codes
 from targets.safetensors import read_header
 from targets.weights import WeightReader
@@ -83,14 +83,8 @@ class OnGrid:
             ]
 
     def _changed(self, name: str, stored: TensorFact, reader: WeightReader) -> str:
-        """Whether the first or the last row of the weights is another than the codes are of."""
-        for row in {0, stored.shape[0] - 1}:
-            ours = self.grid(name).dequantize(self.rows(name, row, row + 1), stored.shape[1])
-            theirs = reader.read_rows(stored, row, row + 1)
-            # bf16 weights beside codes are near, not equal
-            if not np.allclose(ours, theirs, rtol=2**-7, atol=1e-6):
-                return "holds other values than the weights beside it, which have changed since"
-        return ""
+        grid, columns = self.grid(name), stored.shape[1]
+        return changed(lambda row: grid.dequantize(self.rows(name, row, row + 1), columns), stored, reader)
 
     def _wrong(self, name: str, stored: TensorFact | None) -> str:
         """Why the tensors of one matrix make no sense; empty where they do."""

@@ -15,7 +15,7 @@ from targets.factors import paired_notes, stored_factors
 from targets.factors import problems as factor_problems
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import dimensions, full_config, plan_tensors
-from targets.ongrid import MATMUL_NBITS, foreign_grids, recorded_preset
+from targets.ongrid import MATMUL_NBITS, foreign_grids, other_preset
 from targets.onnx.calibration import Ranges, Recorder
 from targets.onnx.decoder import DecoderWeights, decoder_graph
 from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, kernel_refusals, refusals
@@ -162,10 +162,8 @@ def make_plan(
     task = infer_task(facts)
     if foreign := foreign_grids(facts.path, MATMUL_NBITS):
         return None, foreign
-    recorded = recorded_preset(facts.path, "onnx")
-    if recorded not in (None, preset.name) and (facts.path / MATMUL_NBITS).is_file():
-        what = f"the model's weights lie in the blocks of {recorded} already"
-        return None, [Problem(f"--quant {preset.name}", what, "leave it out, or export the original model")]
+    if other := other_preset(facts.path, "onnx", preset.name, "in the blocks"):
+        return None, other
     if task == TEXT_GENERATION:
         return _plan_decoder(facts, preset, ranges)
     if task in ENCODER_TASKS:

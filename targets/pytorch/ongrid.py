@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.errors import ModelError
 from targets.base import Problem
-from targets.ongrid import SIDE_FILES
+from targets.ongrid import SIDE_FILES, changed
 from targets.pytorch.groups import GroupGrid, Parts
 from targets.safetensors import read_header
 from targets.weights import WeightReader
@@ -81,9 +81,4 @@ class OnGroups:
         found = {part: fact for part in parts if (fact := self._facts.get(f"{name}.{part}")) is not None}
         if {part: (fact.dtype, fact.shape) for part, fact in found.items()} != wanted:
             return f"does not hold what {grid.name} has for weights of {list(stored.shape)}"
-        for row in {0, rows - 1}:
-            ours = grid.dequantize(self.rows(name, grid, row, row + 1))
-            # bf16 weights beside codes are near, not equal
-            if not np.allclose(ours, reader.read_rows(stored, row, row + 1), rtol=2**-7, atol=1e-6):
-                return "holds other values than the weights beside it, which have changed since"
-        return ""
+        return changed(lambda row: grid.dequantize(self.rows(name, grid, row, row + 1)), stored, reader)

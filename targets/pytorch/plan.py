@@ -16,7 +16,7 @@ from targets.factors import paired_notes, stored_factors
 from targets.factors import problems as factor_problems
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import full_config, plan_tensors
-from targets.ongrid import SIDE_FILES, foreign_grids, recorded_preset
+from targets.ongrid import SIDE_FILES, foreign_grids, other_preset
 from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, refusals
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
 from targets.onnx.weights import Matrix, Part
@@ -142,14 +142,8 @@ def group_grids(facts: ModelFacts, quant: str, format_name: str, presets: Mappin
 
 def _lies_elsewhere(facts: ModelFacts, preset: Preset, recipe_format: str) -> list[Problem]:
     """What was rounded for another format or another preset."""
-    file = SIDE_FILES[recipe_format]
-    if foreign := foreign_grids(facts.path, file):
-        return foreign
-    recorded = recorded_preset(facts.path, recipe_format)
-    if recorded in (None, preset.name) or not (facts.path / file).is_file():
-        return []
-    what = f"the model's weights lie on the grids of {recorded} already"
-    return [Problem(f"--quant {preset.name}", what, "leave it out, or export the original model")]
+    foreign = foreign_grids(facts.path, SIDE_FILES[recipe_format])
+    return foreign or other_preset(facts.path, recipe_format, preset.name, "on the grids")
 
 
 def _facts_of(matrices: Mapping[str, Matrix]) -> dict[str, TensorFact]:

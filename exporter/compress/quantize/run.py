@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from exporter.compress.quantize.gptq import Gptq, GptqOptions
 from runtime.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import numpy.typing as npt
 
@@ -107,18 +108,17 @@ class _Codes:
     def __init__(self, model: Any, grids: Mapping[str, Grid], method: Method) -> None:  # noqa: ANN401
         self.found: dict[str, tuple[Grid, Bytes]] = {}
         self._grids, self._method = grids, method
-        self._made_for: tuple[torch.Tensor | None, Chooser] = (None, method(None))
         self._modules = dict(model.named_modules())
         self.names = {id(module): f"{name}.weight" for name, module in self._modules.items()}
 
-    def choose(self, module: Any, hessian: torch.Tensor | None) -> None:  # noqa: ANN401 - a module of torch
-        """Put a module's weight onto its grid, if it has one and was not seen before."""
-        name = self.names[id(module)]
-        grid = self._grids.get(name)
-        if grid is not None and name not in self.found:
-            if self._made_for[0] is not hessian:  # matrices that read one input follow each other
-                self._made_for = hessian, self._method(None if hessian is None else hessian.numpy())
-            self.put(name, self._made_for[1](module.weight.detach().numpy(), grid))
+    def choose(self, modules: Iterable[Any], hessian: torch.Tensor | None) -> None:
+        """Put the weights of modules that read one input onto their grids, where they have one and were not seen."""
+        chooser = self._method(None if hessian is None else hessian.numpy())
+        for module in modules:
+            name = self.names[id(module)]
+            grid = self._grids.get(name)
+            if grid is not None and name not in self.found:
+                self.put(name, chooser(module.weight.detach().numpy(), grid))
 
     def put(self, name: str, packed: Bytes) -> None:
         """Take these bytes for a weight."""
@@ -145,8 +145,9 @@ def _piece(codes: _Codes, name: str, kept: Kept, work: Callable[[], None]) -> No
 def _layer(walk: Walk, number: int, codes: _Codes, learned: Learned | None) -> None:
     layer, inputs = walk.layers[number], walk.observe(number)
     before = {name: layer.get_submodule(name).weight.detach().clone() for name in inputs.hessians} if learned else {}
-    for name, hessian in inputs.hessians.items():
-        codes.choose(layer.get_submodule(name), hessian)
+    for _, shared in groupby(inputs.hessians.items(), lambda item: id(item[1])):
+        named = dict(shared)
+        codes.choose(map(layer.get_submodule, named), next(iter(named.values())))
     if learned is not None:
         _learn(walk, number, before, codes, learned)
 
@@ -155,10 +156,10 @@ def _head(walk: Walk, codes: _Codes) -> None:
     hessian = walk.observe_head().hessians[""]
     table, head = walk.model.get_input_embeddings(), walk.model.get_output_embeddings()
     if head.weight is table.weight:
-        codes.choose(table, hessian)
+        codes.choose([table], hessian)
     else:
-        codes.choose(head, hessian)
-        codes.choose(table, None)
+        codes.choose([head], hessian)
+        codes.choose([table], None)
 
 
 def _learn(walk: Walk, number: int, before: Mapping[str, torch.Tensor], codes: _Codes, how: Learned) -> None:

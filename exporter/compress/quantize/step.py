@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.compress.factored import factored_modules, merge
 from exporter.compress.quantize.gptq import PRUNED
+from exporter.compress.subject import fact_now
 from runtime.errors import ModelError, UserError
 from targets.factors import Factors
-from targets.facts import TensorFact
 from targets.ongrid import SIDE_FILES
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ def _for_torchscript(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
 
     _refuse_types(step)
     factors = {
-        f"{name}.weight": Factors(*(_fact(f"{name}.{side}.weight", getattr(module, side)) for side in SIDES))
+        f"{name}.weight": Factors(*(fact_now(f"{name}.{side}.weight", getattr(module, side).weight) for side in SIDES))
         for name, module in factored_modules(subject.model)
     }
     return group_grids(subject.now(), step.preset, "torchscript", PRESETS, factors)
@@ -151,11 +150,6 @@ def _for_executorch(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
         what = "ExecuTorch's program has no pairs, its file is no smaller"
         subject.notes.append(f"factors: {n} pairs were multiplied out first: {what}")
     return group_grids(subject.now(), step.preset, "executorch", PRESETS, {})
-
-
-def _fact(name: str, module: Any) -> TensorFact:  # noqa: ANN401 - a module of torch
-    """A weight of the model as it is by now, without a place on the disk."""
-    return TensorFact(name, tuple(module.weight.shape), "F32", Path(), 0, 4 * module.weight.numel())
 
 
 def _refuse_types(step: Quantize) -> None:

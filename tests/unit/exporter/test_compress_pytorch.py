@@ -111,12 +111,14 @@ def test_the_lite_interpreter_takes_what_was_compressed_for_torchscript(for_torc
 def test_executorch_holds_the_codes_that_were_chosen(preset: str, tiny_any: Path, tmp_path: Path) -> None:
     from targets.executorch.build import Builder
     from targets.executorch.lower import quiet, register_operators
+    from targets.executorch.target import ExecuTorchTarget
 
     directory = tmp_path / "compressed"
     report = quantized(tiny_any, directory, "executorch", preset)
-    facts, target, options = resolve(str(directory)), get_target("executorch"), EmitOptions(preset)
+    facts, target, options = resolve(str(directory)), ExecuTorchTarget(), EmitOptions(preset)
     assert target.default_quant(facts) == preset
-    plan = target.plan(facts, options)  # type: ignore[attr-defined]
+    plan, problems = target.make_plan(facts, options)
+    assert plan is not None, problems
     with WeightReader() as reader, torch.no_grad(), quiet():
         register_operators()
         builder = Builder(plan, reader, no_progress, 64)

@@ -150,7 +150,7 @@ def test_measured_types_are_not_measured_again(
     out, recipe = tmp_path / "out", {**ONE, "steps": [{**QUANTIZE, "types": "measured"}]}
     killed("types:1", tiny_llama, write(tmp_path / "recipe.yaml", recipe), out)
     monkeypatch.setattr("exporter.compress.quantize.step._measured_grids", lambda *_: pytest.fail("was kept"))
-    run(tiny_llama, recipe, out, resume=True)
+    assert list(run(tiny_llama, recipe, out, resume=True).glob("*.safetensors"))
 
 
 def test_what_is_damaged_is_done_again(tiny_llama: Path, tmp_path: Path) -> None:
