@@ -17,11 +17,13 @@ from runtime.atomic import write_text
 from runtime.budget import Budget, Line, at_most, run_lines, size_line
 from runtime.errors import CheckFailed, EngineError, PacklightError, UserError
 from runtime.host import host_facts
-from runtime.measurement import KV_TYPES, RunOptions, Trials
+from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPES, RunOptions, Trials
 from runtime.sessions.base import ENCODER_TASKS, task_of
 from runtime.units import format_bytes
 from targets import get_target
 from targets.base import Calibration, EmitOptions
+from targets.gguf.architectures.base import head_dim
+from targets.ongrid import recorded_kv_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +121,7 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
         arch=device.arch if device else None,
     )
     refuse_problems(target, facts, options)
+    kv_type = kv_type_of(request, facts)
     refuse_other_limits(request.limits, lambda: task_of_source(facts))
     if request.verify is not None:
         from exporter.verify import refuse_too_large
@@ -131,11 +134,30 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
             reporter.step(f"writing {request.format} {options.quant}")
             artifact = target.emit(packed, options, room, reporter.advance)
         artifact = with_mobile_check(recorded(artifact, done), reporter)
+        if kv_type is not None:
+            artifact = dataclasses.replace(artifact, contract={**artifact.contract, "kv_type": kv_type})
         report = examine(request, artifact, facts, reporter)
         report = report.at(dataclasses.replace(artifact, root=out))
         write_documents(report, facts, room, request.options.context)
         publish(room, out)
     return report
+
+
+def kv_type_of(request: ExportRequest, facts: ModelFacts) -> str | None:
+    """The KV cache that the artifact is verified and measured with; None for the engine's own.
+
+    What the user names, else what the recipe does, that of the export or of the model's directory.
+    Raises UserError for a model whose heads it cannot hold.
+    """
+    by = request.recipe.recipe.kv_cache if request.recipe is not None else None
+    kv_type = request.options.kv_type or by or recorded_kv_type(facts.path)
+    if kv_type is None or request.format != "gguf":
+        return None
+    width = head_dim(facts.config) if facts.config.get("num_attention_heads") else 0
+    if kv_type not in KV_FLOATS and width % KV_BLOCK:
+        what = f"heads of {width} are no whole blocks of {KV_BLOCK}"
+        raise UserError(f"{facts.requested}: {what}, which a KV cache of {kv_type} is made of; use --kv-type f16")
+    return kv_type
 
 
 def with_mobile_check(artifact: Artifact, reporter: Reporter) -> Artifact:
@@ -314,7 +336,8 @@ def write_documents(report: Report, facts: ModelFacts, room: Path, context: int)
         from targets.gguf.reading import read_gguf_metadata
 
         metadata = {entry.key: entry.value for entry in read_gguf_metadata(room / artifact.entry)}
-        write_text(room / "Modelfile", modelfile(artifact.entry, context, Chat.of_gguf(metadata)))
+        kv_type = artifact.contract.get("kv_type")
+        write_text(room / "Modelfile", modelfile(artifact.entry, context, Chat.of_gguf(metadata), kv_type))
     write_text(room / "README.md", model_card(report, facts, context))
     write_text(room / "report.json", json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_manifest(dataclasses.replace(artifact, root=room), report.manifest_extra())
@@ -326,7 +349,7 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
     target = get_target(request.format)
     if device is not None and request.format not in device.formats:
         raise UserError(f"{device.id}: does not run '{request.format}'; it runs {', '.join(device.formats)}")
-    if request.options.kv_type not in KV_TYPES:
+    if request.options.kv_type not in (None, *KV_TYPES):
         raise UserError(f"'{request.options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
     speeds = dataclasses.replace(budget, max_artifact_bytes=None)
     if not request.measure and speeds != Budget():

@@ -22,11 +22,13 @@ class Recipe(Strict):
     """The steps of a compression.
 
     format: that the last step's grids are of; None where nothing is quantized
+    kv_cache: type of the keys and values that llama.cpp keeps, with which an export is verified and measured
     seed: of everything that is drawn
     """
 
     description: str = ""
     format: Literal["gguf", "onnx", "torchscript", "executorch"] | None = None
+    kv_cache: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None = None
     calibration: Text = Text()
     seed: int = 0
     steps: tuple[Step, ...] = Field(min_length=1)
@@ -44,6 +46,12 @@ class Recipe(Strict):
             raise ValueError("quantize has to be the last step, and once: nothing is changed on a grid")
         if quantizing and self.format is None:
             raise ValueError("quantize needs a format, on whose grids the weights are put")
+        return self
+
+    @model_validator(mode="after")
+    def _has_such_a_cache(self) -> Recipe:
+        if self.kv_cache is not None and self.format != "gguf":
+            raise ValueError("kv_cache is for format gguf: the other formats fix the type in the file")
         return self
 
     @model_validator(mode="after")

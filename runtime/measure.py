@@ -70,7 +70,9 @@ def measure_under(
     """`measure` with a cap that is open already, or None."""
     trials = trials.resolved(encoder=is_encoder(artifact))
     _check(options, trials)
-    options = dataclasses.replace(options, threads=options.threads or default_threads())
+    options = dataclasses.replace(
+        options, threads=options.threads or default_threads(), kv_type=options.kv_type_for(artifact.contract)
+    )
     # Both for the cold figures and for a cap, which is charged only for pages that nobody has read before.
     for name in dict.fromkeys((artifact.entry, *artifact.files)):
         drop_file_cache(artifact.root / name)

@@ -5,10 +5,18 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """Element types of a KV cache."""
+KV_FLOATS = KV_TYPES[:3]
+KV_BLOCK = 32
+"""Elements that a quantized cache keeps together; they lie in one head."""
+KV_TYPE = "f16"
+"""What llama.cpp and its clients take where nobody says anything."""
 
 PROMPT_TOKENS = 512
 """Tokens of a trial's prompt."""
@@ -26,14 +34,19 @@ class RunOptions:
     context: tokens of context to allocate
     batch: prompt tokens evaluated at once
     mmap: map the weights instead of reading them
-    kv_type: element type of the KV cache, one of KV_TYPES; an artifact that fixes the type itself ignores it
+    kv_type: element type of the KV cache, one of KV_TYPES; None for the one that the artifact was made for; an artifact
+        that fixes the type itself ignores it
     """
 
     threads: int | None = None
     context: int = 2048
     batch: int = 512
     mmap: bool = True
-    kv_type: str = "f16"
+    kv_type: str | None = None
+
+    def kv_type_for(self, contract: Mapping[str, Any]) -> str:
+        """The type that is asked for, else the one that an artifact's contract names, else llama.cpp's own."""
+        return self.kv_type or str(contract.get("kv_type") or KV_TYPE)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,12 +33,23 @@ _TITLES = {"gguf": "ggml", "onnx": "ONNX's MatMulNBits", "torchscript": "TorchSc
 
 def recorded_preset(directory: Path, format_name: str) -> str | None:
     """The preset of a format that the directory's weights were rounded for; None where nothing says so."""
+    found = _recorded(directory)
+    preset = found.get("preset") if found.get("format") == format_name else None
+    return preset if isinstance(preset, str) else None
+
+
+def recorded_kv_type(directory: Path) -> str | None:
+    """The type of KV cache that a recipe chose for exports as GGUF; None where nothing says so."""
+    found = _recorded(directory).get("kv_type")
+    return found if isinstance(found, str) else None
+
+
+def _recorded(directory: Path) -> dict[str, Any]:
     try:
         found = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
-        preset = found["preset"] if found["format"] == format_name else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return preset if isinstance(preset, str) else None
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def other_preset(directory: Path, format_name: str, preset: str, where: str) -> list[Problem]:

@@ -17,6 +17,7 @@ from exporter.cli.options import (
     ArchiveOut,
     ArtifactPath,
     BudgetOptions,
+    Cache,
     CompressJob,
     Job,
     Running,
@@ -41,7 +42,7 @@ app = typer.Typer(
 for _verb, _groups in (
     (verbs.export, (Job, BudgetOptions, Running, Verifying)),
     (verbs.compress, (CompressJob,)),
-    (verbs.verify, (ArtifactPath, Against, Verifying, Threads)),
+    (verbs.verify, (ArtifactPath, Against, Verifying, Threads, Cache)),
     (verbs.measure, (ArtifactPath, BudgetOptions, Running)),
     (verbs.check, (ArtifactPath, BudgetOptions, Running)),
     (verbs.pack, (ArtifactPath, ArchiveOut, Threads)),

@@ -168,6 +168,16 @@ class BudgetOptions:
         )
 
 
+KvType = Annotated[
+    str | None,
+    _option("--kv-type", "Type of the KV cache: f16, q8_0, …; default the recipe's, else f16.", _RUN, _NAME),
+]
+
+
+def _lower(name: str | None) -> str | None:
+    return name.lower() if name is not None else None
+
+
 @dataclass(frozen=True)
 class Running:
     """How an engine runs the artifact, and how much is measured."""
@@ -178,7 +188,7 @@ class Running:
     ] = None
     batch: Annotated[int, _option("--batch", "Prompt tokens at once; default 512.", _RUN, _COUNT, min=1)] = 512
     no_mmap: Annotated[bool, _option("--no-mmap", "Read the weights, do not map them.", _RUN)] = False
-    kv_type: Annotated[str, _option("--kv-type", "Type of the KV cache: f16, q8_0, …", _RUN, _NAME)] = "f16"
+    kv_type: KvType = None
     trials: Annotated[int, _option("--trials", "Trials after a warm-up; default 5.", _RUN, _COUNT, min=1)] = 5
     prompt_tokens: Annotated[
         int | None,
@@ -194,7 +204,7 @@ class Running:
         """For the library."""
         from runtime.measurement import RunOptions, Trials
 
-        run = RunOptions(self.threads, self.context, self.batch, not self.no_mmap, self.kv_type.lower())
+        run = RunOptions(self.threads, self.context, self.batch, not self.no_mmap, _lower(self.kv_type))
         trials = Trials(self.prompt_tokens, self.decode_tokens, self.trials, self.timeout)
         return run, trials
 
@@ -251,8 +261,8 @@ class Verifying:
         named = EncoderThresholds(self.min_cosine, self.min_label_agreement, self.min_rank_correlation)
         return None if named == EncoderThresholds() else named
 
-    def options(self, threads: int | None) -> VerifyOptions:
-        """For the library."""
+    def options(self, threads: int | None, kv_type: str | None = None) -> VerifyOptions:
+        """For the library. kv_type: None for the one that the artifact was made for."""
         from exporter.verify import VerifyOptions
 
         return VerifyOptions(
@@ -261,6 +271,7 @@ class Verifying:
             threads=threads,
             trust_remote_code=self.trust_remote_code,
             dtype=self.source_dtype,
+            kv_type=_lower(kv_type),
         )
 
 
@@ -271,3 +282,10 @@ class Threads:
     threads: Annotated[
         int | None, _option("--threads", "Compute threads; default the engines' own.", _DRIFT, _COUNT, min=1)
     ] = None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """For a verb that runs decoders but measures no speed."""
+
+    kv_type: KvType = None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ArchiveOut,
         ArtifactPath,
         BudgetOptions,
+        Cache,
         CompressJob,
         Job,
         Output,
@@ -119,7 +120,9 @@ def recipes(output: Output) -> int:
     return 0
 
 
-def verify(path: ArtifactPath, against: Against, verifying: Verifying, threads: Threads, output: Output) -> int:
+def verify(
+    path: ArtifactPath, against: Against, verifying: Verifying, threads: Threads, cache: Cache, output: Output
+) -> int:
     """Compare ARTIFACT with the model that it was made from."""
     from exporter.pipeline import Limits, Source, verify_artifact
 
@@ -129,7 +132,7 @@ def verify(path: ArtifactPath, against: Against, verifying: Verifying, threads: 
             path.artifact,
             Source(against.against, against.revision),
             limits,
-            verifying.options(threads.threads),
+            verifying.options(threads.threads, cache.kv_type),
             command_line(),
             reporter,
         )

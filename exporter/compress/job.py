@@ -81,7 +81,10 @@ class StepReport:
 
 @dataclass(frozen=True)
 class CompressReport:
-    """What a compression did, as it lies in the directory too. preset: None where nothing was quantized."""
+    """What a compression did, as it lies in the directory too.
+
+    preset: None where nothing was quantized; kv_type: of the KV cache that exports of it are run with, None for any
+    """
 
     model: str
     out: str
@@ -89,6 +92,7 @@ class CompressReport:
     format: str | None
     preset: str | None
     steps: tuple[StepReport, ...]
+    kv_type: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -124,7 +128,8 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
         if subject.options is not None and preset is not None:
             file_bytes = _file_bytes(room, out.name, recipe.format or "", subject.options)
             done[-1] = dataclasses.replace(done[-1], n_bytes=file_bytes)
-        report = CompressReport(request.model, str(out), request.recipe_name, recipe.format, preset, tuple(done))
+        named = (request.model, str(out), request.recipe_name, recipe.format)
+        report = CompressReport(*named, preset, tuple(done), recipe.kv_cache)
         write_json(room / RECIPE, report.to_json())
         publish(room, out)
     return report

@@ -81,6 +81,9 @@ _RUN_WITH = {"llama.cpp": "gguf", "ONNX Runtime": "onnx", "libtorch": "torchscri
 
 def _how_to_run(artifact: Artifact, facts: ModelFacts) -> dict[str, Any]:
     """What the sections of the formats fill in. clients: the directory is laid out for other programs too."""
+    from runtime.sessions.llamacpp import KV_TYPE_IDS
+
+    kv_type = str(artifact.contract.get("kv_type", ""))
     task, file = task_of(artifact), PurePosixPath(artifact.entry).name
     pooling = read_pooling(facts.path) if task == "feature-extraction" else None
     embedding = "sentence_embedding" if pooling else "last_hidden_state"
@@ -90,6 +93,8 @@ def _how_to_run(artifact: Artifact, facts: ModelFacts) -> dict[str, Any]:
         "lite": artifact.format == "ptl",
         "kinds": "token_type_ids" in artifact.contract.get("inputs", ()),
         "piece": artifact.contract.get("piece", 0),
+        "kv_type": kv_type if kv_type in KV_TYPE_IDS else "",
+        "kv_type_id": KV_TYPE_IDS.get(kv_type),
         "task": task,
         "output": embedding if task == "feature-extraction" else "logits",
         "pooling": pooling,

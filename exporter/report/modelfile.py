@@ -139,9 +139,18 @@ def default_system(chat: Chat, known: ChatFormat) -> str | None:
     return text if text.strip() and with_system == plain else None
 
 
-def modelfile(entry: str, context: int, chat: Chat) -> str:
-    """The text of a Modelfile for the file `entry` beside it."""
+OLLAMA_KV_TYPES = ("q8_0", "q4_0")
+"""Types of OLLAMA_KV_CACHE_TYPE beside f16, which it takes without being asked (docs/faq.md of Ollama)."""
+
+
+def modelfile(entry: str, context: int, chat: Chat, kv_type: str | None = None) -> str:
+    """The text of a Modelfile for the file `entry` beside it. kv_type: of the KV cache that it was verified with."""
     lines = [f"FROM ./{entry}", f"PARAMETER num_ctx {context}"]
+    if kv_type in OLLAMA_KV_TYPES:
+        server = f"OLLAMA_FLASH_ATTENTION=1 OLLAMA_KV_CACHE_TYPE={kv_type}"
+        lines.insert(0, f"# Verified with a KV cache of {kv_type}: start the server with {server}")
+    elif kv_type is not None:
+        lines.insert(0, f"# Verified with a KV cache of {kv_type}, which Ollama does not have: it takes f16.")
     known = recognise(chat.template)
     stops = dict.fromkeys((*(known.stop if known else ()), *((chat.eos,) if chat.eos else ())))
     lines += [f"PARAMETER stop {_quoted(stop)}" for stop in stops if '"""' not in stop and "\n" not in stop]

@@ -60,6 +60,7 @@ class VerifyOptions:
     threads: None lets each engine choose
     trust_remote_code: let transformers run code that the model's directory carries
     dtype: of the source in torch: float32, bfloat16 or float16
+    kv_type: of the artifact's KV cache, see `RunOptions`; the source always has one in floats
     """
 
     text: Path | None = None
@@ -68,6 +69,7 @@ class VerifyOptions:
     threads: int | None = None
     trust_remote_code: bool = False
     dtype: str = "float32"
+    kv_type: str | None = None
 
     def __post_init__(self) -> None:
         if self.chunks < 1:
@@ -93,7 +95,7 @@ def verify(artifact: Artifact, facts: ModelFacts, options: VerifyOptions, progre
     run = RunOptions(threads=options.threads, context=context, batch=context)
     progress("loading", 0, 2)
     with contextlib.ExitStack() as stack:
-        session = open_session(artifact, run)
+        session = open_session(artifact, dataclasses.replace(run, kv_type=options.kv_type))
         stack.callback(session.close)
         progress("loading", 1, 2)
         reference = open_reference(facts, options, run)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import EngineError, UserError
 from runtime.host import default_threads
+from runtime.measurement import KV_FLOATS
 from runtime.sessions.limits import check_ids, check_room
 from runtime.sessions.llamacpp_library import buffer_bytes, capture_log, load_library
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 KV_TYPE_IDS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30}
 """ggml's type numbers, which are part of the GGUF format and do not move."""
-NOT_QUANTIZED = ("f32", "f16", "bf16")
 LOAD_MODE_NONE, LOAD_MODE_MMAP = 0, 1
 FLASH_ATTENTION_AUTO, FLASH_ATTENTION_OFF, FLASH_ATTENTION_ON = -1, 0, 1
 NO_SLOT = 1
@@ -38,7 +38,7 @@ class LlamaCppSession:
     def __init__(self, artifact: Artifact, options: RunOptions) -> None:
         self._lib, version = load_library()
         self._model = self._context = self._sampler = None
-        self._options = options
+        self._options, self._kv_type = options, options.kv_type_for(artifact.contract)
         self._log = capture_log()
         # Older releases do not export llama.cpp's own version.
         own = f" {self._lib.llama_version().decode()}" if hasattr(self._lib, "llama_version") else ""
@@ -85,22 +85,22 @@ class LlamaCppSession:
         return params
 
     def _context_params(self) -> Any:  # noqa: ANN401 - a ctypes struct
-        options = self._options
-        if options.kv_type not in KV_TYPE_IDS:
-            raise UserError(f"'{options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPE_IDS)}")
+        options, kv_type = self._options, self._kv_type
+        if kv_type not in KV_TYPE_IDS:
+            raise UserError(f"'{kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPE_IDS)}")
         if options.context < 1 or options.batch < 1:
             raise UserError(f"context {options.context} and batch {options.batch} have to be at least 1 token")
         params = self._lib.llama_context_default_params()
         params.n_ctx = options.context
         params.n_batch = params.n_ubatch = min(options.batch, options.context)
         params.n_threads = params.n_threads_batch = options.threads or default_threads()
-        params.type_k = params.type_v = KV_TYPE_IDS[options.kv_type]
+        params.type_k = params.type_v = KV_TYPE_IDS[kv_type]
         # As llama.cpp's own tools run: a sliding layer keeps its window, not the whole context.
         params.swa_full = False
-        quantized = options.kv_type not in NOT_QUANTIZED
+        quantized = kv_type not in KV_FLOATS
         # llama.cpp can read a quantized V cache only in its flash attention.
         params.flash_attn_type = FLASH_ATTENTION_ON if quantized else FLASH_ATTENTION_AUTO
-        if options.kv_type == "f32":
+        if kv_type == "f32":
             # Flash attention computes in f16 whatever the cache holds; who asks for f32 wants f32 (1e-6, not 1e-3).
             params.flash_attn_type = FLASH_ATTENTION_OFF
         return params
