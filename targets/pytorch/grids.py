@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from targets.groups import RowGrid
 from targets.pytorch.groups import GroupGrid
 from targets.pytorch.presets import GROUP, INT4, INT8
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from targets.groups import GroupedGrid
     from targets.onnx.encoder_spec import EncoderSpec
     from targets.onnx.weights import Matrix
     from targets.pytorch.presets import Preset
@@ -20,12 +22,12 @@ DECODER = (_QKV, _OUTPUT, ("ffn_gate", "ffn_up"), _DOWN)
 ENCODER = (_QKV, _OUTPUT, ("ffn_up",), _DOWN)
 
 
-def decoder_grids(preset: Preset, matrices: Mapping[str, Matrix], n_layers: int) -> dict[str, GroupGrid]:
+def decoder_grids(preset: Preset, matrices: Mapping[str, Matrix], n_layers: int) -> dict[str, GroupedGrid]:
     """The grids by names of `matrices`; what is not named stays in floats or is quantized while it is computed with.
 
     matrices: see `targets.pytorch.plan.Plan`
     """
-    found: dict[str, GroupGrid] = {}
+    found: dict[str, GroupedGrid] = {}
     for name in ("token_embd.weight", "output.weight"):
         if name in matrices:
             found |= _of_product(preset, matrices, preset.table, [name])
@@ -36,7 +38,7 @@ def decoder_grids(preset: Preset, matrices: Mapping[str, Matrix], n_layers: int)
     return found
 
 
-def encoder_grids(preset: Preset, matrices: Mapping[str, Matrix], spec: EncoderSpec) -> dict[str, GroupGrid]:
+def encoder_grids(preset: Preset, matrices: Mapping[str, Matrix], spec: EncoderSpec) -> dict[str, GroupedGrid]:
     """As `decoder_grids`. A classifier's matrices stay in floats: they are small and decide."""
     family = spec.family
     found = _of_product(preset, matrices, preset.table, [f"{family.embeddings['word']}.weight"])
@@ -48,15 +50,15 @@ def encoder_grids(preset: Preset, matrices: Mapping[str, Matrix], spec: EncoderS
 
 
 def _of_product(preset: Preset, matrices: Mapping[str, Matrix], kind: str, names: Sequence[str]
-                ) -> dict[str, GroupGrid]:  # fmt: skip
+                ) -> dict[str, GroupedGrid]:  # fmt: skip
     if kind not in (INT4, INT8):
         return {}
-    found: dict[str, GroupGrid] = {}
+    found: dict[str, GroupedGrid] = {}
     for bundle in _bundles(matrices, names):
         shapes = [matrices[name].parts[0].fact.shape for name in bundle]
         columns = shapes[0][1]
         fits = columns % GROUP == 0 and sum(rows for rows, _ in shapes) % preset.outputs == 0
-        grid = GroupGrid(4, GROUP, preset.shifted) if kind == INT4 and fits else GroupGrid(8, columns)
+        grid: GroupedGrid = GroupGrid(GROUP, preset.shifted) if kind == INT4 and fits else RowGrid(columns)
         found |= dict.fromkeys(bundle, grid)
     return found
 

@@ -2,7 +2,7 @@
 
 A model directory says so in a file of the format beside its weights. For a matrix NAME of shape (rows, columns) it
 holds `NAME.codes4` or `NAME.codes8`, U8 (rows, columns), by the bits of a code; `NAME.scales`, F32 (rows, groups); and
-`NAME.shifts`, F32 (rows, groups), on a grid that has them. See `targets.pytorch.groups` for what they mean.
+`NAME.shifts`, F32 (rows, groups), on a grid that has them. See `targets.groups` for what they mean.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from runtime.errors import ModelError
 from targets.base import Problem
+from targets.groups import Parts
 from targets.ongrid import SIDE_FILES, changed
-from targets.pytorch.groups import GroupGrid, Parts
 from targets.safetensors import read_header
 from targets.weights import WeightReader
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from targets.facts import TensorFact
+    from targets.groups import GroupedGrid
 
 _FIX = "compress the model again, or delete that file"
 
@@ -44,7 +45,7 @@ class OnGroups:
     def __contains__(self, name: str) -> bool:
         return f"{name}.scales" in self._facts
 
-    def rows(self, name: str, grid: GroupGrid, start: int, stop: int) -> npt.NDArray[np.uint8]:
+    def rows(self, name: str, grid: GroupedGrid, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Packed rows start..stop of a matrix. Raises ModelError for a code that has more bits than it should."""
         with WeightReader() as reader:
             fact = self._facts[f"{name}.codes{grid.bits}"]
@@ -59,7 +60,7 @@ class OnGroups:
             )
         return grid.packed(Parts(codes, scales, shifts))
 
-    def problems(self, grids: Mapping[str, GroupGrid], weights: Mapping[str, TensorFact]) -> list[Problem]:
+    def problems(self, grids: Mapping[str, GroupedGrid], weights: Mapping[str, TensorFact]) -> list[Problem]:
         """What in the file does not go with the preset's grids and the model's weights, both by name."""
         names = {name.rpartition(".")[0] for name in self._facts}
         with WeightReader() as reader:
@@ -69,7 +70,7 @@ class OnGroups:
                 if (reason := self._wrong(name, grids.get(name), weights.get(name), reader))
             ]
 
-    def _wrong(self, name: str, grid: GroupGrid | None, stored: TensorFact | None, reader: WeightReader) -> str:
+    def _wrong(self, name: str, grid: GroupedGrid | None, stored: TensorFact | None, reader: WeightReader) -> str:
         """Why the tensors of one matrix make no sense; empty where they do."""
         if stored is None or grid is None:
             return "has no weights that it belongs to, or the preset keeps them in floats"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from targets.factors import Factors
     from targets.facts import ModelFacts, TensorFact
     from targets.gguf.architectures.base import OutTensor
-    from targets.pytorch.groups import GroupGrid
+    from targets.groups import GroupedGrid
     from targets.pytorch.presets import Preset
 
 TITLES = {"torchscript": "TorchScript", "ptl": "TorchScript", "executorch": "an ExecuTorch program"}
@@ -64,7 +64,7 @@ class Plan:
     decoder: DecoderSpec | None = None
     encoder: EncoderSpec | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
-    grids: Mapping[str, GroupGrid] = field(default_factory=dict)
+    grids: Mapping[str, GroupedGrid] = field(default_factory=dict)
     given: OnGroups | None = None
 
     @property
@@ -123,7 +123,7 @@ def make_plan(facts: ModelFacts, options: EmitOptions, format_name: str, presets
 
 
 def group_grids(facts: ModelFacts, quant: str, format_name: str, presets: Mapping[str, Preset],
-                factors: Mapping[str, Factors]) -> dict[str, GroupGrid]:  # fmt: skip
+                factors: Mapping[str, Factors]) -> dict[str, GroupedGrid]:  # fmt: skip
     """The grid of every stored matrix of a decoder, by its name; two of a factorized one.
 
     facts: whatever their tensors have for a place; factors: by the names of the weights that they are
@@ -151,7 +151,7 @@ def _facts_of(matrices: Mapping[str, Matrix]) -> dict[str, TensorFact]:
     return {(fact := matrix.parts[0].fact).name: fact for matrix in matrices.values()}
 
 
-def _stored(matrices: Mapping[str, Matrix], grids: Mapping[str, GroupGrid]) -> dict[str, GroupGrid]:
+def _stored(matrices: Mapping[str, Matrix], grids: Mapping[str, GroupedGrid]) -> dict[str, GroupedGrid]:
     """Grids by the names of the stored tensors."""
     return {matrices[name].parts[0].fact.name: grid for name, grid in grids.items()}
 

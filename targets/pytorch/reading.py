@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from targets.groups import INT8_LARGEST, RowGrid
 from targets.onnx import rope
-from targets.pytorch.groups import INT8_LARGEST, GroupGrid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from targets.base import Progress
+    from targets.groups import Parts
     from targets.onnx.decoder_spec import DecoderSpec
     from targets.onnx.encoder_spec import EncoderSpec
-    from targets.pytorch.groups import Parts
     from targets.pytorch.plan import Plan
     from targets.weights import WeightReader
 
@@ -153,5 +153,5 @@ def int8_rows(parts: Parts) -> tuple[Tensor, Tensor]:
 
 def rows_to_int8(rows: Floats) -> tuple[Tensor, Tensor]:
     """As `int8_rows`, of floats."""
-    grid = GroupGrid(8, rows.shape[1])
+    grid = RowGrid(rows.shape[1])
     return int8_rows(grid.parts(grid.rounded(rows)))

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from targets.base import Progress
+    from targets.groups import Parts
     from targets.onnx.decoder_spec import DecoderSpec
     from targets.onnx.encoder_spec import EncoderSpec
-    from targets.pytorch.groups import Parts
     from targets.pytorch.plan import Plan
     from targets.weights import WeightReader
 

@@ -11,6 +11,7 @@ from exporter.compress.quantize import gptq as module
 from exporter.compress.quantize.gptq import GptqOptions, gptq, hessian_factor
 from exporter.compress.quantize.run import nearest
 from targets.gguf.grids import GRIDS
+from targets.groups import RowGrid
 from targets.onnx.blockgrid import CompressionGrid
 from targets.onnx.blocks import BlockGrid
 from targets.pytorch.groups import GroupGrid
@@ -60,15 +61,24 @@ def by_elimination(weight: np.ndarray, hessian: np.ndarray, grid: Grid, damping:
 BLOCKS = {
     "int4 block 32": CompressionGrid(BlockGrid(4, 32)),
     "int8 block 32 symmetric": CompressionGrid(BlockGrid(8, 32, symmetric=True)),
-    "int4 group 32": GroupGrid(4, 32, shifted=True),
-    "int4 group 32 symmetric": GroupGrid(4, 32),
-    "int8 row of 32": GroupGrid(8, 32),
+    "int4 group 32": GroupGrid(32, shifted=True),
+    "int4 group 32 symmetric": GroupGrid(32),
+    "int8 row of 32": RowGrid(32),
 }
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL", *BLOCKS])
+ROW = "int8 row"
+
+
+def grid_named(name: str, columns: int) -> Grid:
+    """A grid by its name; that of whole rows is as wide as they are."""
+    grids: dict[str, Grid] = {**GRIDS, **BLOCKS, ROW: RowGrid(columns)}
+    return grids[name]
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL", *BLOCKS, ROW])
 def test_it_is_optimal_brain_quantization_column_by_column(name: str) -> None:
-    grid, (weight, hessian) = {**GRIDS, **BLOCKS}[name], problem(6, 160)
+    grid, (weight, hessian) = grid_named(name, 160), problem(6, 160)
     found = grid.dequantize(gptq(weight, hessian, grid, GptqOptions(damping=0.05, activation_order=False)))
     expected = by_elimination(weight, hessian, grid, 0.05)
     # A weight half way between two codes may go either way, and takes what follows in its row with it.
@@ -76,10 +86,10 @@ def test_it_is_optimal_brain_quantization_column_by_column(name: str) -> None:
     assert same.sum() >= 5
 
 
-@pytest.mark.parametrize("name", [*GRIDS, *BLOCKS])
+@pytest.mark.parametrize("name", [*GRIDS, *BLOCKS, ROW])
 @pytest.mark.parametrize("options", [NATURAL, GptqOptions()], ids=["natural", "ordered"])
 def test_outputs_are_nearer_than_rounding_leaves_them(name: str, options: GptqOptions) -> None:
-    grid, (weight, hessian) = {**GRIDS, **BLOCKS}[name], problem(16, 512)
+    grid, (weight, hessian) = grid_named(name, 512), problem(16, 512)
     rounded = loss(weight, nearest(weight, hessian, grid), hessian, grid)
     assert loss(weight, gptq(weight, hessian, grid, options), hessian, grid) < 0.75 * rounded
 

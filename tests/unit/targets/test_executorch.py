@@ -169,7 +169,7 @@ def test_a_text_longer_than_the_encoder_is_one_line(tmp_path: Path) -> None:
 def test_groups_of_four_bits_have_positive_scales_and_a_small_error() -> None:
     rows = np.random.default_rng(0).standard_normal((8, 128)).astype(np.float32)
     rows[3, 32:64] = 0
-    grid = GroupGrid(4, 32)
+    grid = GroupGrid(32)
     parts = grid.parts(grid.rounded(rows))
     codes, scales = parts.codes.astype(np.int8) - np.int8(8), parts.scales
     assert (int(codes.min()), int(codes.max())) == (-8, 7)

@@ -11,15 +11,17 @@ import torch
 
 from targets.executorch.presets import PRESETS as EXECUTORCH_PRESETS
 from targets.facts import TensorFact
+from targets.groups import Parts, RowGrid
 from targets.onnx.weights import Matrix, Part
 from targets.pytorch.grids import decoder_grids
-from targets.pytorch.groups import GroupGrid, Parts, to_bfloat16
+from targets.pytorch.groups import GroupGrid, to_bfloat16
 from targets.torchscript.presets import PRESETS
 
 if TYPE_CHECKING:
+    from targets.groups import GroupedGrid
     from targets.pytorch.presets import Preset
 
-GRIDS = [GroupGrid(4, 32, shifted=True), GroupGrid(4, 32), GroupGrid(8, 64)]
+GRIDS = [GroupGrid(32, shifted=True), GroupGrid(32), RowGrid(64)]
 
 
 def weights(rows: int = 6, columns: int = 64) -> np.ndarray:
@@ -40,7 +42,7 @@ def as_engines_do(codes: np.ndarray, scales: np.ndarray, shifts: np.ndarray, bit
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
-def test_a_weight_is_its_steps_from_the_middle(grid: GroupGrid) -> None:
+def test_a_weight_is_its_steps_from_the_middle(grid: GroupedGrid) -> None:
     packed = grid.rounded(weights())
     tensors = grid.tensors("w", packed)
     scales = tensors["w.scales"]
@@ -54,7 +56,7 @@ def test_a_weight_is_its_steps_from_the_middle(grid: GroupGrid) -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
-def test_no_other_code_is_nearer(grid: GroupGrid) -> None:
+def test_no_other_code_is_nearer(grid: GroupedGrid) -> None:
     rows = weights()
     fitted = grid.fit(rows)
     scales, offsets = (grid.spread(part, slice(None)) for part in (fitted.scales, fitted.offsets))
@@ -67,7 +69,7 @@ def test_no_other_code_is_nearer(grid: GroupGrid) -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS[:2], ids=lambda grid: grid.name)
-def test_what_counts_more_is_met_more_nearly(grid: GroupGrid) -> None:
+def test_what_counts_more_is_met_more_nearly(grid: GroupedGrid) -> None:
     rows = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)
     importance = np.where(np.arange(32) < 4, 100.0, 1.0).astype(np.float32)
     plain, weighed = (grid.dequantize(grid.rounded(rows, given)) - rows for given in (None, importance))
@@ -75,7 +77,7 @@ def test_what_counts_more_is_met_more_nearly(grid: GroupGrid) -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
-def test_parts_are_what_was_packed(grid: GroupGrid) -> None:
+def test_parts_are_what_was_packed(grid: GroupedGrid) -> None:
     generator = np.random.default_rng(2)
     n = 64 // grid.size
     codes = generator.integers(0, grid.largest + 1, (5, 64)).astype(np.uint8)
@@ -87,9 +89,9 @@ def test_parts_are_what_was_packed(grid: GroupGrid) -> None:
 
 
 def test_bytes_are_those_of_the_file() -> None:
-    assert GroupGrid(4, 32, shifted=True).n_bytes(10, 64) == 10 * (32 + 2 * (2 + 2))
-    assert GroupGrid(4, 32).n_bytes(10, 64) == 10 * (32 + 2 * 2)
-    assert GroupGrid(8, 64).n_bytes(10, 64) == 10 * (64 + 4)
+    assert GroupGrid(32, shifted=True).n_bytes(10, 64) == 10 * (32 + 2 * (2 + 2))
+    assert GroupGrid(32).n_bytes(10, 64) == 10 * (32 + 2 * 2)
+    assert RowGrid(64).n_bytes(10, 64) == 10 * (64 + 4)
 
 
 def test_bfloat16_is_torchs() -> None:
@@ -102,10 +104,10 @@ def test_bfloat16_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS[:2], ids=lambda grid: grid.name)
-def test_a_scale_that_does_not_fit_is_refused(grid: GroupGrid) -> None:
+def test_a_scale_that_does_not_fit_is_refused(grid: GroupedGrid) -> None:
     rows = np.full((1, 32), np.finfo(np.float32).max, np.float32)
     with pytest.raises(OverflowError), np.errstate(all="ignore"):
-        GroupGrid(grid.bits, 32, grid.shifted).fit(np.concatenate([rows, -rows], axis=1))
+        GroupGrid(32, grid.shifted).fit(np.concatenate([rows, -rows], axis=1))
 
 
 def bits_of(preset: Preset, hidden: int = 64, *, factorized: bool = False) -> dict[str, int]:
