@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
-MATMUL_NBITS = "packlight_grids.safetensors"
+ONNX_GRIDS = "packlight_grids.safetensors"
 GGML = "packlight_ggml.safetensors"
 TORCHSCRIPT = "packlight_torchscript.safetensors"
 EXECUTORCH = "packlight_executorch.safetensors"
-SIDE_FILES = {"onnx": MATMUL_NBITS, "gguf": GGML, "torchscript": TORCHSCRIPT, "executorch": EXECUTORCH}
+SIDE_FILES = {"onnx": ONNX_GRIDS, "gguf": GGML, "torchscript": TORCHSCRIPT, "executorch": EXECUTORCH}
 """By the format of a recipe."""
 RECIPE = "packlight_recipe.json"
 """What was done to the model, and to what end: see `exporter.compress.job.CompressReport`."""
-_TITLES = {"gguf": "ggml", "onnx": "ONNX's MatMulNBits", "torchscript": "TorchScript", "executorch": "ExecuTorch"}
+_TITLES = {"gguf": "ggml", "onnx": "ONNX", "torchscript": "TorchScript", "executorch": "ExecuTorch"}
 
 
 def recorded_preset(directory: Path, format_name: str) -> str | None:

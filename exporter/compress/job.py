@@ -224,7 +224,8 @@ def _run(step: Step, subject: Subject, drift: TorchDrift, reporter: Reporter) ->
 def _file_bytes(directory: Path, name: str, target: str, options: EmitOptions) -> int:
     """Of the file that an export of the directory, once it has its name, writes.
 
-    Of the weights' file for ONNX; for TorchScript and ExecuTorch of the weights alone, on their grids or in floats.
+    Of the weights' file for ONNX, for static-int8 as if a fixed range holds every input; for TorchScript and ExecuTorch
+    of the weights alone, on their grids or in floats.
     """
     planned: Any = get_target(target)
     facts = read_facts(directory, str(directory), name)

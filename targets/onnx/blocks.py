@@ -163,6 +163,17 @@ class BlockGrid:
         values: Floats = (codes.codes.astype(np.float32) - zeros) * codes.scales[..., None]
         return values.reshape(len(values), -1)[:, :columns]
 
+    def cut(self, rows: Codes) -> Codes:
+        """Rows of one block and the middle code 127, as `targets.groups.RowGrid` has them, in blocks of this grid.
+
+        The weights are the very same: each block takes the row's scale, and codes move up by one to this grid's middle.
+        Raises ValueError for a grid that cannot hold them.
+        """
+        if self.bits != 8 or not self.symmetric or self.half_scales:
+            raise ValueError(f"{self.name} does not hold int8 rows with float32 scales")
+        blocks = _padded(rows.codes[:, 0] + np.uint8(1), self.size, self.middle).reshape(len(rows.codes), -1, self.size)
+        return Codes(blocks, np.repeat(rows.scales, blocks.shape[1], axis=1), None)
+
     def pack(self, codes: Codes) -> tuple[npt.NDArray[np.generic], ...]:
         """The bytes of the operators' inputs: codes (rows, blocks, size * bits / 8), scales, and zero points if any.
 

@@ -7,7 +7,7 @@ three digits; every input of a matrix is one more output of that graph.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from targets.base import Calibration, Progress
     from targets.onnx.graph import GraphBuilder
     from targets.onnx.linear import Layer, Scheme
+    from targets.onnx.ongrid import OnGrid
 
     Floats = npt.NDArray[np.float32]
 
@@ -40,10 +41,15 @@ NOISIEST = 2e-3
 
 @dataclass(frozen=True)
 class Recorder:
-    """A scheme that does what another does, and notes the input of every layer: layer name -> value name."""
+    """A scheme that does what another does, and notes the input of every layer: layer name -> value name.
+
+    given: codes that were chosen before; fixed: the inputs of layers that have some, which must not be smoothed
+    """
 
     scheme: Scheme
     seen: dict[str, str]
+    given: OnGrid | None = None
+    fixed: set[str] = field(default_factory=set)
 
     @property
     def label(self) -> str:
@@ -57,6 +63,8 @@ class Recorder:
     def linear(self, graph: GraphBuilder, layer: Layer, x: str) -> str:
         """See `Scheme`."""
         self.seen[layer.name] = x
+        if layer.has_codes(self.given):
+            self.fixed.add(x)
         return self.scheme.linear(graph, layer, x)
 
 
@@ -89,9 +97,13 @@ def token_chunks(tokenizer: Path, calibration: Calibration) -> tuple[list[list[i
 
 
 def find_ranges(
-    model: Path, seen: dict[str, str], chunks: list[list[int]], calibration: Calibration, progress: Progress
-) -> Ranges:
-    """Run `model`, which has every value of `seen` as an output, four times over the chunks. Raises EngineError."""
+    model: Path, seen: dict[str, str], chunks: list[list[int]], calibration: Calibration, progress: Progress,
+    fixed: frozenset[str] = frozenset(),
+) -> Ranges:  # fmt: skip
+    """Run `model`, which has every value of `seen` as an output, four times over the chunks. Raises EngineError.
+
+    fixed: values that are not smoothed, because matrices that read them are on their grid already
+    """
     values = sorted(set(seen.values()))
     run = _Passes(_session(model), values, chunks, progress)
     peaks: dict[str, Floats] = {}
@@ -101,7 +113,7 @@ def find_ranges(
         peaks[value] = np.maximum(peaks[value], found) if value in peaks else found
 
     run.each(widest)
-    factors = {value: smoothing_factors(peak) for value, peak in peaks.items()}
+    factors = {value: None if value in fixed else smoothing_factors(peak) for value, peak in peaks.items()}
     histograms = {value: Histogram() for value in values}
     noise = dict.fromkeys(values, 0.0)
 

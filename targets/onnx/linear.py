@@ -37,6 +37,10 @@ class Layer:
     bias: Matrix | None = None
     norm: Matrix | None = None
 
+    def has_codes(self, given: OnGrid | None) -> bool:
+        """Whether some of its rows have codes already, which no factor may change."""
+        return given is not None and any(part.fact.name in given for part in self.weight.parts)
+
 
 class Scheme(Protocol):
     """A way to store a matrix and to multiply by it. Schemes that compare equal can be fused along the outputs."""
@@ -163,12 +167,14 @@ class BlockScheme:
         return self.multiply(graph, layer.name, x, stored, (matrix.n_rows, matrix.n_columns), bias)
 
 
-def _store_channels(graph: GraphBuilder, layer: Layer, factors: Floats | None = None) -> tuple[str, str]:
+def _store_channels(
+    graph: GraphBuilder, layer: Layer, factors: Floats | None, given: OnGrid | None
+) -> tuple[str, str]:  # fmt: skip
     """int8 weights (inputs, outputs) and their scales (outputs,); factors: what each input's weights count times."""
     matrix = layer.weight
     weight = Blob(f"{layer.name}.weight", np.dtype(np.int8), (matrix.n_columns, matrix.n_rows))
     scales = Blob(f"{layer.name}.scales", np.dtype(np.float32), (matrix.n_rows,))
-    stored, steps = graph.weight(ChannelJob((weight, scales), matrix, factors))
+    stored, steps = graph.weight(ChannelJob((weight, scales), matrix, factors, given))
     return stored, steps
 
 
@@ -184,9 +190,11 @@ class DynamicScheme:
     """int8 weights with a scale an output channel; activations become uint8 by their range at run time.
 
     smoothing: by a layer's name, what each feature of its input is divided by first, shape (inputs,)
+    given: codes that were chosen before; their layers are not smoothed
     """
 
     smoothing: dict[str, Floats] = field(default_factory=dict, compare=False)
+    given: OnGrid | None = field(default=None, compare=False)
     label: str = "int8 channels, dynamic activations"
 
     def bits(self, layer_columns: int) -> float:
@@ -195,8 +203,8 @@ class DynamicScheme:
 
     def linear(self, graph: GraphBuilder, layer: Layer, x: str) -> str:
         """See `Scheme`."""
-        factors = self.smoothing.get(layer.name)
-        weight, scales = _store_channels(graph, layer, factors)
+        factors = None if layer.has_codes(self.given) else self.smoothing.get(layer.name)
+        weight, scales = _store_channels(graph, layer, factors, self.given)
         inputs = [_smoothed(graph, layer, x, factors), weight, scales]
         if layer.bias is not None:
             inputs += ["", vector(graph, f"{layer.name}.bias", layer.bias, np.float32)]
@@ -208,7 +216,7 @@ class StaticScheme:
     """int8 weights with a scale an output channel; activations become uint8 by ranges that were calibrated.
 
     ranges: (lowest, highest) of the input of each layer, smoothed, by the layer's name
-    smoothing: as in DynamicScheme
+    smoothing, given: as in DynamicScheme
     weights_only: layers whose inputs no fixed range holds; they take `otherwise`
     """
 
@@ -216,6 +224,7 @@ class StaticScheme:
     weights_only: frozenset[str]
     otherwise: Scheme
     smoothing: dict[str, Floats] = field(default_factory=dict, compare=False)
+    given: OnGrid | None = field(default=None, compare=False)
     label: str = "int8 channels, static activations"
 
     def bits(self, layer_columns: int) -> float:
@@ -226,9 +235,9 @@ class StaticScheme:
         """See `Scheme`. In ONNX's QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses with the product."""
         if layer.name in self.weights_only:
             return self.otherwise.linear(graph, layer, x)
-        name, factors = layer.name, self.smoothing.get(layer.name)
+        name, factors = layer.name, None if layer.has_codes(self.given) else self.smoothing.get(layer.name)
         x = _smoothed(graph, layer, x, factors)
-        weight, scales = _store_channels(graph, layer, factors)
+        weight, scales = _store_channels(graph, layer, factors, self.given)
         scale, zero = activation_grid(*self.ranges[name])
         step = graph.constant(scale, np.float32)
         offset = graph.constant(zero, np.uint8)

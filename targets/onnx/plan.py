@@ -15,7 +15,8 @@ from targets.factors import paired_notes, stored_factors
 from targets.factors import problems as factor_problems
 from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import dimensions, full_config, plan_tensors
-from targets.ongrid import MATMUL_NBITS, foreign_grids, other_preset
+from targets.ongrid import ONNX_GRIDS, foreign_grids, other_preset
+from targets.onnx.blocks import BlockGrid
 from targets.onnx.calibration import Ranges, Recorder
 from targets.onnx.decoder import DecoderWeights, decoder_graph
 from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, kernel_refusals, refusals
@@ -23,7 +24,7 @@ from targets.onnx.encoder import encoder_graph
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
 from targets.onnx.linear import BlockScheme, DynamicScheme, StaticScheme
 from targets.onnx.ongrid import OnGrid
-from targets.onnx.presets import INT8, PRESETS, SMALLEST_BLOCK, TABLES, Preset, table_scheme
+from targets.onnx.presets import INT8, INT8_ROWS, PRESETS, SMALLEST_BLOCK, TABLES, Preset, table_scheme
 from targets.onnx.weights import lay_out
 from targets.planned import preset_named
 from targets.task import TEXT_GENERATION, infer_task
@@ -31,7 +32,6 @@ from targets.task import TEXT_GENERATION, infer_task
 if TYPE_CHECKING:
     from targets.base import EmitOptions
     from targets.facts import ModelFacts, TensorFact
-    from targets.onnx.blocks import BlockGrid
     from targets.onnx.graph import GraphBuilder
     from targets.onnx.linear import Scheme
 
@@ -51,6 +51,8 @@ class Plan:
     data_bytes: sizes of the data files, exact; counts: matrices by the label of their scheme
     context: tokens that the file can hold; notes: what a reader has to know
     recorded: of a plan that only runs the model for calibration: the input of each layer, by the layer's name
+    fixed: inputs among them that must not be smoothed; final_bytes: of the files that calibrating ends in, where a
+        fixed range holds every input
     """
 
     task: str
@@ -64,6 +66,8 @@ class Plan:
     decoder: DecoderSpec | None = None
     encoder: EncoderSpec | None = None
     recorded: dict[str, str] = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+    final_bytes: int | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     @property
@@ -79,7 +83,7 @@ class Plan:
     @property
     def file_bytes(self) -> int:
         """Of the files of weights; the graph itself is some tens of kilobytes more."""
-        return sum(self.data_bytes)
+        return sum(self.data_bytes) if self.final_bytes is None else self.final_bytes
 
     @property
     def bits_per_weight(self) -> float:
@@ -102,26 +106,39 @@ class Choice:
     def __init__(self, preset: Preset, ranges: Ranges | None, hidden: int, sources: Sources) -> None:
         self.preset, self.ranges, self.hidden, self.sources = preset, ranges, hidden, sources
         self.seen: dict[str, str] = {}
+        self.fixed: set[str] = set()
         self._layers: Scheme | None = None
+        given = sources.given
+        self._weights_only = self._knowing(INT8_ROWS if given is not None and given.has_rows else INT8)
         if preset.calibrated and ranges is None:
-            self._layers = Recorder(INT8, self.seen)
+            self._layers = Recorder(self._weights_only, self.seen, given, self.fixed)
         elif ranges is not None and preset.calibrated == "smoothing":
-            self._layers = DynamicScheme(ranges.smoothing)
+            self._layers = DynamicScheme(ranges.smoothing, given)
         elif ranges is not None:
-            self._layers = StaticScheme(ranges.layers, ranges.noisy, INT8, ranges.smoothing)
+            self._layers = StaticScheme(ranges.layers, ranges.noisy, self._weights_only, ranges.smoothing, given)
 
     def __call__(self, role: str, layer: int, n_layers: int) -> Scheme:
         """The scheme for a role in a layer. A matrix that is on a grid already stays there."""
         name = self.sources.names.get((role, layer))
         if self.sources.given is not None and name is not None and name in self.sources.given:
-            return BlockScheme(self.sources.given.grid(name), self.sources.given)
+            grid = self.sources.given.grid(name)
+            if isinstance(grid, BlockGrid):
+                return BlockScheme(grid, self.sources.given)
+            if role in TABLES or not self.preset.calibrated:
+                return self._whole(self._weights_only, role)
+            if self.preset.calibrated == "smoothing":
+                return DynamicScheme(given=self.sources.given)  # which needs to know nothing of its inputs
         role = role.removesuffix(".left").removesuffix(".right")  # a factor is stored as its matrix would be
         if role not in TABLES:
             return self._knowing(self._layers or self.preset.scheme(role, layer, n_layers))
-        table = table_scheme(self.preset.scheme(role, layer, n_layers), self.hidden)
-        if table is None:
+        return self._knowing(self._whole(self.preset.scheme(role, layer, n_layers), role))
+
+    def _whole(self, scheme: Scheme, role: str) -> Scheme:
+        """The scheme, of a table in blocks that divide its rows."""
+        found = table_scheme(scheme, self.hidden) if role in TABLES else scheme
+        if found is None:
             raise UnsupportedError(str(self.problems()[0]))
-        return self._knowing(table)
+        return found
 
     def _knowing(self, scheme: Scheme) -> Scheme:
         """The scheme with the given codes: one product may have matrices with codes and others without."""
@@ -132,7 +149,7 @@ class Choice:
         """What this preset cannot do for a model of this width."""
         if self.sources.given is not None and self.preset.name == "fp16":
             what = "holds codes, whose products take 32-bit floats"
-            return [Problem(MATMUL_NBITS, what, "use another --quant, such as int4; or delete that file")]
+            return [Problem(ONNX_GRIDS, what, "use another --quant, such as int4; or delete that file")]
         if table_scheme(self.preset.scheme("token_embd", 0, 1), self.hidden) is not None:
             return []
         what = f"rows of {self.hidden} do not divide into blocks of {SMALLEST_BLOCK} or more"
@@ -160,15 +177,24 @@ def make_plan(
         fix = "name the Hugging Face directory that it was converted from"
         return None, [Problem(facts.requested, "a .gguf file cannot be exported as ONNX", fix)]
     task = infer_task(facts)
-    if foreign := foreign_grids(facts.path, MATMUL_NBITS):
+    if foreign := foreign_grids(facts.path, ONNX_GRIDS):
         return None, foreign
-    if other := other_preset(facts.path, "onnx", preset.name, "in the blocks"):
+    if other := other_preset(facts.path, "onnx", preset.name, "on the grids"):
         return None, other
+    if task not in KNOWN_TASKS:
+        what = f"{task} cannot be written as ONNX yet"
+        raise UnsupportedError(f"{facts.requested}: {what}; known: {', '.join(KNOWN_TASKS)}")
+    plan, problems = _plan(facts, task, preset, ranges)
+    if plan is None or not plan.recorded:
+        return plan, problems
+    final, _ = _plan(facts, task, preset, Ranges(dict.fromkeys(plan.recorded, (0.0, 1.0)), frozenset(), {}))
+    return dataclasses.replace(plan, final_bytes=final.file_bytes if final is not None else None), problems
+
+
+def _plan(facts: ModelFacts, task: str, preset: Preset, ranges: Ranges | None) -> tuple[Plan | None, list[Problem]]:
     if task == TEXT_GENERATION:
         return _plan_decoder(facts, preset, ranges)
-    if task in ENCODER_TASKS:
-        return _plan_encoder(facts, task, preset, ranges)
-    raise UnsupportedError(f"{facts.requested}: {task} cannot be written as ONNX yet; known: {', '.join(KNOWN_TASKS)}")
+    return _plan_encoder(facts, task, preset, ranges)
 
 
 def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> tuple[Plan | None, list[Problem]]:
@@ -177,7 +203,7 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
     with damage_in(facts.path / "config.json"):
         tensors, problems = plan_tensors(architecture, config, facts)
         given = OnGrid.of(facts.path)
-        names = {_role(tensor.name): tensor.source.name for tensor in tensors if tensor.source is not None}
+        names = {role_of(tensor.name): tensor.source.name for tensor in tensors if tensor.source is not None}
         factors = stored_factors(facts.path)
         names |= {
             (f"{role}.{side}", layer): f"{name.removesuffix('.weight')}.{side}.weight"
@@ -204,6 +230,7 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         task=TEXT_GENERATION,
         preset=choice.preset,
         recorded=choice.seen,
+        fixed=frozenset(choice.fixed),
         config=facts.config,
         graph=graph,
         data_bytes=_places(facts, graph),
@@ -215,31 +242,6 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         decoder=spec,
         notes=(*spec.context_notes, *choice.notes(), *paired_notes(factors)),
     ), []
-
-
-def block_grids(facts: ModelFacts, options: EmitOptions) -> dict[str, BlockGrid]:
-    """The grid of every weight of a decoder that a preset puts into blocks, by its name; the blocks divide its rows.
-
-    Raises UnsupportedError for a preset that has no blocks.
-    """
-    preset = preset_named(options.quant, PRESETS, "onnx")
-    architecture = architecture_of(facts.architecture)
-    config = full_config(architecture, facts)
-    tensors, _ = plan_tensors(architecture, config, facts)
-    n_layers = decoder_spec(architecture, config).n_layers
-    found = {}
-    for tensor in tensors:
-        role, layer = _role(tensor.name)
-        if tensor.source is None or len(tensor.source.shape) != 2:
-            continue
-        # The largest blocks that divide a row: a side file knows a block by that.
-        scheme = table_scheme(preset.scheme(role, layer, n_layers), tensor.source.shape[1])
-        if isinstance(scheme, BlockScheme):
-            found[tensor.source.name] = scheme.grid
-    if not found or preset.calibrated:
-        blocks = [name for name, one in PRESETS.items() if name.startswith("int") and not one.calibrated]
-        raise UnsupportedError(f"preset {preset.name} has no codes that could be chosen; use {', '.join(blocks)}")
-    return found
 
 
 def _plan_encoder(
@@ -260,6 +262,7 @@ def _plan_encoder(
         task=task,
         preset=choice.preset,
         recorded=choice.seen,
+        fixed=frozenset(choice.fixed),
         config=facts.config,
         graph=graph,
         data_bytes=_places(facts, graph),
@@ -292,13 +295,13 @@ def _places(facts: ModelFacts, graph: GraphBuilder) -> list[int]:
 
 def _scheme_of_tensor(choice: Choice, name: str, n_layers: int) -> str:
     """The label of the scheme that a tensor of the architecture table gets."""
-    role, layer = _role(name)
+    role, layer = role_of(name)
     if name.endswith("bias") or role.endswith("norm"):
         return "float32"
     return choice(role, layer, n_layers).label
 
 
-def _role(name: str) -> tuple[str, int]:
+def role_of(name: str) -> tuple[str, int]:
     """(role, layer) of a tensor of the architecture table: "blk.3.attn_q.weight" is ("attn_q", 3)."""
     parts = name.split(".")
     return (parts[2], int(parts[1])) if parts[0] == "blk" else (parts[0], 0)

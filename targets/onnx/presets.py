@@ -23,6 +23,12 @@ INT8 = BlockScheme(BlockGrid(bits=8, size=32, symmetric=True))
 INT4_64 = BlockScheme(BlockGrid(bits=4, size=64))
 INT8_64 = BlockScheme(BlockGrid(bits=8, size=64, symmetric=True))
 INT8_128 = BlockScheme(BlockGrid(bits=8, size=128, symmetric=True))
+INT8_ROWS = BlockScheme(BlockGrid(bits=8, size=32, symmetric=True, half_scales=False))
+"""What int8 rows with codes already are multiplied as where their inputs stay floats.
+
+`MatMulNBits` holds them exactly: a row's float32 scale stands in each of its blocks. It multiplies in int8, inputs with
+a scale for every 32; a DequantizeLinear in front of a MatMul would make the floats anew with every token.
+"""
 SMALLEST_BLOCK = 16
 TABLES = ("token_embd", "output")
 

@@ -100,7 +100,9 @@ def _calibrated(facts: ModelFacts, options: EmitOptions, plan: Plan, out: Path, 
         plan.graph.output(value, np.float32, ("batch_size", "sequence_length", None))
     with calibration.scratch(out) as room:
         write_graph(room, plan, options, progress)
-        ranges = calibration.find_ranges(room / plan.file, plan.recorded, chunks, options.calibration, progress)
+        ranges = calibration.find_ranges(
+            room / plan.file, plan.recorded, chunks, options.calibration, progress, plan.fixed
+        )
     final, problems = make_plan(facts, options, ranges)
     if final is None:
         raise UnsupportedError("\n".join(map(str, problems)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from runtime.errors import ModelError
+from targets.groups import INT8_LARGEST, RowGrid, row_scales
 from targets.stream import write_at
 from targets.weights import row_chunks
 
@@ -33,7 +34,6 @@ CHUNK_ELEMENTS = 1 << 18
 """Weights of one chunk: 1 MB as float32, so that the arrays of a search stay in the processor's cache."""
 ALIGNMENT = 64
 """Bytes. ONNX Runtime maps a tensor from the page that it begins in; more would only leave holes."""
-INT8_LARGEST = 127
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,8 @@ class BlocksJob(_MatrixJob):
     def _write(self, part: Part, start: int, stop: int, row: int, sink: Sink) -> int:
         if self.given is not None and part.fact.name in self.given:
             codes = self.given.rows(part.fact.name, start, stop)
+            if isinstance(self.given.grid(part.fact.name), RowGrid):
+                codes = self.grid.cut(codes)
         else:
             codes = self.grid.quantize(sink.rows(part, start, stop), self._importance(sink))
         try:
@@ -249,25 +251,26 @@ class ChannelJob(_MatrixJob):
     """Weights as int8 with one scale an output channel: blobs are the matrix, shape (columns, rows), and the scales.
 
     factors: what each input channel is multiplied by before rounding, shape (columns,), or None
+    given: codes that were chosen before, by the name of the stored tensor; they are packed as they are
     """
 
     factors: Floats | None = None
+    given: OnGrid | None = None
 
     def _write(self, part: Part, start: int, stop: int, row: int, sink: Sink) -> int:
         weights, scales = self.blobs
-        values = sink.rows(part, start, stop)
-        if self.factors is not None:
-            values = values * self.factors
-        step = channel_scales(values)
-        codes = np.rint(values / step[:, None]).astype(np.int8)
+        if self.given is not None and part.fact.name in self.given:
+            chosen = self.given.rows(part.fact.name, start, stop)
+            # Below the middle it wraps around, which is what the bits of a negative int8 are.
+            codes, step = (chosen.codes[:, 0] - np.uint8(INT8_LARGEST)).view(np.int8), chosen.scales[:, 0]
+        else:
+            values = sink.rows(part, start, stop)
+            if self.factors is not None:
+                values = values * self.factors
+            step = row_scales(values)
+            codes = np.rint(values / step[:, None]).astype(np.int8)
         written = sink.write_columns(weights, row, codes.T)
-        return written + sink.write(scales, step, row * scales.dtype.itemsize)
-
-
-def channel_scales(values: Floats) -> Floats:
-    """The step of each row that its largest weight is 127 of; 1 for rows of zeros."""
-    largest = np.abs(values).max(axis=1)
-    return np.where(largest > 0, largest / np.float32(INT8_LARGEST), np.float32(1)).astype(np.float32)
+        return written + sink.write(scales, np.ascontiguousarray(step), row * scales.dtype.itemsize)
 
 
 def lay_out(jobs: list[Job], largest_file: int) -> list[int]:

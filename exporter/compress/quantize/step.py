@@ -110,21 +110,25 @@ def _kept_grids(subject: Subject, measure: Callable[[], dict[str, GgufGrid]]) ->
 
 
 def _for_onnx(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
-    """The blocks of an ONNX preset; two factors have those of their matrix."""
+    """The blocks and rows of an ONNX preset; two factors have those of their matrix."""
+    from targets.groups import RowGrid
     from targets.onnx.blockgrid import CompressionGrid
-    from targets.onnx.plan import block_grids
+    from targets.onnx.blocks import BlockGrid
+    from targets.onnx.grids import decoder_grids
 
     _refuse_types(step)
     assert subject.options is not None
-    grids = block_grids(subject.now(), subject.options)
+    grids = decoder_grids(subject.now(), subject.options)
     for name, module in factored_modules(subject.model):
         grid = grids.pop(f"{name}.weight")
         for side in ("left", "right"):
             columns, size = getattr(module, side).weight.shape[1], grid.size
+            if isinstance(grid, RowGrid):
+                size = columns
             while columns % size:
                 size //= 2
             grids[f"{name}.{side}.weight"] = dataclasses.replace(grid, size=size)
-    return {name: CompressionGrid(grid) for name, grid in grids.items()}
+    return {name: CompressionGrid(grid) if isinstance(grid, BlockGrid) else grid for name, grid in grids.items()}
 
 
 def _for_torchscript(step: Quantize, subject: Subject) -> Mapping[str, Grid]:

@@ -21,7 +21,7 @@ from exporter.steps import Quantize, Rule, Text
 from runtime.errors import UnsupportedError, UserError
 from targets import get_target
 from targets.base import EmitOptions
-from targets.ongrid import GGML, RECIPE
+from targets.ongrid import GGML, ONNX_GRIDS, RECIPE
 from targets.safetensors import read_header
 from targets.weights import WeightReader
 
@@ -226,8 +226,29 @@ def initializers(graph: Path) -> dict[str, np.ndarray]:
     return {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
 
 
-@pytest.mark.parametrize("preset", ["int4", "int4-mixed", "int8"])
-def test_onnx_holds_the_codes_that_were_chosen(preset: str, tiny_any: Path, tmp_path: Path) -> None:
+def weights_in(stored: dict[str, np.ndarray], title: str) -> np.ndarray:
+    """The weights of a product of the graph, (rows, columns), by what its operator's documentation says."""
+    if f"{title}.weight" in stored:  # int8 with a scale an output, which DequantizeLinear multiplies by
+        return (stored[f"{title}.weight"].astype(np.float32) * stored[f"{title}.scales"]).T
+    codes, scales = stored[f"{title}.codes"], stored[f"{title}.scales"].astype(np.float32)
+    rows, blocks, size = codes.shape
+    zeros = stored.get(f"{title}.zero_points")
+    if zeros is None:
+        return ((codes.astype(np.float32) - 128) * scales[..., None]).reshape(rows, -1)
+    apart = np.stack((codes & 15, codes >> 4), -1).reshape(rows, blocks, 2 * size)
+    points = np.stack((zeros & 15, zeros >> 4), -1).reshape(rows, -1)[:, :blocks]
+    return ((apart.astype(np.float32) - points[..., None]) * scales[..., None]).reshape(rows, -1)
+
+
+CHANNELS = ("dynamic-int8", "static-int8")
+
+
+@pytest.mark.parametrize("preset", ["int4", "int4-mixed", "int8", *CHANNELS])
+def test_onnx_holds_the_codes_that_were_chosen(
+    preset: str, tiny_any: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What static-int8 takes is told before ranges are known: as if one held every input.
+    monkeypatch.setattr("targets.onnx.calibration.NOISIEST", 1.0)
     directory = quantized_for_onnx(tiny_any, tmp_path / "compressed", preset)
     facts = resolve(str(directory))
     target = get_target("onnx")
@@ -238,27 +259,24 @@ def test_onnx_holds_the_codes_that_were_chosen(preset: str, tiny_any: Path, tmp_
     graph = artifact.entry_path
     assert step["n_bytes"] == sum(path.stat().st_size for path in graph.parent.glob("*_data*"))
     # The engine computes with exactly the weights that the directory has; its own int8 inputs are what is left.
-    assert worst_difference(directory, artifact) < 0.1
+    assert worst_difference(directory, artifact) < (0.15 if preset in CHANNELS else 0.1)
     stored, weights = initializers(graph), weights_of(directory)
-    codes, scales = stored["layers.1.ffn.down.codes"], stored["layers.1.ffn.down.scales"].astype(np.float32)
-    rows, blocks, size = codes.shape
-    zeros = stored.get("layers.1.ffn.down.zero_points")
-    if zeros is None:
-        values = (codes.astype(np.float32) - 128) * scales[..., None]
-    else:
-        apart = np.stack((codes & 15, codes >> 4), -1).reshape(rows, blocks, 2 * size)
-        points = np.stack((zeros & 15, zeros >> 4), -1).reshape(rows, -1)[:, :blocks]
-        values = (apart.astype(np.float32) - points[..., None]) * scales[..., None]
-    name = "model.layers.1.mlp.down_proj.weight"
-    np.testing.assert_array_equal(values.reshape(rows, -1)[:, : weights[name].shape[1]], weights[name])
+    products = {"ffn.down": ("mlp.down_proj",), "attn.qkv": [f"self_attn.{letter}_proj" for letter in "qkv"]}
+    for title, members in products.items():
+        whole = np.concatenate([weights[f"model.layers.1.{member}.weight"] for member in members])
+        found = weights_in(stored, f"layers.1.{title}")
+        np.testing.assert_array_equal(found[:, : whole.shape[1]], whole)
     (problem,) = target.check(facts, EmitOptions("fp32"))
-    assert str(problem).startswith(f"--quant fp32: the model's weights lie in the blocks of {preset} already")
+    assert str(problem).startswith(f"--quant fp32: the model's weights lie on the grids of {preset} already")
 
 
-def test_gptq_drifts_less_than_rounding_on_onnx_blocks(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("preset", "most"), [("int4-mixed", 0.9), ("dynamic-int8", 0.95)])
+def test_gptq_drifts_less_than_rounding_on_onnx_grids(
+    preset: str, most: float, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
     source, kl = tiny_model_dir("llama", hidden=256), {}
     for method in ("rtn", "gptq"):
-        quantize = {"step": "quantize", "preset": "int4-mixed", "method": method}
+        quantize = {"step": "quantize", "preset": preset, "method": method}
         content = {
             "format": "onnx",
             "calibration": {"source": "help", "chunks": 32, "tokens": 128},
@@ -266,23 +284,54 @@ def test_gptq_drifts_less_than_rounding_on_onnx_blocks(tiny_model_dir: Callable[
         }
         request = CompressRequest(str(source), tmp_path / method, Recipe.model_validate(content), "test", 2)
         kl[method] = compress(request, SilentReporter()).steps[0].mean_kl
-    assert kl["gptq"] < 0.9 * kl["rtn"]
+    assert kl["gptq"] < most * kl["rtn"]
 
 
-def test_factors_lie_on_their_own_blocks(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["rtn", "gptq", "gptq-natural", "autoround"])
+def test_every_method_chooses_int8_rows(method: str, tiny_llama: Path, tmp_path: Path) -> None:
+    smooth = {"step": "smooth", "method": "smoothquant"}
+    directory = quantized_for_onnx(tiny_llama, tmp_path / "compressed", "static-int8", method, smooth)
+    report = json.loads((directory / RECIPE).read_text(encoding="utf-8"))
+    assert [step["mean_kl"] < 0.02 for step in report["steps"]] == [True, True]
+    parts = {fact.name: (fact.dtype, fact.shape) for fact in read_header(directory / ONNX_GRIDS)}
+    for name, fact in resolve(str(directory)).tensors.items():
+        if name.startswith("model.layers.") and len(fact.shape) == 2:
+            assert parts[f"{name}.codes8"] == ("U8", fact.shape)
+            assert parts[f"{name}.scales"] == ("F32", (fact.shape[0], 1))
+    assert parts["model.embed_tokens.weight.scales"] == ("F16", (600, 1))
+    assert get_target("onnx").check(resolve(str(directory)), EmitOptions("static-int8")) == []
+
+
+def test_plain_rounding_to_int8_rows_is_that_of_the_export(tiny_llama: Path, tmp_path: Path) -> None:
+    directory = quantized_for_onnx(tiny_llama, tmp_path / "compressed", "dynamic-int8", "rtn")
+    stored = []
+    for number, source in enumerate((tiny_llama, directory)):
+        (tmp_path / str(number)).mkdir()
+        stored.append(initializers(emit(source, tmp_path / str(number), "onnx", "dynamic-int8").entry_path))
+    assert stored[0].keys() == stored[1].keys()
+    for name, values in stored[0].items():
+        if name.startswith("layers."):  # the table's scales are searched, for the head's inputs
+            np.testing.assert_array_equal(values, stored[1][name], name)
+
+
+@pytest.mark.parametrize("preset", ["int8", *CHANNELS])
+def test_factors_lie_on_their_own_grids(
+    preset: str, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:  # fmt: skip
     source = tiny_model_dir("llama", hidden=256)
     factorize = {"step": "factorize", "method": "svd-llm", "keep": 0.5}
-    directory = quantized_for_onnx(source, tmp_path / "compressed", "int8", "gptq", factorize)
+    directory = quantized_for_onnx(source, tmp_path / "compressed", preset, "gptq", factorize)
     for name in ("two", "whole"):
         (tmp_path / name).mkdir()
-    two = emit(directory, tmp_path / "two", "onnx", "int8")
-    assert worst_difference(directory, two) < 0.1
-    assert two.total_bytes < 0.9 * emit(source, tmp_path / "whole", "onnx", "int8").total_bytes
+    two = emit(directory, tmp_path / "two", "onnx", preset)
+    assert worst_difference(directory, two) < 0.15
+    assert two.total_bytes < 0.9 * emit(source, tmp_path / "whole", "onnx", preset).total_bytes
 
 
 def test_what_onnx_presets_cannot_do_is_said(tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="preset static-int8 has no codes that could be chosen; use int8, int4"):
-        quantized_for_onnx(tiny_llama, tmp_path / "out", "static-int8")
+    known = "int8, int4-mixed, int4, dynamic-int8, static-int8"
+    with pytest.raises(UnsupportedError, match=f"preset fp16 has no codes that could be chosen; use {known}"):
+        quantized_for_onnx(tiny_llama, tmp_path / "out", "fp16")
     step = {"step": "quantize", "preset": "int4", "types": "measured"}
     content = {"format": "onnx", "calibration": TEXT.model_dump(exclude_none=True), "steps": [step]}
     request = CompressRequest(str(tiny_llama), tmp_path / "out", Recipe.model_validate(content), "test", 2)

@@ -246,3 +246,28 @@ def test_gatherblockquantized_gives_what_dequantize_says(bits: int, symmetric: b
         "GatherBlockQuantized", {"ids": ids}, stored, bits=bits, block_size=size, gather_axis=0, quantize_axis=1
     )
     np.testing.assert_array_equal(found, grid.dequantize(codes, columns)[ids])
+
+
+@pytest.mark.parametrize("columns", [64, 70, 16])
+def test_int8_rows_cut_into_blocks_mean_the_same_weights(columns: int) -> None:
+    """The last block of 70 columns is not full."""
+    generator = np.random.default_rng(5)
+    codes = generator.integers(0, 255, (9, columns)).astype(np.uint8)
+    codes[0, :2] = (0, 254)
+    scales = generator.random((9, 1)).astype(np.float32)
+    grid = BlockGrid(8, 32, symmetric=True, half_scales=False)
+    found = grid.cut(Codes(codes[:, None], scales, None))
+    values = (codes.astype(np.float32) - 127) * scales
+    np.testing.assert_array_equal(grid.dequantize(found, columns), values)
+    packed = grid.pack(found)
+    assert [part.shape for part in packed] == [(9, -(-columns // 32), 32), (9, -(-columns // 32))]
+    assert packed[1].dtype == np.float32
+    assert (packed[0].reshape(9, -1)[:, columns:] == 128).all()
+
+
+@pytest.mark.parametrize(
+    "grid", [BlockGrid(8, 32, True), BlockGrid(8, 32, False, False), BlockGrid(4, 32, True, False)]
+)
+def test_grids_that_would_round_int8_rows_again_are_refused(grid: BlockGrid) -> None:
+    with pytest.raises(ValueError, match="does not hold int8 rows"):
+        grid.cut(Codes(np.zeros((1, 1, 32), np.uint8), np.ones((1, 1), np.float32), None))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from targets.facts import TensorFact
+from targets.groups import row_scales
 from targets.onnx.blocks import BlockGrid
 from targets.onnx.graph import GraphBuilder
 from targets.onnx.linear import (
@@ -21,7 +22,7 @@ from targets.onnx.linear import (
     StaticScheme,
     activation_grid,
 )
-from targets.onnx.weights import Matrix, Part, Sink, channel_scales, lay_out
+from targets.onnx.weights import Matrix, Part, Sink, lay_out
 from targets.weights import WeightReader
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def test_blocks(grid: BlockGrid, bias: bool, tmp_path: Path) -> None:
 
 
 def channels(weight: np.ndarray) -> np.ndarray:
-    step = channel_scales(weight)[:, None]
+    step = row_scales(weight)[:, None]
     return np.rint(weight / step) * step
 
 
