@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from targets.onnx.linear import (
     StaticScheme,
     activation_grid,
 )
-from targets.onnx.weights import Matrix, Part, Sink, lay_out
+from targets.onnx.weights import ChannelJob, Matrix, Part, Sink, lay_out
 from targets.weights import WeightReader
 
 if TYPE_CHECKING:
@@ -128,6 +128,23 @@ def test_static_clips_at_its_range(smoothed: bool, bias: bool, tmp_path: Path) -
     np.testing.assert_allclose(found, reference, rtol=0, atol=0.1)
     assert np.abs(found - reference).mean() < 0.02
     assert np.abs(found - expected(WEIGHT, bias=bias)).max() > 0.5
+
+
+@pytest.mark.parametrize("names", [set(), {"b"}], ids=["rounded", "given"])
+def test_codes_that_are_given_are_never_smoothed(names: set[str], tmp_path: Path) -> None:
+    """Even where one of two matrices in a product has some, and factors for the product are there."""
+    given: Any = names
+    smoothing = {"l": FACTORS}
+    for scheme in (
+        DynamicScheme(smoothing, given),
+        StaticScheme({"l": (-1.0, 1.0)}, frozenset(), FloatScheme("float32"), smoothing, given),
+    ):
+        graph = GraphBuilder("g")
+        scheme.linear(graph, layer(tmp_path, bias=False), "x")
+        assert ("Mul" in {node.op_type for node in graph.nodes}) == (not names)
+        (job,) = (job for job in graph.jobs if isinstance(job, ChannelJob))
+        assert (job.factors is None) == bool(names)
+        assert job.given is given
 
 
 def test_static_leaves_what_no_range_holds(tmp_path: Path) -> None:
