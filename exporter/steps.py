@@ -76,7 +76,9 @@ class Remove(Strict):
     """Take whole units out of the model, so that it is smaller everywhere.
 
     units: "layers"; "heads": whole groups of query heads with their key and value head; "neurons" of the feed-forward
-    share: of the units that go, the same share in every layer; count: how many, in place of share
+    share: of the units that go; count: how many of every layer, in place of share
+    widths: of the layers by then: "even", the same number goes in every layer; "uneven", where units matter least in
+        the whole model; "auto", uneven where the recipe's format has such layers
     scores: by what units are ranked; "influence" is for layers, how little they turn the hidden state
     repair: matrices that read heads or neurons make up for those that are gone
     """
@@ -87,9 +89,12 @@ class Remove(Strict):
     count: Annotated[int, Field(ge=1)] | None = None
     scores: Literal["magnitude", "activation", "gradient", "influence"] | None = None
     repair: bool = True
+    widths: Literal["even", "uneven", "auto"] = "auto"
 
     @model_validator(mode="after")
     def _goes_together(self) -> Remove:
+        if self.units == "layers" and self.widths == "uneven":
+            raise ValueError("widths goes with units heads and neurons only")
         if (self.share is None) == (self.count is None):
             raise ValueError("needs either share or count")
         if (self.scores == "influence") and self.units != "layers":

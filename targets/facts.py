@@ -16,6 +16,7 @@ class TensorFact:
     shape: as stored, outermost dimension first (torch order)
     dtype: safetensors' name: "BF16", "F16", "F32", …; for a GGUF source the ggml type's name: "Q4_1"
     file, offset, n_bytes: where its bytes lie: absolute offset in `file`, little-endian, row-major
+    stored: the larger tensor in the file whose first rows and columns this is; None where it is whole
     """
 
     name: str
@@ -24,6 +25,7 @@ class TensorFact:
     file: Path
     offset: int
     n_bytes: int
+    stored: TensorFact | None = None
 
     @property
     def n_elements(self) -> int:

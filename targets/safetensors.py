@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 from runtime.errors import ModelError
 from targets.facts import ModelFacts, TensorFact, several, shown
 from targets.pickled import conversion_command, pickled_weights
+from targets.widths import narrowed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +58,7 @@ def read_facts(
                 f"{directory / CONFIG}: 'auto_map' asks to run Python code that came with the model; "
                 "read that code, then allow it with --trust-remote-code"
             )
-        tensors = _read_weights(directory, config)
+        tensors = narrowed(config, _read_weights(directory, config))
     except OSError as error:
         raise ModelError(f"{error.filename or directory}: cannot be read ({error.strerror}); {_AGAIN}") from error
     own_name = directory.name if directory.name not in ("", "..") else directory.resolve().name

@@ -75,6 +75,8 @@ class WeightReader:
         A tensor of more than two dimensions is read as the matrix of its last one. Raises ModelError for
         an element type that cannot be read, for a short file, and for NaN or infinite values.
         """
+        if fact.stored is not None:
+            return np.ascontiguousarray(self.read_rows(fact.stored, start, stop)[:, : fact.shape[-1]])
         columns = fact.shape[-1] if fact.shape else 1
         row_bytes = fact.n_bytes // (fact.n_elements // columns)
         raw = np.empty((stop - start) * row_bytes, np.uint8)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from exporter.compress.widths import found_widths
 from runtime.atomic import write_json
 from runtime.errors import ModelError
 from targets.factors import FACTORS
 from targets.ongrid import RECIPE
+from targets.widths import padded_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from exporter.compress.subject import Subject
+    from targets.widths import Widths
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pth", ".pt", ".gguf", ".onnx")
 
@@ -38,9 +44,9 @@ def write_directory(room: Path, subject: Subject) -> None:
             shutil.copyfile(path, room / path.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
-    write_json(room / "config.json", {**config, **subject.config, "dtype": "float32"})
+    write_json(room / "config.json", {**subject.configured(config), "dtype": "float32"})
     try:
-        _stream(room / "model.safetensors", subject.merged(), subject.source.give_back)
+        _stream(room / "model.safetensors", subject.merged(), found_widths(subject.model), subject.source.give_back)
         if factors := subject.factors():
             save_arrays(factors, room / FACTORS)
         for name, arrays in subject.files.items():
@@ -49,23 +55,27 @@ def write_directory(room: Path, subject: Subject) -> None:
         raise ModelError(f"{room.parent}: cannot be written ({error}); free space or choose another -o") from error
 
 
-def _stream(path: Path, tensors: Mapping[str, Tensor], written: Callable[[], None]) -> None:
+def _stream(path: Path, tensors: Mapping[str, Tensor], widths: Widths, written: Callable[[], None]) -> None:
     """A safetensors file of float32 tensors, written one after the other: the library would hold all of them at once.
 
-    written: is called after each
+    widths: of the layers, which are padded to the widest one's; written: is called after each
 
     The format: https://github.com/huggingface/safetensors#format
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
-    for name, tensor in tensors.items():
-        end = position + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [position, end]}
+    shapes = {name: padded_shape(name, tuple(tensor.shape), widths) for name, tensor in tensors.items()}
+    for name, shape in shapes.items():
+        end = position + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            tensor.detach().contiguous().numpy().astype("<f4", copy=False).tofile(file)
+        for name, tensor in tensors.items():
+            values = tensor.detach().contiguous().numpy().astype("<f4", copy=False)
+            if shapes[name] != values.shape:
+                values = np.pad(values, [(0, full - own) for own, full in zip(values.shape, shapes[name], strict=True)])
+            values.tofile(file)
             written()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exporter.compress.widths import head_width, query_groups
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -54,9 +56,7 @@ def links(layer: Any, config: Any) -> Iterator[Link]:  # noqa: ANN401 - a decode
     """The links of a layer, in the order of the data: norm to q, k, v; v to o; norm to gate, up; up to down."""
     attention, forward = layer.self_attn, layer.mlp
     yield Link(layer.input_layernorm, {f"self_attn.{name}": getattr(attention, name) for name in _QKV})
-    groups = config.num_attention_heads // config.num_key_value_heads
-    head = attention.v_proj.weight.shape[0] // config.num_key_value_heads
-    yield Link(attention.v_proj, {"self_attn.o_proj": attention.o_proj}, groups, head)
+    yield Link(attention.v_proj, {"self_attn.o_proj": attention.o_proj}, query_groups(config), head_width(config))
     yield Link(forward_norm(layer), {f"mlp.{name}": getattr(forward, name) for name in ("gate_proj", "up_proj")})
     yield Link(forward.up_proj, {"mlp.down_proj": forward.down_proj})
 

@@ -57,11 +57,14 @@ class MappedReference(TransformersReference):
         owners = dict(model.named_parameters(remove_duplicate=False))
         for name, offset in places.items():
             if name in owners:
-                module, _, own = name.rpartition(".")
+                path, _, own = name.rpartition(".")
+                module = model.get_submodule(path)
                 shape = self._facts.tensors[name].shape
                 values = np.frombuffer(self._file, np.float32, int(np.prod(shape)), offset).reshape(shape)
                 parameter = nn.Parameter(torch.from_numpy(values), requires_grad=False)
-                setattr(model.get_submodule(module), own, parameter)
+                setattr(module, own, parameter)
+                if isinstance(module, nn.Linear) and own == "weight":  # a layer may be narrower than the configuration
+                    module.out_features, module.in_features = shape
         model.tie_weights()
         missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
         if total >= DROPPED_FROM:

@@ -33,7 +33,7 @@ class Subject:
 
     facts: of the source; source: its tokenizer and its model, open
     target, options: what the recipe's quantize step is for; None where it has none
-    config: keys of config.json that are not the source's any more
+    config: keys of config.json that are not the source's any more; None for one that is gone
     files: more safetensors files by name, tensors by name: matrices on a grid, factors
     notes: what the user should know of the step that runs
     kept: what a step may tell of its finished work, for a run after a kill
@@ -103,7 +103,12 @@ class Subject:
     def now(self) -> ModelFacts:
         """The model as it is by now, its tensors without a place on the disk."""
         tensors = {name: fact_now(name, tensor) for name, tensor in self.merged().items()}
-        return dataclasses.replace(self.facts, config={**self.facts.config, **self.config}, tensors=tensors)
+        return dataclasses.replace(self.facts, config=self.configured(self.facts.config), tensors=tensors)
+
+    def configured(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A config.json of the source as it has to be by now; a key that is None in `self.config` is gone."""
+        now = {**config, **self.config}
+        return {key: value for key, value in now.items() if value is not None or key not in self.config}
 
     def matrices(self) -> Iterator[tuple[str, Any]]:
         """The linear modules of the decoder's layers, by the names of their weights."""

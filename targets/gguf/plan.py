@@ -10,7 +10,7 @@ from runtime.errors import UnsupportedError
 from targets.damage import damage_in
 from targets.factors import merged_notes
 from targets.gguf import header
-from targets.gguf.architectures import architecture_of
+from targets.gguf.architectures import architecture_of, uneven
 from targets.gguf.architectures.base import (
     OutTensor,
     dimensions,
@@ -123,11 +123,12 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     """The content that a Hugging Face directory becomes."""
     from targets.gguf.tokenizer import tokenizer_metadata
 
-    architecture = architecture_of(facts.architecture)
-    config = full_config(architecture, facts)
+    declared = architecture_of(facts.architecture)
+    config = full_config(declared, facts)
     with damage_in(facts.path / "config.json"):
+        architecture = uneven.fitting(declared, config)
         tensors, problems = plan_tensors(architecture, config, facts)
-        problems += architecture.refuse(config)
+        problems += architecture.refuse(config) + uneven.refusals(declared, config)
         if problems:
             return None, problems
     tensors, problems = _on_grid(facts, tensors)
@@ -141,7 +142,7 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         n_layers=config["num_hidden_layers"],
         n_gqa=n_heads(config) // n_kv_heads(config),
         tied=is_tied(config),
-        is_70b=_is_70b(architecture.gguf, config),
+        is_70b=_is_70b(declared.gguf, config),
     )
     name = model_name(facts.name, count_params(tensors))
     metadata = [

@@ -30,7 +30,7 @@ def read_content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     if not isinstance(arch, str) or not isinstance(n_layers, int):
         problem = Problem(str(facts.path), "lacks general.architecture or block_count", "name a GGUF file of a model")
         return None, [problem]
-    families = sorted({entry.gguf for entry in ARCHITECTURES.values()})
+    families = sorted({name for entry in ARCHITECTURES.values() for name in (entry.gguf, entry.uneven) if name})
     if arch not in families or known.get(f"{arch}.expert_count"):
         # llama-quantize leaves some tensors of other families alone and gives experts other types: not known here
         problem = Problem(

@@ -160,7 +160,7 @@ class _Decoder:
                 self.weights.biases(*stored),
             )
             values.append((group, self._linear(group[0], layer, made, x)))
-        return self._split(values, f"layers.{layer}.{block}", roles)
+        return self._split(values, layer, block, roles)
 
     def _linear(self, role: str, layer: int, made: Layer, x: str) -> str:
         """A linear layer, or two where the matrix is there as two factors."""
@@ -174,20 +174,19 @@ class _Decoder:
         inner = self.scheme_of(f"{role}.right", layer).linear(self.graph, right, x)
         return self.scheme_of(f"{role}.left", layer).linear(self.graph, left, inner)
 
-    def _split(self, values: list[tuple[list[str], str]], name: str, roles: tuple[str, ...]) -> list[str]:
+    def _split(self, values: list[tuple[list[str], str]], layer: int, block: str, roles: tuple[str, ...]) -> list[str]:
         """One value for each role; a single product of all roles is left whole where attention takes it so."""
         if len(values) == 1 and roles[0] == "attn_q" and not self.spec.head_norms:
             return [values[0][1]]
-        widths = {"attn_q": self.spec.n_heads * self.spec.head_dim, "attn_k": self.spec.n_kv_heads * self.spec.head_dim,
-                  "attn_v": self.spec.n_kv_heads * self.spec.head_dim, "ffn_gate": self.spec.ffn,
-                  "ffn_up": self.spec.ffn}  # fmt: skip
         parts = []
         for group, value in values:
             if len(group) == 1:
                 parts.append(value)
                 continue
-            sizes = self.graph.constant([widths[role] for role in group])
-            outputs = [f"{name}.{role}" for role in group]
+            # Of this layer: feed-forwards may have widths of their own.
+            heights = [self.weights.matrix(f"blk.{layer}.{role}.weight").n_rows for role in group]
+            sizes = self.graph.constant(heights)
+            outputs = [f"layers.{layer}.{block}.{role}" for role in group]
             self.graph.node_to("Split", (value, sizes), outputs, axis=-1)
             parts += outputs
         return parts

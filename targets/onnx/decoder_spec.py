@@ -16,6 +16,7 @@ from targets.gguf.architectures.base import (
     positive,
 )
 from targets.onnx import rope
+from targets.widths import KV_HEADS, WIDTHS, is_uneven
 
 if TYPE_CHECKING:
     from targets.gguf.architectures.base import Architecture
@@ -40,7 +41,6 @@ class DecoderSpec:
 
     n_layers: int
     hidden: int
-    ffn: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -84,7 +84,6 @@ def decoder_spec(architecture: Architecture, config: Config) -> DecoderSpec:
     return DecoderSpec(
         n_layers=positive(config, "num_hidden_layers"),
         hidden=dims["hidden"],
-        ffn=dims["ffn"],
         n_heads=n_heads(config),
         n_kv_heads=n_kv_heads(config),
         head_dim=head_dim(config),
@@ -124,6 +123,9 @@ def refusals(config: Config) -> list[Problem]:
         found.append(Problem("config.json: attn_logit_softcapping", "is set", "this variant is not supported"))
     if config.get("use_bidirectional_attention"):
         found.append(Problem("config.json: use_bidirectional_attention", "is on", "only the causal model is exported"))
+    if is_uneven(config, KV_HEADS):
+        what = "its layers have numbers of heads of their own, and clients give all caches one shape"
+        found.append(Problem(f"config.json: {WIDTHS}", what, "export it as gguf"))
     types = config.get("layer_types")
     if types and len(types) != config.get("num_hidden_layers"):
         found.append(Problem("config.json: layer_types", "has not one entry a layer", "check the config.json"))

@@ -9,6 +9,7 @@ import torch
 
 from exporter.compress.remove.scores import felt, growth, influence
 from exporter.compress.walk import Walk
+from exporter.compress.widths import said_widths
 
 if TYPE_CHECKING:
     from exporter.compress.subject import Subject
@@ -27,6 +28,7 @@ def remove_layers(subject: Subject, count: int, scores: str) -> None:
                 module.layer_idx = number  # a cache is filled by it
     base.layers = torch.nn.ModuleList(layers)
     config.num_hidden_layers = subject.config["num_hidden_layers"] = len(kept)
+    subject.config |= said_widths(subject.model)
     kinds = getattr(config, "layer_types", None)
     if kinds:
         config.layer_types = [kinds[number] for number in kept]

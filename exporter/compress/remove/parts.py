@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from exporter.compress.remove.repair import repaired
+from exporter.compress.widths import head_width, kv_heads, query_groups
 from runtime.errors import ModelError
 
 if TYPE_CHECKING:
@@ -73,9 +74,8 @@ def heads(layer: Any, config: Any) -> Part:  # noqa: ANN401 - a decoder layer an
     q, k, v, o = (getattr(attention, f"{name}_proj", None) for name in "qkvo")
     if any(module is None for module in (q, k, v, o)):
         raise ModelError(f"{type(layer).__name__}: has no q_proj, k_proj, v_proj and o_proj; heads cannot be removed")
-    groups = config.num_key_value_heads
-    head = v.weight.shape[0] // groups  # type: ignore[union-attr]
-    queries = q.weight.shape[0] // groups  # type: ignore[union-attr]
+    head = head_width(config)
+    groups, queries = kv_heads(layer, config), query_groups(config) * head
     return Part(((q, queries), (k, head), (v, head)), o, "self_attn.o_proj", queries, groups)
 
 

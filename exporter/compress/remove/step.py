@@ -1,7 +1,8 @@
-"""The remove step of a recipe. Every layer loses the same number: what transformers loads has one width for all."""
+"""The remove step of a recipe: the same number of units out of every layer, or more where they matter less."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,11 +10,15 @@ import numpy as np
 from exporter.compress.remove import parts
 from exporter.compress.remove.layers import remove_layers
 from exporter.compress.remove.scores import felt, given
+from exporter.compress.remove.shares import shares
 from exporter.compress.walk import Walk
+from exporter.compress.widths import head_width, query_groups, said_widths
 from runtime.errors import UserError
+from targets.uneven import uneven_refusal
+from targets.widths import KV_HEADS, NEURONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     import numpy.typing as npt
@@ -21,8 +26,25 @@ if TYPE_CHECKING:
     from exporter.compress.subject import Subject
     from exporter.steps import Remove
 
+    Floats = npt.NDArray[np.float32]
+
 MULTIPLES = (256, 32)
 """Neurons are kept in whole blocks: rows of 256 for k-quants where the model has such rows, else of 32."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is removed. key: of the configuration; said: in words; part: of a layer and the configuration."""
+
+    key: str
+    said: str
+    part: Callable[[Any, Any], parts.Part]
+
+
+KINDS = {
+    "heads": Kind(KV_HEADS, "groups of heads", parts.heads),
+    "neurons": Kind(NEURONS, "neurons", lambda layer, _config: parts.neurons(layer)),
+}
 
 
 def run(step: Remove, subject: Subject) -> None:
@@ -32,71 +54,110 @@ def run(step: Remove, subject: Subject) -> None:
         total = config.num_hidden_layers
         remove_layers(subject, total - _kept(step, total, 1), step.scores or "influence")
         return
-    if step.units == "heads":
-        total, head = config.num_key_value_heads, _head_dim(config)
-        kept = _kept(step, total, 1)
-        queries = config.num_attention_heads // total
-        changes = {"num_key_value_heads": kept, "num_attention_heads": kept * queries, "head_dim": head}
-        _refuse_what_cannot_load(config, changes)
-        _remove(step, subject, kept, lambda layer: parts.heads(layer, config))
+    kind = KINDS[step.units]
+    found = [kind.part(layer, config).units for layer in subject.model.base_model.layers]
+    multiple = 1
+    if step.units == "neurons":
+        multiple = next((multiple for multiple in MULTIPLES if all(units % multiple == 0 for units in found)), 1)
+    uneven = _is_uneven(step, kind, subject)
+    gradients = _felt(kind, subject) if step.scores == "gradient" else None
+    if uneven:
+        n_kept = _kept(step, sum(found), multiple, len(found))
+        kept = shares(gradients or _scores(step, kind, subject), n_kept, multiple)
     else:
-        total = config.intermediate_size
-        kept = _kept(step, total, next((multiple for multiple in MULTIPLES if total % multiple == 0), 1))
-        _remove(step, subject, kept, parts.neurons)
-        changes = {"intermediate_size": kept}
+        if len(set(found)) > 1:
+            what = f"the layers have {min(found)} to {max(found)} {kind.said} already"
+            raise UserError(f"--recipe: remove {step.units}: {what}; say widths: uneven")
+        kept = [_kept(step, found[0], multiple)] * len(found)
+    _refuse_what_cannot_load(step, config, max(kept))
+    _remove(step, kind, subject, kept, gradients)
+    changes = said_widths(subject.model)
     for key, value in changes.items():
         setattr(config, key, value)
     subject.config |= changes
-    subject.notes.append(f"{kept} of {total} {_WORDS[step.units]} are left in every layer")
+    if uneven:
+        said = f"{sum(kept)} of {sum(found)} {kind.said} are left, {min(kept)} to {max(kept)} in a layer"
+    else:
+        said = f"{kept[0]} of {found[0]} {kind.said} are left in every layer"
+    subject.notes.append(said)
 
 
-_WORDS = {"heads": "groups of heads", "neurons": "neurons"}
+def _is_uneven(step: Remove, kind: Kind, subject: Subject) -> bool:
+    """Whether the layers may differ. Raises UserError where they shall and cannot."""
+    if step.widths == "even":
+        return False
+    format_name = subject.recipe.format
+    if format_name is None:  # any target may come
+        return step.widths == "uneven"
+    refusal = uneven_refusal(format_name, subject.facts.architecture, kind.key)
+    if refusal and step.widths == "uneven":
+        raise UserError(f"--recipe: remove {step.units} with widths: uneven: {refusal}; say widths: even")
+    return not refusal
 
 
-def _head_dim(config: Any) -> int:  # noqa: ANN401
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _refuse_what_cannot_load(config: Any, changes: dict[str, int]) -> None:  # noqa: ANN401
+def _refuse_what_cannot_load(step: Remove, config: Any, kept: int) -> None:  # noqa: ANN401
     """Raise UserError where transformers does not take such a configuration: it asks more of some than llama.cpp."""
+    if step.units != "heads":
+        return
+    heads = kept * query_groups(config)
+    changes = {KV_HEADS: kept, "num_attention_heads": heads, "head_dim": head_width(config)}
     try:
         type(config).from_dict({**config.to_dict(), **changes})
     except Exception as error:  # any of transformers' or huggingface_hub's own
         reason = " ".join(str(error.__cause__ or error).split())[:200]
-        heads = changes["num_attention_heads"]
         raise UserError(f"--recipe: {heads} heads cannot be loaded ({reason}); remove another number") from error
 
 
-def _kept(step: Remove, total: int, multiple: int) -> int:
-    """How many units stay. Raises UserError where none would, or none would go."""
-    gone = step.count if step.count is not None else round((step.share or 0.0) * total)
+def _kept(step: Remove, total: int, multiple: int, layers: int = 1) -> int:
+    """How many units stay, of a layer or of all. Raises UserError where none would, or none would go."""
+    gone = step.count * layers if step.count is not None else round((step.share or 0.0) * total)
     kept = round((total - gone) / multiple) * multiple
-    if not 0 < kept < total:
-        what = "leaves none" if kept <= 0 else "removes none"
+    if not multiple * layers <= kept < total:
+        what = "leaves none" if kept < total else "removes none"
         blocks = f" in whole blocks of {multiple}" if multiple > 1 else ""
         raise UserError(f"--recipe: remove {gone} of {total} {step.units}{blocks} {what}; name another share or count")
     return kept
 
 
-def _remove(step: Remove, subject: Subject, kept: int, part_of: Callable[[Any], parts.Part]) -> None:
-    """Leave `kept` units in every layer, layer after layer, each on what those before it give by then."""
-    layers = subject.model.base_model.layers
-    ranked = step.scores or "activation"
-    gradients: list[npt.NDArray[np.float32]] = []
-    if ranked == "gradient":
-        found = [part_of(layer) for layer in layers]
-        watched = [(part.reader, given, part.units) for part in found]
-        gradients = [one.numpy() for one in felt(subject.model, subject.chunks, watched, subject.progress)]
+def _scores(step: Remove, kind: Kind, subject: Subject) -> list[Floats]:
+    """How much each unit matters, in a measure that is one for all layers: of the model as it is before the step."""
+    layers, config = subject.model.base_model.layers, subject.model.config
+    found = [kind.part(layer, config) for layer in layers]
+    if step.scores == "magnitude":
+        return [part.magnitude() for part in found]
+    walk, scores = Walk(subject.model, subject.chunks), []
+    for number, part in enumerate(found):
+        subject.progress("scores", number, len(found))
+        added = part.activation(walk.observe(number).hessians[part.below].numpy())
+        walk.advance(number)
+        # Of what the later layers see: hidden states grow from layer to layer.
+        scores.append(added / np.float32(sum(float(hidden.square().sum()) for hidden in walk.hidden)))
+    return scores
+
+
+def _felt(kind: Kind, subject: Subject) -> list[Floats]:
+    """What the loss would feel of each unit: comparable between layers as it is."""
+    found = [kind.part(layer, subject.model.config) for layer in subject.model.base_model.layers]
+    watched = [(part.reader, given, part.units) for part in found]
+    return [one.numpy() for one in felt(subject.model, subject.chunks, watched, subject.progress)]
+
+
+def _remove(
+    step: Remove, kind: Kind, subject: Subject, kept: Sequence[int], gradients: Sequence[Floats] | None
+) -> None:
+    """Leave so many units in every layer, layer after layer, each on what those before it give by then."""
+    layers, config = subject.model.base_model.layers, subject.model.config
     walk = Walk(subject.model, subject.chunks)
     for number, layer in enumerate(layers):
         subject.progress("remove", number, len(layers))
-        part = part_of(layer)
-        hessian = walk.observe(number).hessians[part.below].numpy()
-        if ranked == "gradient":
-            scores = gradients[number]
-        else:
-            scores = part.magnitude() if ranked == "magnitude" else part.activation(hessian)
-        units = np.sort(np.argsort(-scores, kind="stable")[:kept])
-        part.keep(units, hessian if step.repair else None)
+        part = kind.part(layer, config)
+        if kept[number] < part.units:
+            hessian = walk.observe(number).hessians[part.below].numpy()
+            if gradients is not None:
+                scores = gradients[number]
+            else:
+                scores = part.magnitude() if step.scores == "magnitude" else part.activation(hessian)
+            units = np.sort(np.argsort(-scores, kind="stable")[: kept[number]])
+            part.keep(units, hessian if step.repair else None)
         walk.advance(number)
     subject.progress("remove", len(layers), len(layers))

@@ -12,6 +12,7 @@ import torch
 
 from exporter.compress.links import forward_norm, gain, has_post_norms, set_gain
 from exporter.compress.rotate.hadamard import rotation
+from exporter.compress.widths import head_width
 from runtime.errors import ModelError, UserError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _turn_inputs(norm: Any, consumers: tuple[Any, ...], turn: Tensor) -> None:  
 
 def _rotate_values(layer: Any, config: Any, seed: int) -> None:  # noqa: ANN401
     v, o = layer.self_attn.v_proj, layer.self_attn.o_proj
-    head = v.weight.shape[0] // config.num_key_value_heads
+    head = head_width(config)
     turn = torch.from_numpy(rotation(head, seed))
     _put(v.weight, (turn.T @ v.weight.double().reshape(-1, head, v.weight.shape[1])).reshape(v.weight.shape))
     if v.bias is not None:

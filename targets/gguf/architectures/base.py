@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import ModelError
 from targets.base import Problem
 from targets.weights import FLOAT_BYTES
+from targets.widths import KV_HEADS, NEURONS, is_uneven, layer_widths
+from targets.widths import problems as padding_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +67,7 @@ class Architecture:
     """A model family, declared.
 
     classes: names that config.json's `architectures` uses for it
-    gguf: general.architecture
+    gguf: general.architecture; uneven: that of the same graph with widths a layer, empty where llama.cpp has none
     rules: tensors that stand once; layer_rules: those of every layer
     hyper_parameters: config -> key/values below `{gguf}.`
     refuse: config -> what llama.cpp cannot express of it
@@ -85,6 +87,7 @@ class Architecture:
     defaults: Config = field(default_factory=dict)
     prefixes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+    uneven: str = ""
 
 
 def required(config: Config, key: str) -> object:
@@ -128,7 +131,7 @@ def head_dim(config: Config) -> int:
 
 
 def dimensions(config: Config) -> dict[str, int]:
-    """The named dimensions that rules are written in."""
+    """The named dimensions that rules are written in; of the widest layer where they have widths of their own."""
     return {
         "vocab": positive(config, "vocab_size"),
         "hidden": positive(config, "hidden_size"),
@@ -137,6 +140,17 @@ def dimensions(config: Config) -> dict[str, int]:
         "q": n_heads(config) * head_dim(config),
         "kv": n_kv_heads(config) * head_dim(config),
     }
+
+
+def layer_configs(config: Config) -> list[Config]:
+    """The configuration of each layer, its own widths in place of the model's."""
+    if not is_uneven(config):
+        return [config] * positive(config, "num_hidden_layers")
+    groups = n_heads(config) // n_kv_heads(config)
+    return [
+        {**config, NEURONS: ffn, KV_HEADS: heads, "num_attention_heads": heads * groups, "head_dim": head_dim(config)}
+        for ffn, heads in zip(layer_widths(config, NEURONS), layer_widths(config, KV_HEADS), strict=True)
+    ]
 
 
 def is_tied(config: Config) -> bool:
@@ -156,7 +170,7 @@ def plan_tensors(
 
     config: as `full_config` gives it
     """
-    dims = dimensions(config)
+    layers = layer_configs(config)
     stored = _strip(architecture, facts.tensors)
     planned: list[OutTensor] = []
     problems: list[Problem] = []
@@ -166,13 +180,14 @@ def plan_tensors(
         consumed.add(source)
         if rule.when is not None and not rule.when(config):
             continue
+        dims = dimensions(layers[layer])
         shape = tuple(dims[name] for name in rule.shape)
         fact = stored.get(source)
         if fact is None:
             problems.append(Problem(source, "is missing from the weights", "take a complete checkpoint"))
             continue
         problems += _check_tensor(fact, shape)
-        heads = {"": 0, "q": n_heads(config), "kv": n_kv_heads(config)}[rule.interleave]
+        heads = {"": 0, "q": n_heads(layers[layer]), "kv": n_kv_heads(layers[layer])}[rule.interleave]
         planned.append(OutTensor(rule.target.format(i=layer), shape, fact, heads, rule.plus))
     problems += [
         Problem(
@@ -181,7 +196,7 @@ def plan_tensors(
         for name in sorted(stored.keys() - consumed)
         if not any(re.fullmatch(pattern, name) for pattern in architecture.ignore)
     ]
-    return planned + architecture.extra(config), problems
+    return planned + architecture.extra(config), problems + padding_problems(facts.tensors)
 
 
 def _expand(architecture: Architecture, n_layers: int) -> list[tuple[Rule, int]]:

@@ -54,6 +54,7 @@ def _refuse(config: Config) -> list[Problem]:
 LLAMA = Architecture(
     classes=("LlamaForCausalLM", "MistralForCausalLM"),
     gguf="llama",
+    uneven="deci",
     rules=EMBEDDINGS,
     layer_rules=(
         *NORMS,

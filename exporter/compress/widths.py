@@ -1,0 +1,48 @@
+"""Widths that layers have of their own: read from the model's modules, and padded away where transformers loads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from targets.widths import KV_HEADS, NEURONS, WIDTHS
+
+
+def head_width(config: Any) -> int:  # noqa: ANN401 - a configuration of transformers
+    """Features of a head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def kv_heads(layer: Any, config: Any) -> int:  # noqa: ANN401 - a decoder layer
+    """Key and value heads of a layer."""
+    return int(layer.self_attn.v_proj.weight.shape[0]) // head_width(config)
+
+
+def query_groups(config: Any) -> int:  # noqa: ANN401
+    """Query heads that read one key and value head: the same number in every layer."""
+    heads = config.num_attention_heads
+    return int(heads // (getattr(config, KV_HEADS, None) or heads))
+
+
+def found_widths(model: Any) -> dict[str, list[int]]:  # noqa: ANN401 - a model of transformers
+    """The layers' widths by the configuration's key; of a layer that is built otherwise nothing is known."""
+    layers = model.base_model.layers
+    found = {}
+    try:
+        found[NEURONS] = [int(layer.mlp.down_proj.weight.shape[1]) for layer in layers]
+        found[KV_HEADS] = [kv_heads(layer, model.config) for layer in layers]
+    except AttributeError:
+        return {}
+    return found
+
+
+def said_widths(model: Any) -> dict[str, Any]:  # noqa: ANN401
+    """The keys of config.json about the layers' widths that have changed: the widest, and each where they differ."""
+    found, config = found_widths(model), model.config
+    if not found:
+        return {}
+    said: dict[str, Any] = {key: max(widths) for key, widths in found.items() if max(widths) != getattr(config, key)}
+    if KV_HEADS in said:
+        said["num_attention_heads"] = said[KV_HEADS] * query_groups(config)
+        said["head_dim"] = head_width(config)
+    uneven = {key: widths for key, widths in found.items() if len(set(widths)) > 1}
+    return {**said, WIDTHS: uneven or None} if uneven or getattr(config, WIDTHS, None) else said
