@@ -73,8 +73,9 @@ _AWQ = {"step": "smooth", "method": "awq"}
 _VALUES = {"step": "rotate", "spaces": ["values"]}
 _ALL = {"step": "rotate"}
 _LAYERS = {"step": "remove", "units": "layers", "count": 8}
-_NEURONS = {"step": "remove", "units": "neurons", "share": 0.3}
-_HEADS = {"step": "remove", "units": "heads", "count": 1}
+_NEURONS = {"step": "remove", "units": "neurons", "share": 0.3333, "widths": "even"}
+_HEADS = {"step": "remove", "units": "heads", "count": 1, "widths": "even"}
+_UNEVEN_NEURONS, _UNEVEN_HEADS = ({**step, "widths": "uneven"} for step in (_NEURONS, _HEADS))
 _FACTORS = {"step": "factorize", "method": "svd-llm", "keep": 0.8}
 CASES = {
     "magnitude": Case("magnitude, 50 % of every matrix", (_prune("magnitude"),)),
@@ -88,11 +89,18 @@ CASES = {
     "layers": Case("8 of 30 layers removed by block influence", (_LAYERS,), speed=True),
     "neurons": Case("a third of the feed-forward neurons removed", (_NEURONS,), speed=True),
     "heads": Case("1 of 3 groups of heads removed", (_HEADS,), speed=True),
+    "uneven neurons": Case("a third of all neurons removed, where they matter least", (_UNEVEN_NEURONS,), speed=True),
+    "uneven heads": Case(
+        "a third of all groups of heads removed, where they matter least", (_UNEVEN_HEADS,), speed=True
+    ),
     "gptq": Case("GPTQ alone, Q4_K_M's bytes", (_gguf("q4_k_m"),), "gguf"),
     "gptq, own text": Case("the same, on 32 pieces that the model writes", (_gguf("q4_k_m"),), "gguf", own_text=True),
     "sparsegpt, gptq": Case("SparseGPT 50 %, then GPTQ", (_prune("sparsegpt"), _gguf("q4_k_m")), "gguf"),
     "layers, gptq": Case("8 layers removed, then GPTQ", (_LAYERS, _gguf("q4_k_m")), "gguf"),
     "neurons, gptq": Case("a third of the neurons removed, then GPTQ", (_NEURONS, _gguf("q4_k_m")), "gguf"),
+    "uneven neurons, gptq": Case(
+        "the same third where it matters least, then GPTQ", (_UNEVEN_NEURONS, _gguf("q4_k_m")), "gguf"
+    ),
     "rtn q4_0": Case("Q4_0, round to nearest", (_q4_0("rtn"),), "gguf"),
     "awq, rtn q4_0": Case("AWQ, then Q4_0, round to nearest", (_AWQ, _q4_0("rtn")), "gguf"),
     "values, rtn q4_0": Case("values rotated, then Q4_0, round to nearest", (_VALUES, _q4_0("rtn")), "gguf"),
@@ -184,7 +192,9 @@ def limits(cases: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool
     ordered("perplexity, SparseGPT / Wanda", "sparsegpt", "wanda", 1.0)
     ordered("perplexity, SparseGPT / Wanda at 2:4", "sparsegpt-2:4", "wanda-2:4", 1.0)
     ordered("perplexity, SVD-LLM / SVD", "svd-llm", "svd", 0.5)
-    for name in ("layers", "neurons"):
+    for kind in ("neurons", "heads"):
+        ordered(f"mean KL, {kind} removed unevenly / evenly", f"uneven {kind}", kind, 1.0, "mean_kl")
+    for name in ("layers", "neurons", "uneven neurons"):
         if name in cases:
             value = cases[name]["decode_ratio"]
             found.append((f"decode, {CASES[name].what} / whole", value, "≥ 1.15", value >= 1.15))
