@@ -99,7 +99,7 @@ def _resized(
     """The shape with one dimension in another proportion. change: (own width, widest) -> (from, to)."""
     match = _LAYER.fullmatch(name)
     key = (_MAKERS | _READERS).get(match[3]) if match else None
-    if match is None or key not in widths or (match[3] in _READERS and match[4] == "bias"):
+    if match is None or key is None or key not in widths or (match[3] in _READERS and match[4] == "bias"):
         return shape
     layer, axis = int(match[1]), 1 if match[3] in _READERS else 0
     if layer >= len(widths[key]) or axis >= len(shape):

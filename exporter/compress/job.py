@@ -19,6 +19,7 @@ from exporter.source import refuse_problems, resolve_model
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
+from runtime.openmp import wait_briefly
 from targets import get_target
 from targets.base import EmitOptions
 from targets.factors import FACTORS
@@ -101,6 +102,7 @@ class CompressReport:
 
 def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     """Run the recipe and write OUT. Raises UserError and its kin; OUT is then as it was."""
+    wait_briefly()  # before torch is loaded: beside anything else its threads would spin most of the time away
     from exporter.compress.drift import TorchDrift
     from exporter.compress.settled import restore, settle
 
