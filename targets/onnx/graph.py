@@ -91,7 +91,9 @@ class GraphBuilder:
         return tuple(blob.name for blob in job.blobs)
 
     def table(self, name: str, values: npt.NDArray[np.generic]) -> str:
-        """Generated values that are too many for the graph itself."""
+        """Generated values that are too many for the graph itself; those of one name are stored once."""
+        if any(blob.name == name for job in self.jobs for blob in job.blobs):
+            return name
         return self.weight(ValuesJob((Blob(name, values.dtype, values.shape),), values))[0]
 
     def alias(self, name: str, of: str, shape: tuple[int, ...]) -> str:

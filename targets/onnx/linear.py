@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from targets.onnx.weights import Blob, BlocksJob, ChannelJob, FloatJob, VectorJob
+from targets.onnx.weights import CHANNEL_MIDDLE, Blob, BlocksJob, ChannelJob, FloatJob, VectorJob
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -170,9 +170,14 @@ class BlockScheme:
 def _store_channels(
     graph: GraphBuilder, layer: Layer, factors: Floats | None, given: OnGrid | None
 ) -> tuple[str, str]:  # fmt: skip
-    """int8 weights (inputs, outputs) and their scales (outputs,); factors: what each input's weights count times."""
+    """8-bit weights (inputs, outputs) and their scales (outputs,); factors: what each input's weights count times.
+
+    Codes are unsigned around CHANNEL_MIDDLE: x86 without VNNI multiplies unsigned inputs by signed weights in 16 bits
+    that overflow, silently, unless an application asks for session.x64quantprecision (ONNX Runtime's documentation of
+    quantization, "U8S8"). Whoever runs the file gets the same numbers so.
+    """
     matrix = layer.weight
-    weight = Blob(f"{layer.name}.weight", np.dtype(np.int8), (matrix.n_columns, matrix.n_rows))
+    weight = Blob(f"{layer.name}.weight", np.dtype(np.uint8), (matrix.n_columns, matrix.n_rows))
     scales = Blob(f"{layer.name}.scales", np.dtype(np.float32), (matrix.n_rows,))
     stored, steps = graph.weight(ChannelJob((weight, scales), matrix, factors, given))
     return stored, steps
@@ -205,9 +210,9 @@ class DynamicScheme:
         """See `Scheme`."""
         factors = None if layer.has_codes(self.given) else self.smoothing.get(layer.name)
         weight, scales = _store_channels(graph, layer, factors, self.given)
-        inputs = [_smoothed(graph, layer, x, factors), weight, scales]
+        inputs = [_smoothed(graph, layer, x, factors), weight, scales, graph.constant(CHANNEL_MIDDLE, np.uint8)]
         if layer.bias is not None:
-            inputs += ["", vector(graph, f"{layer.name}.bias", layer.bias, np.float32)]
+            inputs.append(vector(graph, f"{layer.name}.bias", layer.bias, np.float32))
         return graph.node("DynamicQuantizeMatMul", inputs, layer.name)
 
 
@@ -243,7 +248,9 @@ class StaticScheme:
         offset = graph.constant(zero, np.uint8)
         rounded = graph.node("QuantizeLinear", (x, step, offset), f"{name}.input_codes")
         value = graph.node("DequantizeLinear", (rounded, step, offset), f"{name}.input")
-        matrix = graph.node("DequantizeLinear", (weight, scales), f"{name}.matrix", axis=1)
+        n_rows = layer.weight.n_rows
+        middles = graph.table(f"zero_points.{n_rows}", np.full(n_rows, CHANNEL_MIDDLE, np.uint8))
+        matrix = graph.node("DequantizeLinear", (weight, scales, middles), f"{name}.matrix", axis=1)
         return _with_bias(graph, layer, graph.node("MatMul", (value, matrix), name), np.float32)
 
 

@@ -35,6 +35,9 @@ CHUNK_ELEMENTS = 1 << 18
 ALIGNMENT = 64
 """Bytes. ONNX Runtime maps a tensor from the page that it begins in; more would only leave holes."""
 
+CHANNEL_MIDDLE = 128
+"""The code of zero where an output channel has one scale."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -248,7 +251,9 @@ class BlocksJob(_MatrixJob):
 
 @dataclass(frozen=True)
 class ChannelJob(_MatrixJob):
-    """Weights as int8 with one scale an output channel: blobs are the matrix, shape (columns, rows), and the scales.
+    """Weights in 8 bits with one scale an output channel: blobs are the matrix, shape (columns, rows), and the scales.
+
+    Codes are -127 to 127 around CHANNEL_MIDDLE, which is their zero point.
 
     factors: what each input channel is multiplied by before rounding, shape (columns,), or None
     given: codes that were chosen before, by the name of the stored tensor; they are packed as they are
@@ -261,14 +266,13 @@ class ChannelJob(_MatrixJob):
         weights, scales = self.blobs
         if self.given is not None and part.fact.name in self.given:
             chosen = self.given.rows(part.fact.name, start, stop)
-            # Below the middle it wraps around, which is what the bits of a negative int8 are.
-            codes, step = (chosen.codes[:, 0] - np.uint8(INT8_LARGEST)).view(np.int8), chosen.scales[:, 0]
+            codes, step = chosen.codes[:, 0] + np.uint8(CHANNEL_MIDDLE - INT8_LARGEST), chosen.scales[:, 0]
         else:
             values = sink.rows(part, start, stop)
             if self.factors is not None:
                 values = values * self.factors
             step = row_scales(values)
-            codes = np.rint(values / step[:, None]).astype(np.int8)
+            codes = (np.rint(values / step[:, None]) + np.float32(CHANNEL_MIDDLE)).astype(np.uint8)
         written = sink.write_columns(weights, row, codes.T)
         return written + sink.write(scales, np.ascontiguousarray(step), row * scales.dtype.itemsize)
 

@@ -228,8 +228,8 @@ def initializers(graph: Path) -> dict[str, np.ndarray]:
 
 def weights_in(stored: dict[str, np.ndarray], title: str) -> np.ndarray:
     """The weights of a product of the graph, (rows, columns), by what its operator's documentation says."""
-    if f"{title}.weight" in stored:  # int8 with a scale an output, which DequantizeLinear multiplies by
-        return (stored[f"{title}.weight"].astype(np.float32) * stored[f"{title}.scales"]).T
+    if f"{title}.weight" in stored:  # a zero point of 128 and a scale an output, as DequantizeLinear has them
+        return ((stored[f"{title}.weight"].astype(np.float32) - 128) * stored[f"{title}.scales"]).T
     codes, scales = stored[f"{title}.codes"], stored[f"{title}.scales"].astype(np.float32)
     rows, blocks, size = codes.shape
     zeros = stored.get(f"{title}.zero_points")

@@ -160,10 +160,10 @@ def check_rows_stored(tensors: Parts, name: str, parts: Parts) -> str:
     rows = slice(first, first + SHAPES[name][0])
     if f"{title}.weight" in tensors:
         codes, scales = tensors[f"{title}.weight"][:, rows].T, tensors[f"{title}.scales"][rows, None]
-        assert codes.dtype == np.int8
-        np.testing.assert_array_equal(codes.astype(int), parts["codes8"].astype(int) - 127)
+        assert codes.dtype == np.uint8
+        np.testing.assert_array_equal(codes.astype(int) - 128, parts["codes8"].astype(int) - 127)
         np.testing.assert_array_equal(scales, parts["scales"])
-        values = codes.astype(np.float32) * scales
+        values = (codes.astype(np.float32) - 128) * scales
     else:
         codes, scales = tensors[f"{title}.codes"][rows], tensors[f"{title}.scales"][rows]
         assert scales.dtype == np.float32
