@@ -9,7 +9,7 @@ bytes the best types are those that minimize loss + price * bytes for one price 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -44,11 +44,17 @@ class Sensitivity:
     outputs: dict[str, Floats] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A type that a matrix may get, what it takes, and the KL divergence that it is expected to cost."""
+T = TypeVar("T")
 
-    grid: GgufGrid
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """What a matrix may get, its type for example, and the KL divergence that it is expected to cost.
+
+    n_bytes: that it takes, or another measure that is the same for all choices
+    """
+
+    grid: T
     n_bytes: int
     loss: float
 
@@ -129,19 +135,19 @@ def losses(weight: Floats, seen: Sensitivity, key: str, grids: Sequence[GgufGrid
     return found
 
 
-def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice]:
+def allocate(choices: Mapping[str, Sequence[Choice[T]]], budget: int) -> dict[str, Choice[T]]:
     """The choice for each matrix with the least sum of losses whose bytes are within the budget.
 
     Raises ValueError where even the smallest choices are more than the budget.
     """
 
-    def at(price: float) -> dict[str, Choice]:
+    def at(price: float) -> dict[str, Choice[T]]:
         return {
             name: min(options, key=lambda one: (one.loss + price * one.n_bytes, one.n_bytes))
             for name, options in choices.items()
         }
 
-    def size(chosen: Mapping[str, Choice]) -> int:
+    def size(chosen: Mapping[str, Choice[T]]) -> int:
         return sum(one.n_bytes for one in chosen.values())
 
     smallest = {name: min(options, key=lambda one: (one.n_bytes, one.loss)) for name, options in choices.items()}
@@ -159,7 +165,9 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
     return _filled(choices, chosen, budget)
 
 
-def _filled(choices: Mapping[str, Sequence[Choice]], chosen: dict[str, Choice], budget: int) -> dict[str, Choice]:
+def _filled(
+    choices: Mapping[str, Sequence[Choice[T]]], chosen: dict[str, Choice[T]], budget: int
+) -> dict[str, Choice[T]]:
     """What is left of the budget spent where a byte saves most."""
     left = budget - sum(one.n_bytes for one in chosen.values())
     while True:

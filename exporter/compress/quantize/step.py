@@ -220,7 +220,7 @@ def _measured_grids(
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     keys = {table: "head" if tied else "", head: "head"}
     weights = dict(model.named_parameters())
-    choices: dict[str, list[Choice]] = {}
+    choices: dict[str, list[Choice[GgufGrid]]] = {}
     budget = 0
     for number, (name, grid) in enumerate(grids.items()):
         progress("types", number, len(grids))

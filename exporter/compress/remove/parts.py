@@ -59,11 +59,14 @@ class Part:
             found[unit] = np.einsum("ij,jk,ik->", weight[:, columns], hessian[columns, columns], weight[:, columns])
         return found
 
+    def left(self, columns: Indices, hessian: Floats | None) -> Floats:
+        """What the reader is where only those columns are left, (rows, columns). hessian: as in `keep`."""
+        weight = self.reader.weight.detach().numpy()
+        return weight[:, columns] if hessian is None else repaired(weight, hessian, columns)
+
     def keep(self, units: Indices, hessian: Floats | None) -> None:
         """Take all other units out. hessian: of the reader's inputs, to repair it by; None leaves it as it is."""
-        columns, weight = self.columns(units), self.reader.weight.detach().numpy()
-        left = weight[:, columns] if hessian is None else repaired(weight, hessian, columns)
-        _replace(self.reader, left, None)
+        _replace(self.reader, self.left(self.columns(units), hessian), None)
         for module, rows in self.makers:
             _replace(module, module.weight.detach().numpy()[_spread(units, rows)], _spread(units, rows))
 

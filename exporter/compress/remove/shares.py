@@ -1,4 +1,9 @@
-"""How many units each layer keeps where their number is given for all together."""
+"""How many units each layer keeps where their number is given for all together: as many as their loss is worth.
+
+The loss of a layer's width is the estimate that types of quantization are chosen by, `quantize.allocate`: with errors e
+of the matrix that reads the units, after its repair, and gradients g at its outputs, half the sum over outputs i of
+E[g_i^2] E[(e x)_i^2], here with the inputs' whole second moments.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +11,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from exporter.compress.quantize.allocate import Choice
 
+if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from exporter.compress.remove.parts import Part
 
     Floats = npt.NDArray[np.float32]
 
+TRIED = 8
+"""Widths of a layer that are tried, from one block to all of it."""
 
-def shares(scores: Sequence[Floats], kept: int, multiple: int) -> list[int]:
-    """Units to keep of every layer, in whole blocks, so that those that go have the least sum of scores.
 
-    scores: of the units of each layer, comparable between layers; kept: of all, at least a block a layer
-    multiple: units of a block; it divides `kept` and every layer's units
+def curve(
+    part: Part, ranks: Floats, moments: Floats, felt: Floats, multiple: int, *, repair: bool
+) -> list[Choice[int]]:
+    """Widths that a layer may get, and the KL divergence that each is expected to cost.
+
+    ranks: of the units, the best the highest, (units,); moments: E[x x'] of the reader's inputs, (columns, columns)
+    felt: E[g_i^2] at its outputs, (rows,); multiple: units of a block, which divides those of the layer
     """
-    blocks = []
-    for layer, own in enumerate(scores):
-        # A layer's best units come first, so its blocks' sums fall: the largest of all blocks never leave a hole.
-        sums = np.sort(own)[::-1].astype(np.float64).reshape(-1, multiple).sum(1)
-        blocks += [(float(value), layer) for value in sums[1:]]
-    chosen = sorted(blocks, key=lambda block: (-block[0], block[1]))[: kept // multiple - len(scores)]
-    found = [multiple] * len(scores)
-    for _, layer in chosen:
-        found[layer] += multiple
-    return found
+    order, blocks = np.argsort(-ranks, kind="stable"), part.units // multiple
+    weight = part.reader.weight.detach().numpy()
+    found = []
+    for kept in sorted({max(1, round(blocks * tried / TRIED)) for tried in range(1, TRIED)} - {blocks}):
+        columns = part.columns(np.sort(order[: kept * multiple]))
+        error = weight.copy()
+        error[:, columns] -= part.left(columns, moments if repair else None)
+        lost = np.einsum("ij,ij->i", error @ moments, error)
+        found.append(Choice(kept * multiple, kept * multiple, float(felt @ lost) / 2))
+    return [*found, Choice(part.units, part.units, 0.0)]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporter.compress.quantize.allocate import allocate, sensitivity
 from exporter.compress.remove import parts
 from exporter.compress.remove.layers import remove_layers
 from exporter.compress.remove.scores import felt, given
-from exporter.compress.remove.shares import shares
+from exporter.compress.remove.shares import curve
 from exporter.compress.walk import Walk
 from exporter.compress.widths import head_width, query_groups, said_widths
 from runtime.errors import UserError
@@ -63,7 +64,7 @@ def run(step: Remove, subject: Subject) -> None:
     gradients = _felt(kind, subject) if step.scores == "gradient" else None
     if uneven:
         n_kept = _kept(step, sum(found), multiple, len(found))
-        kept = shares(gradients or _scores(step, kind, subject), n_kept, multiple)
+        kept = _shares(step, kind, subject, n_kept, multiple, gradients)
     else:
         if len(set(found)) > 1:
             what = f"the layers have {min(found)} to {max(found)} {kind.said} already"
@@ -119,24 +120,42 @@ def _kept(step: Remove, total: int, multiple: int, layers: int = 1) -> int:
     return kept
 
 
-def _scores(step: Remove, kind: Kind, subject: Subject) -> list[Floats]:
-    """How much each unit matters, in a measure that is one for all layers: of the model as it is before the step."""
-    layers, config = subject.model.base_model.layers, subject.model.config
-    found = [kind.part(layer, config) for layer in layers]
-    if step.scores == "magnitude":
-        return [part.magnitude() for part in found]
-    walk, scores = Walk(subject.model, subject.chunks), []
-    for number, part in enumerate(found):
-        subject.progress("scores", number, len(found))
-        added = part.activation(walk.observe(number).hessians[part.below].numpy())
+def _shares(
+    step: Remove, kind: Kind, subject: Subject, kept: int, multiple: int, gradients: Sequence[Floats] | None
+) -> list[int]:
+    """How many units each layer keeps of `kept` in all, where the model before the step loses least by it."""
+    model, n_tokens = subject.model, sum(map(len, subject.chunks))
+    seen = sensitivity(model, subject.chunks, subject.progress).outputs
+    names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
+    walk, choices = Walk(model, subject.chunks), {}
+    for number, layer in enumerate(walk.layers):
+        subject.progress("widths", number, len(walk.layers))
+        part = kind.part(layer, model.config)
+        hessian = walk.observe(number).hessians[part.below].numpy()
+        ranks = _ranks(step, part, hessian, gradients[number] if gradients is not None else None)
+        felt_there = seen[names[id(part.reader)]]
+        choices[str(number)] = curve(
+            part, ranks, (hessian / n_tokens).astype(np.float32), felt_there, multiple, repair=step.repair
+        )
         walk.advance(number)
-        # Of what the later layers see: hidden states grow from layer to layer.
-        scores.append(added / np.float32(sum(float(hidden.square().sum()) for hidden in walk.hidden)))
-    return scores
+    subject.progress("widths", len(walk.layers), len(walk.layers))
+    try:
+        return [choice.grid for choice in allocate(choices, kept).values()]
+    except ValueError as error:
+        least = sum(min(choice.n_bytes for choice in layer) for layer in choices.values())
+        what = f"leaves {kept} {kind.said}, uneven layers need {least} together"
+        raise UserError(f"--recipe: remove {step.units} {what}; name another share or count") from error
+
+
+def _ranks(step: Remove, part: parts.Part, hessian: Floats, gradients: Floats | None) -> Floats:
+    """How much the units of a layer matter beside each other."""
+    if gradients is not None:
+        return gradients
+    return part.magnitude() if step.scores == "magnitude" else part.activation(hessian)
 
 
 def _felt(kind: Kind, subject: Subject) -> list[Floats]:
-    """What the loss would feel of each unit: comparable between layers as it is."""
+    """What the loss would feel of each unit, by layer."""
     found = [kind.part(layer, subject.model.config) for layer in subject.model.base_model.layers]
     watched = [(part.reader, given, part.units) for part in found]
     return [one.numpy() for one in felt(subject.model, subject.chunks, watched, subject.progress)]
@@ -153,11 +172,8 @@ def _remove(
         part = kind.part(layer, config)
         if kept[number] < part.units:
             hessian = walk.observe(number).hessians[part.below].numpy()
-            if gradients is not None:
-                scores = gradients[number]
-            else:
-                scores = part.magnitude() if step.scores == "magnitude" else part.activation(hessian)
-            units = np.sort(np.argsort(-scores, kind="stable")[: kept[number]])
+            ranks = _ranks(step, part, hessian, gradients[number] if gradients is not None else None)
+            units = np.sort(np.argsort(-ranks, kind="stable")[: kept[number]])
             part.keep(units, hessian if step.repair else None)
         walk.advance(number)
     subject.progress("remove", len(layers), len(layers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,9 @@ from support.parity import emit, worst_difference
 from support.removal import kept_rows, logits, opened, removed
 
 from exporter.checkpoint import resolve
-from exporter.compress.remove.shares import shares
+from exporter.compress.remove.parts import neurons
+from exporter.compress.remove.repair import repaired
+from exporter.compress.remove.shares import curve
 from runtime.errors import UserError
 from targets import get_target
 from targets.base import EmitOptions
@@ -209,16 +210,25 @@ def test_even_after_uneven_is_refused(lopsided: Callable[[str], Path], tmp_path:
         removed(lopsided("llama"), tmp_path / "out", again, units="neurons", share=0.375, widths="uneven")
 
 
-def test_shares_lose_the_least_of_all_ways() -> None:
+@pytest.mark.parametrize("repair", [False, True])
+def test_the_curve_is_what_the_outputs_lose(repair: bool, tiny_llama: Path) -> None:
+    part = neurons(opened(tiny_llama).base_model.layers[0])
     generator = np.random.default_rng(0)
-    for _ in range(50):
-        scores = [generator.random(8).astype(np.float32) ** 4 for _ in range(3)]
-
-        def kept_sum(found: tuple[int, ...], scores: list[Any] = scores) -> float:
-            return sum(float(np.sort(own)[::-1][:n].sum()) for own, n in zip(scores, found, strict=True))
-
-        best = max(
-            (ways for ways in itertools.product((2, 4, 6, 8), repeat=3) if sum(ways) == 14),
-            key=kept_sum,
-        )
-        assert kept_sum(tuple(shares(scores, 14, 2))) == pytest.approx(kept_sum(best))
+    mixed = generator.standard_normal((900, 40)) @ generator.standard_normal((40, part.units))
+    x = (mixed + 0.1 * generator.standard_normal((900, part.units))).astype(np.float32)
+    felt = generator.random(64).astype(np.float32)
+    ranks = generator.random(part.units).astype(np.float32)
+    moments = x.T @ x / np.float32(900)
+    found = curve(part, ranks, moments, felt, 32, repair=repair)
+    assert [one.grid for one in found] == [one.n_bytes for one in found] == [32, 64, 96, 128]
+    weight = part.reader.weight.detach().numpy()
+    for one in found:
+        kept = np.sort(np.argsort(-ranks)[: one.grid])
+        left = repaired(weight, moments, kept) if repair else weight[:, kept]
+        lost = np.square(x[:, kept] @ left.T - x @ weight.T).mean(0)
+        assert one.loss == pytest.approx(float(felt @ lost) / 2, rel=1e-2, abs=1e-6)
+    losses = [one.loss for one in found]
+    assert losses == sorted(losses, reverse=True)
+    if repair:
+        plain = curve(part, ranks, moments, felt, 32, repair=False)
+        assert all(one.loss < 0.5 * other.loss for one, other in zip(found[:-1], plain[:-1], strict=True))
