@@ -13,6 +13,7 @@ from support.parity import emit
 
 from runtime.errors import ModelError
 from targets.facts import TensorFact
+from targets.groups import row_scales
 from targets.onnx import weights
 from targets.onnx.blocks import BlockGrid
 from targets.onnx.weights import (
@@ -26,7 +27,6 @@ from targets.onnx.weights import (
     Sink,
     ValuesJob,
     VectorJob,
-    channel_scales,
     lay_out,
 )
 from targets.weights import WeightReader
@@ -130,15 +130,15 @@ def test_blocks_are_the_grids(chunk_elements: int, tmp_path: Path, monkeypatch: 
 
 def test_channels_by_hand(tmp_path: Path) -> None:
     values = np.array([[127.0, -63.4, 0.0], [0.0, 0.0, 0.0], [1.0, -2.0, 0.5]], np.float32)
-    assert channel_scales(values).tolist() == [1.0, 1.0, np.float32(2 / 127)]
-    job = ChannelJob((blob("w", (3, 3), "int8"), blob("s", (3,))), Matrix((Part(stored(tmp_path, "m", values)),)))
+    assert row_scales(values).tolist() == [1.0, 1.0, np.float32(2 / 127)]
+    job = ChannelJob((blob("w", (3, 3), "uint8"), blob("s", (3,))), Matrix((Part(stored(tmp_path, "m", values)),)))
     codes, scales = written(tmp_path, job)
-    # turned: a column is an output
-    assert np.frombuffer(codes, np.int8).reshape(3, 3).tolist() == [[127, 0, 64], [-63, 0, -127], [0, 0, 32]]
-    assert np.frombuffer(scales, np.float32).tolist() == channel_scales(values).tolist()
+    # turned: a column is an output; 128 is zero
+    assert np.frombuffer(codes, np.uint8).reshape(3, 3).tolist() == [[255, 128, 192], [65, 128, 1], [128, 128, 160]]
+    assert np.frombuffer(scales, np.float32).tolist() == row_scales(values).tolist()
     factors = np.array([1.0, 2.0, 1.0], np.float32)
     smoothed, _ = written(tmp_path, ChannelJob(job.blobs, job.matrix, factors))
-    assert np.frombuffer(smoothed, np.int8).reshape(3, 3)[:, 0].tolist() == [127, -127, 0]
+    assert np.frombuffer(smoothed, np.uint8).reshape(3, 3)[:, 0].tolist() == [255, 1, 128]
 
 
 def external(directory: Path) -> dict[str, tuple[str, int, int]]:
