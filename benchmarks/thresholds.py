@@ -11,7 +11,6 @@ or fails a limit, or where a file with unpermuted rows passes the loosest limits
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from benchmarks.kl_parity import CONTEXT, PATTERNS, export
 from benchmarks.models import offgrid
 from benchmarks.paths import CACHE, ROOT
 from benchmarks.smollm2 import smollm2
+from runtime.openmp import wait_briefly
 from targets.drift import THRESHOLDS, judge, thresholds_for
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=4)
     args = parser.parse_args()
     # Before torch loads OpenMP: its threads and llama.cpp's take turns here and must not spin while they wait.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly()
     from exporter.checkpoint import resolve
     from exporter.verify.reference import TransformersReference
     from targets.text import default_text

@@ -12,7 +12,6 @@ import argparse
 import ast
 import hashlib
 import json
-import os
 import sysconfig
 import warnings
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.paths import MODELS, new_directory
 from benchmarks.smollm2 import smollm2
+from runtime.openmp import wait_briefly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ def trained(out: Path = TRAINED) -> Path:
     """The model's directory, made if it is not there."""
     if (out / "config.json").is_file():
         return out
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly()
     import numpy as np
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed

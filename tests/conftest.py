@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-# Before any engine is loaded: no network, and OpenMP threads that sleep while they wait.
+# Before any engine is loaded: no network, and OpenMP threads that spin only briefly where they wait (runtime/openmp).
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "500")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +100,6 @@ def test_llama_completion_runs_the_file_and_answers(
         [tool("llama-completion"), "-m", out / NAME, "-p", question, "-n", "48", "--temp", "0",
          "-t", "2", "--jinja", "-cnv", "-st", "--no-display-prompt"],
         capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert answer in ran.stdout
