@@ -77,8 +77,8 @@ class Remove(Strict):
 
     units: "layers"; "heads": whole groups of query heads with their key and value head; "neurons" of the feed-forward
     share: of the units that go; count: how many of every layer, in place of share
-    widths: of the layers by then: "even", the same number goes in every layer; "uneven", where the
-        model is expected to lose least by it; "auto", uneven where the recipe's format has such layers
+    widths: of the layers by then: "even", the same number goes in every layer; "uneven", where the model
+        is expected to lose least by it; "auto", uneven where the recipe's format has such layers
     scores: by what units are ranked; "influence" is for layers, how little they turn the hidden state
     repair: matrices that read heads or neurons make up for those that are gone
     """
@@ -89,7 +89,7 @@ class Remove(Strict):
     count: Annotated[int, Field(ge=1)] | None = None
     scores: Literal["magnitude", "activation", "gradient", "influence"] | None = None
     repair: bool = True
-    widths: Literal["even", "uneven", "auto"] = "auto"
+    widths: Literal["even", "uneven", "auto"] = "even"
 
     @model_validator(mode="after")
     def _goes_together(self) -> Remove:

@@ -176,7 +176,9 @@ def test_auto_is_uneven_where_the_format_can(
 ) -> None:
     quantize = [{**QUANTIZE, "preset": "int4" if format_name == "onnx" else "q4_0"}] if format_name else []
     out = tmp_path / "out"
-    reports = removed(lopsided(family), out, *quantize, units="neurons", share=0.5, format_name=format_name)
+    reports = removed(
+        lopsided(family), out, *quantize, units="neurons", share=0.5, format_name=format_name, widths="auto"
+    )
     assert (" in every layer" in reports[0]["notes"][0]) == even
     assert (WIDTHS not in json.loads((out / "config.json").read_text(encoding="utf-8"))) == even
 
