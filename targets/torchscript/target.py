@@ -127,7 +127,8 @@ def _module(facts: ModelFacts, plan: Plan, options: EmitOptions, progress: Progr
 
     if engine:
         torch.backends.quantized.engine = engine
-    narrow = engine == "fbgemm"
+    # Engine x86 is fbgemm's kernels, whose sums of 16 bits overflow, where the processor has no VNNI.
+    narrow = engine == "fbgemm" or (engine == "x86" and not torch.cpu._is_vnni_supported())
     with WeightReader() as reader, torch.inference_mode():
         smoothing: dict[str, Floats] = {}
         if plan.preset.layers == DYNAMIC:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support.command_line import export, packlight
 
 from benchmarks.models import minilm, offgrid
@@ -50,7 +51,8 @@ def test_8_bit_activations_cost_a_decoder_more_and_verify_decides(tmp_path: Path
     status, lines = export(
         "torchscript", offgrid(smollm2()), tmp_path / "out", "--quant", "dynamic-int8", "--no-measure"
     )
-    assert 0.015 < lines["KL divergence"]["value"] < 0.04
+    # Without VNNI activations have 7 bits, see DynamicLinear.
+    assert 0.015 < lines["KL divergence"]["value"] < (0.04 if torch.cpu._is_vnni_supported() else 0.12)
     assert status == any(line["ok"] is False for line in lines.values())
 
 
