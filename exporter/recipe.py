@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from exporter.steps import Step, Strict, Text
 from runtime.errors import UserError
+from runtime.measurement import KvType  # noqa: TC001 - pydantic reads it
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -28,7 +29,7 @@ class Recipe(Strict):
 
     description: str = ""
     format: Literal["gguf", "onnx", "torchscript", "executorch"] | None = None
-    kv_cache: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None = None
+    kv_cache: KvType | None = None
     calibration: Text = Text()
     seed: int = 0
     steps: tuple[Step, ...] = Field(min_length=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from runtime.errors import UnsupportedError
 
@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from targets.base import EmitOptions, Problem
     from targets.facts import ModelFacts
 
-PlanT = TypeVar("PlanT")
+
+class Planned(Protocol):
+    """What every plan knows."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Of the weights' files, and for GGUF of the whole file."""
+
+
+PlanT = TypeVar("PlanT", bound=Planned)
 PresetT = TypeVar("PresetT")
 
 
@@ -54,6 +63,10 @@ class PlannedTarget(ABC, Generic[PlanT]):
         if self._planned is None:
             raise UnsupportedError(f"{facts.path}: cannot be written as {self.name}")
         return self._planned[2]
+
+    def file_bytes(self, facts: ModelFacts, options: EmitOptions) -> int:
+        """What `emit` will write, as far as plans know it. Raises UnsupportedError that lists every problem."""
+        return self.plan(facts, options).file_bytes
 
     def taken_plan(self, facts: ModelFacts, options: EmitOptions) -> PlanT:
         """As `plan`, for a plan that changes while it is written: the next call makes a new one."""

@@ -40,6 +40,16 @@ class Factored(nn.Module):
         return self.left.weight.detach() @ self.right.weight.detach()
 
     @property
+    def in_features(self) -> int:
+        """Columns of the whole."""
+        return self.right.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the whole."""
+        return self.left.out_features
+
+    @property
     def bias(self) -> torch.Tensor | None:
         """Of the whole, (rows,)."""
         return self.left.bias

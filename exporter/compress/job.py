@@ -18,7 +18,7 @@ from exporter.quant import known_quant
 from exporter.source import refuse_problems, resolve_model
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.atomic import write_json
-from runtime.errors import ModelError, UserError
+from runtime.errors import UserError
 from runtime.openmp import wait_briefly
 from targets import get_target
 from targets.base import EmitOptions
@@ -130,8 +130,9 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
         if subject.options is not None and preset is not None:
             file_bytes = _file_bytes(room, out.name, recipe.format or "", subject.options)
             done[-1] = dataclasses.replace(done[-1], n_bytes=file_bytes)
-        named = (request.model, str(out), request.recipe_name, recipe.format)
-        report = CompressReport(*named, preset, tuple(done), recipe.kv_cache)
+        report = CompressReport(
+            request.model, str(out), request.recipe_name, recipe.format, preset, tuple(done), recipe.kv_cache
+        )
         write_json(room / RECIPE, report.to_json())
         publish(room, out)
     return report
@@ -230,9 +231,5 @@ def _file_bytes(directory: Path, name: str, target: str, options: EmitOptions) -
     of the weights alone, on their grids or in floats.
     """
     planned: Any = get_target(target)
-    facts = read_facts(directory, str(directory), name)
-    plan, problems = planned.make_plan(facts, options)
-    if plan is None:
-        raise ModelError("; ".join(map(str, problems)))
-    n_bytes: int = plan.file_bytes
+    n_bytes: int = planned.file_bytes(read_facts(directory, str(directory), name), options)
     return n_bytes

@@ -14,7 +14,7 @@ def head_width(config: Any) -> int:  # noqa: ANN401 - a configuration of transfo
 
 def kv_heads(layer: Any, config: Any) -> int:  # noqa: ANN401 - a decoder layer
     """Key and value heads of a layer."""
-    return int(layer.self_attn.v_proj.weight.shape[0]) // head_width(config)
+    return int(layer.self_attn.v_proj.out_features) // head_width(config)
 
 
 def query_groups(config: Any) -> int:  # noqa: ANN401
@@ -28,7 +28,7 @@ def found_widths(model: Any) -> dict[str, list[int]]:  # noqa: ANN401 - a model 
     layers = model.base_model.layers
     found = {}
     try:
-        found[NEURONS] = [int(layer.mlp.down_proj.weight.shape[1]) for layer in layers]
+        found[NEURONS] = [int(layer.mlp.down_proj.in_features) for layer in layers]
         found[KV_HEADS] = [kv_heads(layer, model.config) for layer in layers]
     except AttributeError:
         return {}

@@ -39,6 +39,7 @@ class GraphBuilder:
     _inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     _outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     _constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    _tables: set[str] = field(default_factory=set)
     _aliases: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
 
     def node(self, op: str, inputs: Sequence[str], name: str, n_outputs: int = 1, **attributes: Any) -> str:
@@ -92,8 +93,9 @@ class GraphBuilder:
 
     def table(self, name: str, values: npt.NDArray[np.generic]) -> str:
         """Generated values that are too many for the graph itself; those of one name are stored once."""
-        if any(blob.name == name for job in self.jobs for blob in job.blobs):
+        if name in self._tables:
             return name
+        self._tables.add(name)
         return self.weight(ValuesJob((Blob(name, values.dtype, values.shape),), values))[0]
 
     def alias(self, name: str, of: str, shape: tuple[int, ...]) -> str:

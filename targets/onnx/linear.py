@@ -10,6 +10,8 @@ import numpy as np
 from targets.onnx.weights import CHANNEL_MIDDLE, Blob, BlocksJob, ChannelJob, FloatJob, VectorJob
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
     from targets.onnx.blocks import BlockGrid
@@ -167,20 +169,22 @@ class BlockScheme:
         return self.multiply(graph, layer.name, x, stored, (matrix.n_rows, matrix.n_columns), bias)
 
 
-def _store_channels(
-    graph: GraphBuilder, layer: Layer, factors: Floats | None, given: OnGrid | None
-) -> tuple[str, str]:  # fmt: skip
-    """8-bit weights (inputs, outputs) and their scales (outputs,); factors: what each input's weights count times.
+def _channels(
+    graph: GraphBuilder, layer: Layer, x: str, smoothing: Mapping[str, Floats], given: OnGrid | None
+) -> tuple[str, str, str]:  # fmt: skip
+    """The input, smoothed where the layer has factors and no codes yet; 8-bit weights (inputs, outputs); their scales.
+
+    smoothing, given: see DynamicScheme
 
     Codes are unsigned around CHANNEL_MIDDLE: x86 without VNNI multiplies unsigned inputs by signed weights in 16 bits
     that overflow, silently, unless an application asks for session.x64quantprecision (ONNX Runtime's documentation of
     quantization, "U8S8"). Whoever runs the file gets the same numbers so.
     """
-    matrix = layer.weight
+    matrix, factors = layer.weight, None if layer.has_codes(given) else smoothing.get(layer.name)
     weight = Blob(f"{layer.name}.weight", np.dtype(np.uint8), (matrix.n_columns, matrix.n_rows))
     scales = Blob(f"{layer.name}.scales", np.dtype(np.float32), (matrix.n_rows,))
     stored, steps = graph.weight(ChannelJob((weight, scales), matrix, factors, given))
-    return stored, steps
+    return _smoothed(graph, layer, x, factors), stored, steps
 
 
 def _smoothed(graph: GraphBuilder, layer: Layer, x: str, factors: Floats | None) -> str:
@@ -208,9 +212,7 @@ class DynamicScheme:
 
     def linear(self, graph: GraphBuilder, layer: Layer, x: str) -> str:
         """See `Scheme`."""
-        factors = None if layer.has_codes(self.given) else self.smoothing.get(layer.name)
-        weight, scales = _store_channels(graph, layer, factors, self.given)
-        inputs = [_smoothed(graph, layer, x, factors), weight, scales, graph.constant(CHANNEL_MIDDLE, np.uint8)]
+        inputs = [*_channels(graph, layer, x, self.smoothing, self.given), graph.constant(CHANNEL_MIDDLE, np.uint8)]
         if layer.bias is not None:
             inputs.append(vector(graph, f"{layer.name}.bias", layer.bias, np.float32))
         return graph.node("DynamicQuantizeMatMul", inputs, layer.name)
@@ -240,9 +242,8 @@ class StaticScheme:
         """See `Scheme`. In ONNX's QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses with the product."""
         if layer.name in self.weights_only:
             return self.otherwise.linear(graph, layer, x)
-        name, factors = layer.name, None if layer.has_codes(self.given) else self.smoothing.get(layer.name)
-        x = _smoothed(graph, layer, x, factors)
-        weight, scales = _store_channels(graph, layer, factors, self.given)
+        name = layer.name
+        x, weight, scales = _channels(graph, layer, x, self.smoothing, self.given)
         scale, zero = activation_grid(*self.ranges[name])
         step = graph.constant(scale, np.float32)
         offset = graph.constant(zero, np.uint8)

@@ -51,8 +51,7 @@ class Plan:
     data_bytes: sizes of the data files, exact; counts: matrices by the label of their scheme
     context: tokens that the file can hold; notes: what a reader has to know
     recorded: of a plan that only runs the model for calibration: the input of each layer, by the layer's name
-    fixed: inputs among them that must not be smoothed; final_bytes: of the files that calibrating ends in, where a
-        fixed range holds every input
+    fixed: inputs among them that must not be smoothed
     """
 
     task: str
@@ -67,7 +66,6 @@ class Plan:
     encoder: EncoderSpec | None = None
     recorded: dict[str, str] = field(default_factory=dict)
     fixed: frozenset[str] = frozenset()
-    final_bytes: int | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     @property
@@ -83,7 +81,7 @@ class Plan:
     @property
     def file_bytes(self) -> int:
         """Of the files of weights; the graph itself is some tens of kilobytes more."""
-        return sum(self.data_bytes) if self.final_bytes is None else self.final_bytes
+        return sum(self.data_bytes)
 
     @property
     def bits_per_weight(self) -> float:
@@ -181,20 +179,11 @@ def make_plan(
         return None, foreign
     if other := other_preset(facts.path, "onnx", preset.name, "on the grids"):
         return None, other
-    if task not in KNOWN_TASKS:
-        what = f"{task} cannot be written as ONNX yet"
-        raise UnsupportedError(f"{facts.requested}: {what}; known: {', '.join(KNOWN_TASKS)}")
-    plan, problems = _plan(facts, task, preset, ranges)
-    if plan is None or not plan.recorded:
-        return plan, problems
-    final, _ = _plan(facts, task, preset, Ranges(dict.fromkeys(plan.recorded, (0.0, 1.0)), frozenset(), {}))
-    return dataclasses.replace(plan, final_bytes=final.file_bytes if final is not None else None), problems
-
-
-def _plan(facts: ModelFacts, task: str, preset: Preset, ranges: Ranges | None) -> tuple[Plan | None, list[Problem]]:
     if task == TEXT_GENERATION:
         return _plan_decoder(facts, preset, ranges)
-    return _plan_encoder(facts, task, preset, ranges)
+    if task in ENCODER_TASKS:
+        return _plan_encoder(facts, task, preset, ranges)
+    raise UnsupportedError(f"{facts.requested}: {task} cannot be written as ONNX yet; known: {', '.join(KNOWN_TASKS)}")
 
 
 def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> tuple[Plan | None, list[Problem]]:

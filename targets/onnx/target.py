@@ -58,6 +58,14 @@ class OnnxTarget(PlannedTarget[Plan]):
         plan, problems = make_plan(facts, options)
         return plan, problems if plan is None else _too_new(plan, options)
 
+    def file_bytes(self, facts: ModelFacts, options: EmitOptions) -> int:
+        """See `PlannedTarget`; of a preset that is calibrated as if a fixed range holds every input."""
+        plan = self.plan(facts, options)
+        if plan.recorded:
+            held = calibration.Ranges(dict.fromkeys(plan.recorded, (0.0, 1.0)), frozenset(), {})
+            plan = _final_plan(facts, options, held)
+        return plan.file_bytes
+
     def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
         """Write the directory. Raises ModelError for NaN or infinite weights."""
         plan = self.taken_plan(facts, options)  # its blobs know their places: a graph is written once
@@ -103,14 +111,19 @@ def _calibrated(facts: ModelFacts, options: EmitOptions, plan: Plan, out: Path, 
         ranges = calibration.find_ranges(
             room / plan.file, plan.recorded, chunks, options.calibration, progress, plan.fixed
         )
-    final, problems = make_plan(facts, options, ranges)
-    if final is None:
-        raise UnsupportedError("\n".join(map(str, problems)))
+    final = _final_plan(facts, options, ranges)
     if plan.preset.calibrated == "smoothing":
         method = f"inputs smoothed by what {sum(map(len, chunks))} tokens of {name} showed"
     else:
         method = f"activation ranges: {options.calibration.method} over {sum(map(len, chunks))} tokens of {name}"
     return dataclasses.replace(final, notes=(*final.notes, method))
+
+
+def _final_plan(facts: ModelFacts, options: EmitOptions, ranges: calibration.Ranges) -> Plan:
+    final, problems = make_plan(facts, options, ranges)
+    if final is None:
+        raise UnsupportedError("\n".join(map(str, problems)))
+    return final
 
 
 def _graph(plan: Plan, options: EmitOptions) -> onnx.ModelProto:

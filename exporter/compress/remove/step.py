@@ -61,15 +61,15 @@ def run(step: Remove, subject: Subject) -> None:
     if step.units == "neurons":
         multiple = next((multiple for multiple in MULTIPLES if all(units % multiple == 0 for units in found)), 1)
     uneven = _is_uneven(step, kind, subject)
-    gradients = _felt(kind, subject) if step.scores == "gradient" else None
     if uneven:
         n_kept = _kept(step, sum(found), multiple, len(found))
-        kept = _shares(step, kind, subject, n_kept, multiple, gradients)
+    elif len(set(found)) > 1:
+        what = f"the layers have {min(found)} to {max(found)} {kind.said} already"
+        raise UserError(f"--recipe: remove {step.units}: {what}; say widths: uneven")
     else:
-        if len(set(found)) > 1:
-            what = f"the layers have {min(found)} to {max(found)} {kind.said} already"
-            raise UserError(f"--recipe: remove {step.units}: {what}; say widths: uneven")
-        kept = [_kept(step, found[0], multiple)] * len(found)
+        n_kept = _kept(step, found[0], multiple) * len(found)
+    gradients = _felt(kind, subject) if step.scores == "gradient" else [None] * len(found)
+    kept = _shares(step, kind, subject, n_kept, multiple, gradients) if uneven else [n_kept // len(found)] * len(found)
     _refuse_what_cannot_load(step, config, max(kept))
     _remove(step, kind, subject, kept, gradients)
     changes = said_widths(subject.model)
@@ -121,7 +121,7 @@ def _kept(step: Remove, total: int, multiple: int, layers: int = 1) -> int:
 
 
 def _shares(
-    step: Remove, kind: Kind, subject: Subject, kept: int, multiple: int, gradients: Sequence[Floats] | None
+    step: Remove, kind: Kind, subject: Subject, kept: int, multiple: int, gradients: Sequence[Floats | None]
 ) -> list[int]:
     """How many units each layer keeps of `kept` in all, where the model before the step loses least by it."""
     model, n_tokens = subject.model, sum(map(len, subject.chunks))
@@ -132,7 +132,7 @@ def _shares(
         subject.progress("widths", number, len(walk.layers))
         part = kind.part(layer, model.config)
         hessian = walk.observe(number).hessians[part.below].numpy()
-        ranks = _ranks(step, part, hessian, gradients[number] if gradients is not None else None)
+        ranks = _ranks(step, part, hessian, gradients[number])
         felt_there = seen[names[id(part.reader)]]
         choices[str(number)] = curve(
             part, ranks, (hessian / n_tokens).astype(np.float32), felt_there, multiple, repair=step.repair
@@ -154,7 +154,7 @@ def _ranks(step: Remove, part: parts.Part, hessian: Floats, gradients: Floats | 
     return part.magnitude() if step.scores == "magnitude" else part.activation(hessian)
 
 
-def _felt(kind: Kind, subject: Subject) -> list[Floats]:
+def _felt(kind: Kind, subject: Subject) -> list[Floats | None]:
     """What the loss would feel of each unit, by layer."""
     found = [kind.part(layer, subject.model.config) for layer in subject.model.base_model.layers]
     watched = [(part.reader, given, part.units) for part in found]
@@ -162,7 +162,7 @@ def _felt(kind: Kind, subject: Subject) -> list[Floats]:
 
 
 def _remove(
-    step: Remove, kind: Kind, subject: Subject, kept: Sequence[int], gradients: Sequence[Floats] | None
+    step: Remove, kind: Kind, subject: Subject, kept: Sequence[int], gradients: Sequence[Floats | None]
 ) -> None:
     """Leave so many units in every layer, layer after layer, each on what those before it give by then."""
     layers, config = subject.model.base_model.layers, subject.model.config
@@ -172,7 +172,7 @@ def _remove(
         part = kind.part(layer, config)
         if kept[number] < part.units:
             hessian = walk.observe(number).hessians[part.below].numpy()
-            ranks = _ranks(step, part, hessian, gradients[number] if gradients is not None else None)
+            ranks = _ranks(step, part, hessian, gradients[number])
             units = np.sort(np.argsort(-ranks, kind="stable")[: kept[number]])
             part.keep(units, hessian if step.repair else None)
         walk.advance(number)

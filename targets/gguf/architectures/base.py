@@ -171,6 +171,7 @@ def plan_tensors(
     config: as `full_config` gives it
     """
     layers = layer_configs(config)
+    dims = [dimensions(layer) for layer in layers]
     stored = _strip(architecture, facts.tensors)
     planned: list[OutTensor] = []
     problems: list[Problem] = []
@@ -180,8 +181,7 @@ def plan_tensors(
         consumed.add(source)
         if rule.when is not None and not rule.when(config):
             continue
-        dims = dimensions(layers[layer])
-        shape = tuple(dims[name] for name in rule.shape)
+        shape = tuple(dims[layer][name] for name in rule.shape)
         fact = stored.get(source)
         if fact is None:
             problems.append(Problem(source, "is missing from the weights", "take a complete checkpoint"))
