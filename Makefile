@@ -72,9 +72,10 @@ tools: $(STAMP)
 models: $(STAMP)
 	for name in $(MODELS); do $(BIN)/python -m benchmarks.models $$name || exit 1; done
 
-# A file at a time to each worker: what a file's tests share is made once. `pytest` alone runs them one by one.
+# A file at a time to each worker: what a file's tests share is made once, and the long ones come first. `pytest` alone
+# runs them one by one.
 test: lint tools models
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Every script runs and has its table, whatever the others found; a limit that does not hold fails at the end.
 bench: $(STAMP) tools
