@@ -151,10 +151,10 @@ def test_onnx_runs_them_as_two_and_is_smaller(preset: str, tiny_model_dir: Calla
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("preset", ["fp32", "int8", "int4", "dynamic-int8"])
+@pytest.mark.parametrize(("preset", "limit"), [("fp32", 1e-4), ("int8", 0.2), ("int4", 0.6), ("dynamic-int8", 0.3)])
 @pytest.mark.parametrize("matrices", [["*"], ["*.q_proj.weight", "*.down_proj.weight"]], ids=["all", "some"])
 def test_torchscript_runs_them_as_two_and_is_smaller(
-    preset: str, matrices: list[str], tiny_model_dir: Callable[..., Path], tmp_path: Path
+    preset: str, limit: float, matrices: list[str], tiny_model_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
     source, out = tiny_model_dir("qwen2", hidden=256), tmp_path / "out"
     (report,) = factorized(source, out, matrices=matrices)
@@ -166,9 +166,8 @@ def test_torchscript_runs_them_as_two_and_is_smaller(
     assert any("each is a product of two here" in note for note in two.contract["notes"])
     assert two.n_params == report["n_params"] < whole.n_params
     assert two.total_bytes < 0.97 * whole.total_bytes
-    # Rounded twice, and inputs too where the preset rounds those: of the size that rounding the whole model has, which
-    # is another on processors where activations have 7 bits.
-    limit = 1e-4 if preset == "fp32" else 1.5 * worst_difference(source, whole)
+    if preset == "dynamic-int8" and not torch.cpu._is_vnni_supported():
+        limit *= 2  # activations have 7 bits there: steps of twice the width
     assert worst_difference(out, two) < limit
     if preset == "fp32":
         assert worst_difference(source, two) > 100 * worst_difference(out, two)
