@@ -26,7 +26,9 @@ PROMPT = "The capital of France is"
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2, off the grid, in 8 bits."""
     out = tmp_path_factory.mktemp("executorch") / "decoder"
-    status, lines = export("executorch", offgrid(smollm2()), out, "--quant", "int8", "--context", "512")
+    status, lines = export(
+        "executorch", offgrid(smollm2()), out, "--quant", "int8", "--context", "512", "--chunks", "2"
+    )
     assert status == 0, lines
     assert lines["token ids"]["value"] == 0
     return out
@@ -34,8 +36,9 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("verb", [("measure",), ("check", "--max-memory", "1500MB"), ("verify",)])
 def test_the_other_verbs(verb: tuple[str, ...], decoder: Path) -> None:
-    against = ["--against", str(offgrid(smollm2()))] if verb[0] == "verify" else ["--context", "256", "--trials", "1"]
-    ran = packlight(verb[0], decoder, *verb[1:], *against)
+    against = ["--against", str(offgrid(smollm2())), "--chunks", "2"]
+    rest = against if verb[0] == "verify" else ["--context", "256", "--trials", "1"]
+    ran = packlight(verb[0], decoder, *verb[1:], *rest)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

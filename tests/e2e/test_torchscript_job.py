@@ -41,8 +41,9 @@ def test_int8_is_a_quarter_of_the_floats(decoder: Path) -> None:
 
 @pytest.mark.parametrize("verb", [("measure",), ("check", "--max-memory", "1500MB"), ("verify",)])
 def test_the_other_verbs(verb: tuple[str, ...], decoder: Path) -> None:
-    against = ["--against", str(offgrid(smollm2()))] if verb[0] == "verify" else ["--context", "256", "--trials", "1"]
-    ran = packlight(verb[0], decoder, *verb[1:], *against)
+    against = ["--against", str(offgrid(smollm2())), "--chunks", "2"]
+    rest = against if verb[0] == "verify" else ["--context", "256", "--trials", "1"]
+    ran = packlight(verb[0], decoder, *verb[1:], *rest)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
@@ -73,7 +74,7 @@ def test_an_encoder_for_the_lite_interpreter_of_an_arm_board(tmp_path: Path) -> 
 
 def test_a_decoder_for_the_lite_interpreter_and_its_card(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    status, lines = export("ptl", offgrid(smollm2()), out, "--quant", "int8", "--context", "512")
+    status, lines = export("ptl", offgrid(smollm2()), out, "--quant", "int8", "--context", "512", "--chunks", "2")
     assert status == 0, lines
     assert lines["KL divergence"]["value"] < 0.05
     code = (out / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
