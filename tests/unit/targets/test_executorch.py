@@ -31,7 +31,7 @@ VARIANTS = {
     "yarn, biases, untied": ("llama", {"rope_parameters": YARN, "attention_bias": True, "mlp_bias": True,
                                        "tied": False}),
     "odd heads": ("llama", {"head_dim": 20}),
-    "softcap": ("gemma3", {"final_logit_softcapping": 10.0}),
+    "softcap": ("gemma3", {"final_logit_softcapping": 10.0, "layers": 2}),
     "window": ("mistral", {"sliding_window": 16}),
 }  # fmt: skip
 
