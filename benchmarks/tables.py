@@ -27,6 +27,7 @@ from benchmarks import (
     quality_per_byte,
     record,
     startup,
+    training_recipes,
 )
 from benchmarks import thresholds as room_to_thresholds
 from benchmarks.paths import ROOT
@@ -115,6 +116,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "openmp_waiting": _result("openmp_waiting", openmp_waiting.table),
         "compress_memory": _result("compress_memory", compress_memory.table),
         "compression_methods": _result("compression_methods", compression_methods.table),
+        "training_recipes": _result("training_recipes", training_recipes.table),
         "quality_per_byte": _result("quality_per_byte", quality_per_byte.table),
     },
     "how-to/devices.md": {"devices": devices},

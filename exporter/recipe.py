@@ -64,6 +64,13 @@ class Recipe(Strict):
             raise ValueError(f"{early[0]} has to stand before factorize: it changes whole matrices")
         return self
 
+    @model_validator(mode="after")
+    def _trains_before_sharing(self) -> Recipe:
+        names = [step.step for step in self.steps]
+        if "share" in names and "distill" in names[names.index("share") :]:
+            raise ValueError("distill has to stand before share: training makes equal weights differ")
+        return self
+
 
 def list_recipes() -> dict[str, Recipe]:
     """Every recipe that packlight carries, by name."""

@@ -18,6 +18,40 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Text(Strict):
+    """What statistics are gathered on.
+
+    source: "model", text that the model itself writes, so that no data is needed; "text", a UTF-8 file; "help", half of
+        Python's own help; "dataset", of the Hugging Face hub. Where it is not said, what else is named decides
+    text: the file; dataset: the id, split: of it, field: with the text in
+    chunks: pieces, from all over it; tokens: of a piece
+    """
+
+    source: Literal["model", "text", "help", "dataset"] | None = None
+    text: Path | None = None
+    dataset: str | None = None
+    split: str = "train"
+    field: str = "text"
+    chunks: int = Field(default=32, ge=1)
+    tokens: int = Field(default=512, ge=16)
+
+    @property
+    def kind(self) -> str:
+        """The source, said or meant."""
+        if self.source is not None:
+            return self.source
+        return "text" if self.text is not None else "dataset" if self.dataset is not None else "model"
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Text:
+        for kind, value in (("text", self.text), ("dataset", self.dataset)):
+            if value is not None and self.kind != kind:
+                raise ValueError(f"{kind} goes with source {kind} only")
+            if value is None and self.kind == kind:
+                raise ValueError(f"source {kind} needs {kind}")
+        return self
+
+
 class Rule(Strict):
     """Another type for some tensors.
 
@@ -158,41 +192,46 @@ class Rotate(Strict):
     spaces: tuple[Literal["residual", "values"], ...] = ("residual", "values")
 
 
-Step = Annotated[
-    Quantize | Prune | Remove | Factorize | ShareWeights | Smooth | Rotate,
-    Field(discriminator="step"),
-]
+class Distill(Strict):
+    """Train the model as it is by then to predict what the source predicts.
 
-
-class Text(Strict):
-    """What statistics are gathered on.
-
-    source: "model", text that the model itself writes, so that no data is needed; "text", a UTF-8 file; "help", half of
-        Python's own help; "dataset", of the Hugging Face hub. Where it is not said, what else is named decides
-    text: the file; dataset: the id, split: of it, field: with the text in
-    chunks: pieces, from all over it; tokens: of a piece
+    loss: between the two predictions; temperature: of both; top: the source's likeliest tokens that are kept of each,
+        all others count as one
+    hard: share of the loss on the text's own next tokens in place of the source's predictions; 1 needs none of them
+    train: "all" weights; "norms", vectors alone; "lora", two thin matrices beside each, added to it at the end
+    rank: of lora, 16 where it is not said
+    updates: of the weights, at most; batch: pieces of text for each; accumulate: in how many parts one is computed
+    patience: evaluations on held-out pieces without a gain after which it ends
+    gradient_checkpointing: less memory, a third more time
+    text: what is learned from; one piece in 16 is held out
     """
 
-    source: Literal["model", "text", "help", "dataset"] | None = None
-    text: Path | None = None
-    dataset: str | None = None
-    split: str = "train"
-    field: str = "text"
-    chunks: int = Field(default=32, ge=1)
-    tokens: int = Field(default=512, ge=16)
-
-    @property
-    def kind(self) -> str:
-        """The source, said or meant."""
-        if self.source is not None:
-            return self.source
-        return "text" if self.text is not None else "dataset" if self.dataset is not None else "model"
+    step: Literal["distill"]
+    loss: Literal["forward-kl", "reverse-kl", "jsd"] = "forward-kl"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top: Annotated[int, Field(ge=1)] = 64
+    hard: Annotated[float, Field(ge=0, le=1)] = 0.0
+    train: Literal["all", "norms", "lora"] = "all"
+    rank: Annotated[int, Field(ge=1)] | None = None
+    updates: Annotated[int, Field(ge=1)] = 500
+    batch: Annotated[int, Field(ge=1)] = 8
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    patience: Annotated[int, Field(ge=1)] | None = None
+    text: Text = Text(chunks=256)
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Text:
-        for kind, value in (("text", self.text), ("dataset", self.dataset)):
-            if value is not None and self.kind != kind:
-                raise ValueError(f"{kind} goes with source {kind} only")
-            if value is None and self.kind == kind:
-                raise ValueError(f"source {kind} needs {kind}")
+    def _goes_together(self) -> Distill:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is no multiple of accumulate {self.accumulate}")
+        if self.rank is not None and self.train != "lora":
+            raise ValueError("rank goes with train lora only")
         return self
+
+
+Step = Annotated[
+    Quantize | Prune | Remove | Factorize | ShareWeights | Smooth | Rotate | Distill,
+    Field(discriminator="step"),
+]

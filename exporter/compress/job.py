@@ -122,6 +122,7 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
             _look_at_same_text(subject, journal)
         done = [StepReport(**{**one, "notes": tuple(one["notes"])}) for one in restore(subject, journal)]
         for number, step in enumerate(recipe.steps[len(done) :], len(done)):
+            subject.number = number
             done.append(_run(step, subject, drift, reporter))
             if number + 1 < len(recipe.steps):
                 settle(subject, journal, [dataclasses.asdict(one) for one in done])
@@ -153,9 +154,9 @@ def _look_at_same_text(subject: Subject, journal: Journal) -> None:
 
 
 def _looks_at_text(step: Step) -> bool:
-    """Whether a step gathers statistics."""
+    """Whether a step gathers statistics on the calibration text."""
     by_weights = getattr(step, "method", None) == "magnitude" or getattr(step, "scores", None) == "magnitude"
-    return step.step != "rotate" and not by_weights
+    return step.step not in ("rotate", "distill") and not by_weights
 
 
 def _preset(recipe: Recipe) -> str | None:

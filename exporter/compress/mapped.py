@@ -36,12 +36,15 @@ PAGE = mmap.ALLOCATIONGRANULARITY
 
 
 class MappedReference(TransformersReference):
-    """A decoder's directory in float32, its weights in a file in `room`. Raises UserError where the disk is small."""
+    """A decoder's directory in float32, its weights in a file in `room`. Raises UserError where the disk is small.
+
+    room: a directory, for what else is large as well
+    """
 
     def __init__(
         self, facts: ModelFacts, room: Path, *, threads: int | None = None, trust_remote_code: bool = False
     ) -> None:
-        self._facts, self._room, self._trusted = facts, room, trust_remote_code
+        self._facts, self.room, self._trusted = facts, room, trust_remote_code
         super().__init__(facts.path, dtype="float32", threads=threads, trust_remote_code=trust_remote_code)
 
     def load(self, transformers: Any, kind: str, options: dict[str, Any]) -> tuple[Any, list[str]]:  # noqa: ANN401
@@ -53,7 +56,7 @@ class MappedReference(TransformersReference):
                 config, dtype=torch.float32, trust_remote_code=common["trust_remote_code"]
             )
         places, total = _places(self._facts)
-        self._file = _write(self._facts, self._room, places, total)
+        self._file = _write(self._facts, self.room, places, total)
         owners = dict(model.named_parameters(remove_duplicate=False))
         for name, offset in places.items():
             if name in owners:
@@ -83,6 +86,10 @@ class MappedReference(TransformersReference):
         if missing:
             raise ModelError(f"{facts.path}: {len(missing)} weights are missing, the first is {missing[0]}")
         self._model.eval()
+
+    def again(self, facts: ModelFacts) -> MappedReference:
+        """Another directory, opened in the same way and the same room."""
+        return MappedReference(facts, self.room, trust_remote_code=self._trusted)
 
     def give_back(self) -> None:
         """Give all pages back to the kernel, for who looks at weights without running the model."""

@@ -17,6 +17,7 @@ class Runner(Protocol):
 
 
 _RUNNERS = {
+    "distill": "exporter.compress.distill.step:run",
     "factorize": "exporter.compress.factorize.step:run",
     "prune": "exporter.compress.prune.step:run",
     "remove": "exporter.compress.remove.step:run",

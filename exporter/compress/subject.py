@@ -37,6 +37,7 @@ class Subject:
     files: more safetensors files by name, tensors by name: matrices on a grid, factors
     notes: what the user should know of the step that runs
     kept: what a step may tell of its finished work, for a run after a kill
+    number: of the step that runs, from 0
     """
 
     facts: ModelFacts
@@ -49,11 +50,16 @@ class Subject:
     files: dict[str, Mapping[str, npt.NDArray[np.generic]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     kept: Kept = field(default_factory=Kept)
+    number: int = 0
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - a model of transformers
         """The model. Steps write weights in place (`module.weight.data.copy_`) where the shape stays."""
         return self.source.model
+
+    def teacher(self) -> MappedReference:
+        """The source as it was, opened once more; for the caller to close."""
+        return self.source.again(self.facts)
 
     @cached_property
     def chunks(self) -> list[list[int]]:

@@ -87,6 +87,21 @@ def test_a_file_of_the_users(tmp_path):
             "  - step: factorize\n    keep: 0.5\n  - step: rotate\n  - step: quantize",
             "1: rotate has to stand before factorize: it changes whole matrices",
         ),
+        (
+            "  - step: quantize",
+            "  - step: share\n    method: layers\n  - step: distill\n  - step: quantize",
+            "1: distill has to stand before share: training makes equal weights differ",
+        ),
+        (
+            "  - step: quantize",
+            "  - step: distill\n    batch: 6\n    accumulate: 4\n  - step: quantize",
+            "6: steps.0: batch 6 is no multiple of accumulate 4",
+        ),
+        (
+            "  - step: quantize",
+            "  - step: distill\n    rank: 4\n  - step: quantize",
+            "6: steps.0: rank goes with train lora only",
+        ),
         ("  chunks: 8", "  chunks: [8", "5: is not YAML ("),
     ],
 )

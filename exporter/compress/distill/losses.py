@@ -1,0 +1,86 @@
+"""How far a student's predictions are from its teacher's: the losses of distillation.
+
+Forward KL is that of Hinton et al. (https://arxiv.org/abs/1503.02531), reverse KL MiniLLM's
+(https://arxiv.org/abs/2306.08543), and the Jensen-Shannon divergence GKD's at one half
+(https://arxiv.org/abs/2306.13649). Of a teacher only the likeliest tokens are kept, and all others as one: a divergence
+over fewer, merged outcomes is never above that over all.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+def outcomes(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of some tokens and, behind them, of all others together.
+
+    logits: (…, vocabulary); tokens: (…, k), each once; found: (…, k + 1), or (…, k) where that is every token
+    """
+    logits = logits.float() / temperature
+    total = torch.logsumexp(logits, -1, keepdim=True)
+    chosen = logits.gather(-1, tokens) - total
+    if tokens.shape[-1] == logits.shape[-1]:
+        return chosen
+    # 1 - the sum of the chosen would lose its digits where that is near 1.
+    others = torch.logsumexp(logits.scatter(-1, tokens, -math.inf), -1, keepdim=True) - total
+    return torch.cat((chosen, others), -1)
+
+
+def likeliest(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The `count` likeliest tokens, (…, count), and their `outcomes`."""
+    tokens = logits.topk(min(count, logits.shape[-1]), -1).indices
+    return tokens, outcomes(logits, tokens, temperature)
+
+
+def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student): the student has to cover all that the teacher holds possible. See `LOSSES`."""
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(student || teacher): the student may leave out what it cannot cover. See `LOSSES`."""
+    return (student.exp() * (student - teacher)).sum(-1)
+
+
+def jensen_shannon(teacher: Tensor, student: Tensor) -> Tensor:
+    """Half of KL(teacher || mean) and half of KL(student || mean), at most ln 2. See `LOSSES`."""
+    mean = torch.logaddexp(teacher, student) - math.log(2)
+    return (forward_kl(teacher, mean) + forward_kl(student, mean)) / 2
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward-kl": forward_kl,
+    "reverse-kl": reverse_kl,
+    "jsd": jensen_shannon,
+}
+"""By name: of log-probabilities (…, outcomes) of both, (…) in nats."""
+
+
+def distillation_loss(
+    logits: Tensor, ids: Tensor, taught: tuple[Tensor, Tensor] | None, loss: str, temperature: float, hard: float
+) -> Tensor:
+    """hard times the cross-entropy of the text's next tokens, and the rest of one times the divergence; means, nats.
+
+    logits: the student's, (pieces, tokens, vocabulary); ids: (pieces, tokens)
+    taught: the teacher's tokens, (pieces, tokens, k), and their outcomes; None where hard is 1
+    The divergence counts times the temperature squared, so that its gradient keeps its size (Hinton, section 2).
+    """
+    found = logits.new_zeros(())
+    if hard > 0:
+        expected = functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
+        found = found + hard * expected
+    if hard < 1:
+        assert taught is not None, "there are predictions wherever they count"
+        tokens, teacher = taught
+        divergence = LOSSES[loss](teacher, outcomes(logits, tokens, temperature)).mean()
+        found = found + (1 - hard) * temperature**2 * divergence
+    return found

@@ -1,0 +1,71 @@
+"""The distill step of a recipe: the model learns to predict what the source predicts."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import transformers
+
+from exporter.compress.distill.lessons import lessons
+from exporter.verify.reference import quiet
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.nn import Parameter
+
+    from exporter.compress.subject import Subject
+    from exporter.steps import Distill
+
+RANK = 16
+"""Of LoRA, where the recipe names none."""
+
+
+def run(step: Distill, subject: Subject) -> None:
+    """See `exporter.compress.registry.Runner`. Checkpoints lie beside the weights' file until the step is over."""
+    with quiet(transformers):  # Trainer brings in what logs that it has no GPU
+        from exporter.compress.distill.training import is_pruned, learning, train
+
+    if step.train == "lora" and any(is_pruned(module.weight) for _, module in subject.matrices()):
+        raise UserError("--recipe: distill with train: lora would fill the zeros of prune; say train: all")
+    learned, held_out = lessons(step, subject)
+    work = subject.source.room / f"training-{subject.number}"
+    with _opened(step, subject) as (model, parameters), learning(model, parameters):
+        found = train(model, learned, held_out, step, subject.recipe.seed, work, subject.progress)
+    model.eval()
+    subject.notes.append(
+        f"distill: loss on {len(held_out)} held-out pieces {found.before:.4g} before, {found.after:.4g} after update "
+        f"{found.best} of {found.updates}"
+    )
+
+
+@contextlib.contextmanager
+def _opened(step: Distill, subject: Subject) -> Iterator[tuple[Any, list[Parameter]]]:
+    """The model to train and those of its weights that learn; what was added to it is merged at the end."""
+    model = subject.model
+    if step.train == "lora":
+        names = [name.removesuffix(".weight") for name, _ in subject.matrices()]
+        transformers.set_seed(subject.recipe.seed)  # they begin at random
+        with _adapted(model, names, step.rank or RANK) as adapted:
+            yield adapted, [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+        return
+    yield model, [one for one in model.parameters() if step.train == "all" or one.dim() == 1]
+
+
+@contextlib.contextmanager
+def _adapted(model: Any, names: list[str], rank: int) -> Iterator[Any]:  # noqa: ANN401
+    """LoRA (https://arxiv.org/abs/2106.09685) beside the modules `names`: nothing at first, merged at the end."""
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError(
+            "--recipe: distill with train: lora needs the library 'peft'; pip install 'packlight[train]'"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it calls what newer transformers have renamed
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+    yield adapted
+    adapted.merge_and_unload()

@@ -1,0 +1,260 @@
+"""A model trained on its lessons by transformers' Trainer, which keeps checkpoints and goes on from the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from exporter.compress.distill.losses import distillation_loss
+from exporter.compress.quantize.gptq import PRUNED
+from exporter.verify.reference import quiet
+from runtime.atomic import write_json
+from runtime.errors import ModelError, UserError
+from runtime.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from exporter.compress.distill.lessons import Lessons
+    from exporter.steps import Distill
+    from targets.base import Progress
+
+EVALUATIONS = 20
+"""Over a whole training: as often the held-out pieces are judged, and a checkpoint is written."""
+COMPLETE, FINISHED = "complete.json", "finished.json"
+"""Written last, into a checkpoint and beside all of them."""
+WARMUP = 20
+"""One update in so many, the first ones, is part of the warm-up."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did. before, after: loss on the held-out pieces; updates: done; best: of which the weights are"""
+
+    before: float
+    after: float
+    updates: int
+    best: int
+
+
+def train(
+    model: Any,  # noqa: ANN401 - a model of transformers
+    learned: Lessons,
+    held_out: Lessons,
+    step: Distill,
+    seed: int,
+    work: Path,
+    progress: Progress,
+) -> Trained:
+    """Train the weights that ask for gradients, in place; those that did best on the held-out pieces are left in it.
+
+    work: where checkpoints are, of a run before too. Raises UserError where nothing was learned.
+    """
+    _refuse_small_disk(model, work)
+    arguments = _arguments(step, seed, work)
+    with (
+        quiet(transformers),
+        _zeros_stay(model, step),
+        _activations_computed_again(model, on=step.gradient_checkpointing),
+    ):
+        trainer = _Distilling(step, model=model, args=arguments, train_dataset=learned, eval_dataset=held_out)
+        trainer.remove_callback(transformers.PrinterCallback)
+        if (work / FINISHED).is_file():
+            return trainer.again(work)
+        before = float(trainer.evaluate()["eval_loss"])
+        trainer.add_callback(_Shown(progress))
+        if step.patience is not None:
+            trainer.add_callback(transformers.EarlyStoppingCallback(step.patience))
+        try:
+            trainer.go_on(work)
+            after, state = trainer.state.best_metric, trainer.state
+            if after is None or not after < before:  # not a number is not less
+                what = (
+                    f"made the loss on held-out text no better, {before:.4g} before and {after or math.nan:.4g} after"
+                )
+                raise UserError(f"--recipe: distill {what}; lower learning_rate, or give it more text")
+            found = Trained(before, after, state.global_step, state.best_global_step)
+            write_json(work / FINISHED, dataclasses.asdict(found))
+        except OSError as error:
+            raise ModelError(f"{work}: cannot be written ({error}); free space or choose another -o") from error
+    return found
+
+
+def _arguments(step: Distill, seed: int, work: Path) -> Any:  # noqa: ANN401
+    """What Trainer is told. Raises UserError for what it cannot do here."""
+    every = max(1, step.updates // EVALUATIONS)
+    try:
+        return transformers.TrainingArguments(
+            output_dir=str(work), max_steps=step.updates, per_device_train_batch_size=step.batch // step.accumulate,
+            gradient_accumulation_steps=step.accumulate, learning_rate=step.learning_rate, lr_scheduler_type="cosine",
+            warmup_steps=step.updates // WARMUP, per_device_eval_batch_size=1, eval_strategy="steps", eval_steps=every,
+            save_steps=every, load_best_model_at_end=True, metric_for_best_model="eval_loss",
+            greater_is_better=False, prediction_loss_only=True, label_names=["input_ids"], remove_unused_columns=False,
+            logging_steps=1, report_to="none", disable_tqdm=True, seed=seed, bf16=step.precision == "bfloat16",
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+    except ImportError as error:
+        raise UserError("--recipe: distill needs the library 'accelerate'; pip install 'packlight[train]'") from error
+    except ValueError as error:
+        raise UserError(f"--recipe: distill: {' '.join(str(error).split())[:200]}") from error
+
+
+def _refuse_small_disk(model: Any, work: Path) -> None:  # noqa: ANN401
+    """Raise UserError where two checkpoints, the best and the last, and a third that is being written do not fit."""
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    moments = 8 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    needed, free = 3 * (weights + moments), shutil.disk_usage(work.parent).free
+    if needed > free:
+        what = f"distill needs {format_bytes(needed)} of disk for its checkpoints beside {work.parent.parent}"
+        raise UserError(f"--recipe: {what}, {format_bytes(free)} are free; choose another -o, or train less")
+
+
+class _Distilling(transformers.Trainer):  # type: ignore[misc]
+    """Learns from the teacher's predictions."""
+
+    def __init__(self, step: Distill, **options: Any) -> None:
+        super().__init__(**options)
+        self._step = step
+        # The loss is a mean over a part of a batch, which Trainer has to divide by the number of parts.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # noqa: ANN401
+        """See `transformers.Trainer`."""
+        output = model(input_ids=inputs["input_ids"], use_cache=False)
+        taught = (inputs["tokens"], inputs["outcomes"]) if "tokens" in inputs else None
+        loss = distillation_loss(
+            output.logits, inputs["input_ids"], taught, self._step.loss, self._step.temperature, self._step.hard
+        )
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def go_on(self, work: Path) -> None:
+        """Train to the end, from the last checkpoint where there is one, and load what was best."""
+        last = _last(work)
+        if last is None or int(last.name.rpartition("-")[2]) < self.args.max_steps:
+            self.train(resume_from_checkpoint=last and str(last))
+            return
+        self.state = transformers.TrainerState.load_from_json(str(last / "trainer_state.json"))
+        self._load_best_model()
+
+    def again(self, work: Path) -> Trained:
+        """Load what a training that is over has left, into the model."""
+        found = Trained(**json.loads((work / FINISHED).read_text(encoding="utf-8")))
+        self.state.best_model_checkpoint = str(work / f"checkpoint-{found.best}")
+        self._load_best_model()
+        return found
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ANN401
+        """See `transformers.Trainer`. One before it goes only when this one is on the disk as a whole."""
+        super()._save_checkpoint(model, trial)
+        work = Path(self.args.output_dir)
+        made = work / f"checkpoint-{self.state.global_step}"
+        for path in made.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        write_json(made / COMPLETE, {"update": self.state.global_step})
+        for path in work.glob("checkpoint-*"):
+            if path not in (made, Path(self.state.best_model_checkpoint or made)):
+                shutil.rmtree(path)
+
+
+def _last(work: Path) -> Path | None:
+    """The last checkpoint that is complete; those that a kill has cut off are removed."""
+    found = {}
+    for path in work.glob("checkpoint-*"):
+        if (path / COMPLETE).is_file():
+            found[int(path.name.rpartition("-")[2])] = path
+        else:
+            shutil.rmtree(path)
+    return found[max(found)] if found else None
+
+
+class _Shown(transformers.TrainerCallback):  # type: ignore[misc]
+    """Tells how far a training is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._said = progress, ""
+        self._start: tuple[float, int] = (0.0, 0)
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:  # noqa: ANN401
+        """From here the time is taken."""
+        self._start = (time.monotonic(), state.global_step)
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float], **_: Any) -> None:  # noqa: ANN401
+        """After every update, and after an evaluation."""
+        start, first = self._start
+        if "eval_loss" in logs:
+            self._said = f", held out {logs['eval_loss']:.4g}"
+        if "loss" in logs and state.global_step > first:
+            left = (time.monotonic() - start) / (state.global_step - first) * (state.max_steps - state.global_step)
+            what = f"distill, loss {logs['loss']:.4g}{self._said}, {left / 60:.0f} min left"
+            self._progress(what, state.global_step, state.max_steps)
+
+
+@contextlib.contextmanager
+def _zeros_stay(model: Any, step: Distill) -> Iterator[None]:  # noqa: ANN401
+    """No gradient for the zeros of matrices that were pruned: Adam leaves them then. LoRA's own begin as zeros."""
+
+    def without_zeros(parameter: torch.Tensor) -> Any:  # noqa: ANN401
+        return lambda gradient: gradient.masked_fill(parameter == 0, 0)
+
+    handles = [
+        parameter.register_hook(without_zeros(parameter))
+        for parameter in model.parameters()
+        if step.train != "lora" and parameter.requires_grad and is_pruned(parameter)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _activations_computed_again(model: Any, *, on: bool) -> Iterator[None]:  # noqa: ANN401
+    """Gradient checkpointing. Its name in transformers has changed within version 5, by which it is switched."""
+    name = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    if on:
+        getattr(model, f"{name}_enable")()
+    try:
+        yield
+    finally:
+        if on:
+            getattr(model, f"{name}_disable")()
+
+
+def is_pruned(weight: torch.Tensor) -> bool:
+    """Whether so many weights of a matrix are zero that they were set so."""
+    return weight.dim() == 2 and float((weight == 0).float().mean()) >= PRUNED
+
+
+@contextlib.contextmanager
+def learning(model: Any, parameters: list[torch.nn.Parameter]) -> Iterator[None]:  # noqa: ANN401
+    """These weights of a model ask for gradients and lie in memory, not in a mapped file that updates would write to.
+
+    Afterwards all weights are where they were before, wherever the training has moved the model to.
+    """
+    homes = [(parameter, parameter.data) for parameter in model.parameters()]
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        learned = {id(parameter) for parameter in parameters}
+        for parameter, home in homes:
+            if id(parameter) in learned:
+                home.copy_(parameter.data)
+            parameter.requires_grad_(False)
+            parameter.grad, parameter.data = None, home
+        model.to("cpu")  # what else it has, such as tables of angles
