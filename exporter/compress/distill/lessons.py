@@ -6,6 +6,8 @@ The teacher runs once, whatever the number of epochs; of each prediction the lik
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -118,15 +120,21 @@ class _Teacher:
     def _chunks(self) -> list[list[int]]:
         subject, text = self._subject, self._step.text
         found = calibration_chunks(self._source, subject.facts, text, subject.recipe.seed, subject.progress)
-        return [ids for ids in found if len(ids) == text.tokens]  # a text's last piece is shorter
+        found = [ids for ids in found if len(ids) == text.tokens]  # a text's last piece is shorter
+        digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+        name = f"lessons-{subject.number}"
+        known = subject.kept.find(name)
+        if known is None:
+            subject.kept.note(name, pieces=len(found), text=digest)
+        elif known["text"] != digest:
+            what = "the text of distill is another than that which the work was begun with"
+            raise UserError(f"--resume: {what}; put it back, or leave --resume out to begin anew")
+        return found
 
     def pieces(self) -> int:
         """How many pieces of text there are."""
-        kept, name = self._subject.kept, f"lessons-{self._subject.number}"
-        if (known := kept.find(name)) is not None:
-            return int(known["pieces"])
-        kept.note(name, pieces=len(self._chunks))
-        return len(self._chunks)
+        known = self._subject.kept.find(f"lessons-{self._subject.number}")
+        return len(self._chunks) if known is None else int(known["pieces"])
 
     def batch(self, number: int) -> Batch:
         """Pieces and predictions, batch `number` of all."""

@@ -250,6 +250,21 @@ def test_text_alone_asks_no_teacher_for_predictions(tiny_llama: Path, tmp_path: 
     subject.source.close()
 
 
+def test_another_text_is_not_gone_on_with(tiny_llama: Path, tmp_path: Path) -> None:
+    text, step = tmp_path / "text.txt", {**SHORT, "hard": 1.0}
+    text.write_text("one two three four five six seven " * 200, encoding="utf-8")
+    subject = opened_subject(tiny_llama, tmp_path, {**step, "text": {"text": str(text), "chunks": 20, "tokens": 32}})
+    with working(tmp_path / "out", {}, resume=False) as journal:
+        subject.kept = journal
+        lessons(subject.recipe.steps[0], subject)
+        text.write_text("eight nine ten eleven twelve " * 200, encoding="utf-8")
+        lessons(subject.recipe.steps[0], subject)  # all of it is on the disk
+        (journal.room / "lessons-0-1.safetensors").unlink()
+        with pytest.raises(UserError, match=r"--resume: the text of distill is another .*; put it back, or leave"):
+            lessons(subject.recipe.steps[0], subject)
+    subject.source.close()
+
+
 def test_the_short_piece_at_a_texts_end_is_left_out(tiny_llama: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("one two three four five six seven " * 60, encoding="utf-8")
