@@ -43,6 +43,8 @@ def calibration_chunks(
     tokenizer = source.path / "tokenizer.json"
     if wanted.kind == "dataset":
         return _of_dataset(tokenizer, wanted)
+    if wanted.kind == "jsonl":
+        return _of_jsonl(source, wanted)
     text = wanted.text if wanted.kind == "text" else None
     chunks, _ = token_chunks(tokenizer, Calibration(text=text, chunks=wanted.chunks, tokens=wanted.tokens))
     return chunks
@@ -128,6 +130,56 @@ def _plain_tokens(source: TransformersReference) -> list[int]:
     special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     n = min(tokenizer.get_vocab_size(with_added_tokens=False), source.n_vocab)
     return [token for token in range(n) if token not in special]
+
+
+def _of_jsonl(source: TransformersReference, wanted: Text) -> list[list[int]]:
+    """Pieces of the texts of a JSONL file one after the other, an end token behind each, from the first on."""
+    ids: list[int] = []
+    end = [source.eos_id] if source.eos_id is not None else []
+    for where, value in _objects(wanted):
+        ids += source.tokenize(_said(source, where, value, wanted.field), add_special=isinstance(value, str)) + end
+        if len(ids) >= wanted.chunks * wanted.tokens:
+            break
+    n = min(wanted.chunks, len(ids) // wanted.tokens)
+    if not n:
+        what = f"has {len(ids)} tokens, a piece is {wanted.tokens}"
+        raise UserError(f"{wanted.jsonl}: {what}; name a longer file, or ask for fewer tokens")
+    return [ids[number * wanted.tokens : (number + 1) * wanted.tokens] for number in range(n)]
+
+
+def _objects(wanted: Text) -> Iterator[tuple[str, Any]]:
+    """The wanted field of every line, and where it stands. Raises UserError for a line that is not as it has to be."""
+    assert wanted.jsonl is not None, "its own validator has seen to that"
+    try:
+        with wanted.jsonl.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{wanted.jsonl}:{number}"
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{where}: is not JSON in UTF-8 ({error}); mend that line") from error
+                if not isinstance(value, dict) or wanted.field not in value:
+                    raise UserError(f"{where}: is no object with {wanted.field}; name another field, or mend that line")
+                yield where, value[wanted.field]
+    except OSError as error:
+        raise UserError(f"{wanted.jsonl}: cannot be read ({error.strerror}); name a file of JSON lines") from error
+
+
+def _said(source: TransformersReference, where: str, value: Any, key: str) -> str:  # noqa: ANN401
+    """A text, or a conversation as the model's chat template renders it. Raises UserError for neither."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise UserError(f"{where}: {key} is neither a text nor a list of messages; mend that line")
+    if not source.has_chat_template:
+        raise UserError(f"{where}: {key} is a conversation, and the model has no chat template; give it texts")
+    try:
+        return source.render(value, prompt=False)
+    except Exception as error:  # whatever the template raises
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: the model's chat template refuses it ({reason}); mend that line") from error
 
 
 def _of_dataset(tokenizer: Path, wanted: Text) -> list[list[int]]:

@@ -21,14 +21,17 @@ class Strict(BaseModel):
 class Text(Strict):
     """What statistics are gathered on.
 
-    source: "model", text that the model itself writes, so that no data is needed; "text", a UTF-8 file; "help", half of
-        Python's own help; "dataset", of the Hugging Face hub. Where it is not said, what else is named decides
-    text: the file; dataset: the id, split: of it, field: with the text in
+    source: "model", text that the model itself writes, so that no data is needed; "text", a UTF-8 file; "jsonl", a file
+        of JSON objects, a line each; "help", half of Python's own help; "dataset", of the Hugging Face hub. Where it is
+        not said, what else is named decides
+    text, jsonl: the file; dataset: the id, split: of it; field: of an object, with the text in, or with a conversation,
+        a list of messages with role and content, which the model's chat template renders
     chunks: pieces, from all over it; tokens: of a piece
     """
 
-    source: Literal["model", "text", "help", "dataset"] | None = None
+    source: Literal["model", "text", "jsonl", "help", "dataset"] | None = None
     text: Path | None = None
+    jsonl: Path | None = None
     dataset: str | None = None
     split: str = "train"
     field: str = "text"
@@ -40,11 +43,12 @@ class Text(Strict):
         """The source, said or meant."""
         if self.source is not None:
             return self.source
-        return "text" if self.text is not None else "dataset" if self.dataset is not None else "model"
+        named = (kind for kind in ("text", "jsonl", "dataset") if getattr(self, kind) is not None)
+        return next(named, "model")
 
     @model_validator(mode="after")
     def _goes_together(self) -> Text:
-        for kind, value in (("text", self.text), ("dataset", self.dataset)):
+        for kind, value in (("text", self.text), ("jsonl", self.jsonl), ("dataset", self.dataset)):
             if value is not None and self.kind != kind:
                 raise ValueError(f"{kind} goes with source {kind} only")
             if value is None and self.kind == kind:

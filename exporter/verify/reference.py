@@ -197,6 +197,7 @@ class TransformersReference(TorchSource):
         super().__init__(path, DECODER, dtype=dtype, trust_remote_code=trust_remote_code)
         self.use_threads(threads)
         self._can_skip = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        self.eos_id: int | None = self._tokenizer.eos_token_id
         self.n_vocab = int(self._model.get_output_embeddings().weight.shape[0])
         self.bos_id = bos_of(self.tokenize)
 

@@ -173,3 +173,44 @@ def test_a_recipe_without_a_text_asks_the_model_before_it_changes(tiny_llama: Pa
     source.close()
     assert json.loads(kept.read_text(encoding="utf-8"))["chunks"] == expected
     assert np.array(expected).shape == (4, 32)
+
+
+def test_lines_of_json(llama: TransformersReference, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    turns = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]
+    lines: list[Any] = [{"answer": "four five six " * 6}, {"answer": turns}, {"answer": "seven eight " * 6}]
+    file.write_text("\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    expected: list[int] = []
+    for text, special in (
+        ("four five six " * 6, True),
+        (llama.render(turns, prompt=False), False),  # it has its special tokens written in it
+        ("seven eight " * 6, True),
+    ):
+        expected += [*llama.tokenize(text, add_special=special), llama.eos_id or -1]
+    n = len(expected) // 16
+    assert n >= 3
+    assert chunks_of(llama, jsonl=file, field="answer", chunks=99, tokens=16) == [
+        expected[16 * number : 16 * number + 16] for number in range(n)
+    ]
+    assert chunks_of(llama, jsonl=file, field="answer", chunks=2, tokens=16) == [expected[:16], expected[16:32]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "one"}\n{"text": \n', r":2: is not JSON in UTF-8 \(.*; mend that line"),
+        (b'{"text": "\xe9"}', ":1: is not JSON in UTF-8"),
+        (b'{"prompt": "one"}', ":1: is no object with text; name another field, or mend that line"),
+        (b"[1]", ":1: is no object with text"),
+        (b'{"text": 3}', ":1: text is neither a text nor a list of messages"),
+        (b'{"text": [{"role": 3}]}', ":1: the model's chat template refuses it|has no chat template"),
+        (b'{"text": "one"}', r"answers.jsonl: has \d+ tokens, a piece is 16; name a longer file"),
+        (None, "answers.jsonl: cannot be read"),
+    ],
+)
+def test_a_bad_line_is_named(content: bytes | None, message: str, llama: TransformersReference, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        chunks_of(llama, jsonl=file, chunks=1, tokens=16)
