@@ -103,6 +103,7 @@ def _arguments(step: Distill, seed: int, work: Path) -> Any:  # noqa: ANN401
             greater_is_better=False, prediction_loss_only=True, label_names=["input_ids"], remove_unused_columns=False,
             logging_steps=1, report_to="none", disable_tqdm=True, seed=seed, bf16=step.precision == "bfloat16",
             dataloader_pin_memory=torch.cuda.is_available(),
+            use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         )  # fmt: skip
     except ImportError as error:
         raise UserError("--recipe: distill needs the library 'accelerate'; pip install 'packlight[train]'") from error
