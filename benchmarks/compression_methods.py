@@ -10,8 +10,6 @@ Speed: decode in llama.cpp of the file at Q8_0, beside that of the whole model, 
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from benchmarks.cases import chosen, finished
 from benchmarks.models import offgrid
 from benchmarks.paths import CACHE
 from benchmarks.smollm2 import smollm2
@@ -224,23 +223,11 @@ def table(content: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is not there yet, print the table, write the result; exit status 1 where a limit does not hold."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compression_methods", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    args = parser.parse_args()
+    names = chosen("compression_methods", __doc__.splitlines()[0], CASES)
     model = offgrid(smollm2())
-    content: dict[str, Any] = {**record.provenance(), "cases": {}}
-    KEPT.mkdir(parents=True, exist_ok=True)
-    for name in args.only:
-        # A case belongs to the code that made it: other code makes it anew.
-        key = json.dumps([content["code_sha256"], CASES[name].recipe()], sort_keys=True)
-        kept = KEPT / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        if not kept.is_file():
-            found = run(CASES[name], model)
-            kept.write_text(json.dumps(found), encoding="utf-8")
-        content["cases"][name] = json.loads(kept.read_text(encoding="utf-8"))
-        print(f"{name}: {content['cases'][name]}", file=sys.stderr, flush=True)
+    content: dict[str, Any] = record.provenance()
+    recipes = {name: CASES[name].recipe() for name in names}
+    content["cases"] = finished(KEPT, content["code_sha256"], recipes, lambda name, _path: run(CASES[name], model))
     record.save("compression_methods", content)
     print(table(content))
     sys.exit(not all(holds for *_, holds in limits(content["cases"])))

@@ -10,7 +10,6 @@ on where it was; a finished case is kept in .cache and not run again.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import record
+from benchmarks.cases import chosen, finished
 from benchmarks.compression_methods import ENVIRONMENT, PACKLIGHT
 from benchmarks.models import offgrid
 from benchmarks.paths import CACHE
@@ -70,15 +70,17 @@ def text_file() -> Path:
     return path
 
 
-def run(case: Case, model: Path, work: Path) -> dict[str, Any]:
-    """Compress, or go on with it. work: a directory of the case's own, which is left empty."""
+def run(case: Case, recipe: dict[str, Any], model: Path, work: Path) -> dict[str, Any]:
+    """Compress, or go on with it. work: a directory of the case's own, which is removed at the end."""
+    work.mkdir(exist_ok=True)
     file, out = work / "recipe.yaml", work / "out"
-    file.write_text(json.dumps(case.recipe(text_file())), encoding="utf-8")  # JSON is YAML
+    file.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     command = [PACKLIGHT, "compress", str(model), "--recipe", str(file), "-o", str(out), "--threads", "2", "--json"]
     done = subprocess.run([*command, "--resume"], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: status {done.returncode}")
     before, after = json.loads(done.stdout)["steps"]
+    shutil.rmtree(work)
     keys = ("mean_kl", "perplexity_ratio", "same_top1")
     return {
         "n_params": after["n_params"], "minutes": after["seconds"] / 60, "notes": after["notes"],
@@ -115,23 +117,15 @@ def table(content: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is not there yet, print the table, write the result; exit status 1 where a limit does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_recipes", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    args = parser.parse_args()
+    names = chosen("training_recipes", __doc__.splitlines()[0], CASES)
     model = offgrid(smollm2())
-    content: dict[str, Any] = {**record.provenance(), "cases": {}}
+    content: dict[str, Any] = record.provenance()
     KEPT.mkdir(parents=True, exist_ok=True)
-    for name in args.only:
-        # A case belongs to the code that made it: other code makes it anew.
-        key = json.dumps([content["code_sha256"], CASES[name].recipe(text_file())], sort_keys=True)
-        kept = KEPT / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        if not kept.is_file():
-            work = kept.with_suffix("")
-            work.mkdir(exist_ok=True)
-            kept.write_text(json.dumps(run(CASES[name], model, work)), encoding="utf-8")
-            shutil.rmtree(work)
-        content["cases"][name] = json.loads(kept.read_text(encoding="utf-8"))
-        print(f"{name}: {content['cases'][name]}", file=sys.stderr, flush=True)
+    text = text_file()
+    recipes = {name: CASES[name].recipe(text) for name in names}
+    content["cases"] = finished(
+        KEPT, content["code_sha256"], recipes, lambda name, work: run(CASES[name], recipes[name], model, work)
+    )
     record.save("training_recipes", content)
     print(table(content))
     sys.exit(not all(holds(name, one) for name, one in content["cases"].items()))

@@ -17,6 +17,12 @@ from runtime.errors import UserError
 from runtime.measurement import KvType  # noqa: TC001 - pydantic reads it
 
 RECIPES = Path(__file__).parent / "recipes"
+LATE = (
+    # They rewrite rows and columns, which two factors have not.
+    ("factorize", ("remove", "rotate", "smooth"), "it changes whole matrices"),
+    ("share", ("distill",), "training makes equal weights differ"),
+)
+"""A step, those that cannot stand behind it, and why."""
 
 
 class Recipe(Strict):
@@ -56,19 +62,12 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def _changes_whole_matrices_first(self) -> Recipe:
+    def _is_in_order(self) -> Recipe:
         names = [step.step for step in self.steps]
-        behind = names[names.index("factorize") :] if "factorize" in names else []
-        # They rewrite rows and columns of whole matrices, which two factors have not.
-        if early := [name for name in behind if name in ("remove", "rotate", "smooth")]:
-            raise ValueError(f"{early[0]} has to stand before factorize: it changes whole matrices")
-        return self
-
-    @model_validator(mode="after")
-    def _trains_before_sharing(self) -> Recipe:
-        names = [step.step for step in self.steps]
-        if "share" in names and "distill" in names[names.index("share") :]:
-            raise ValueError("distill has to stand before share: training makes equal weights differ")
+        for first, refused, why in LATE:
+            behind = names[names.index(first) :] if first in names else []
+            if early := [name for name in behind if name in refused]:
+                raise ValueError(f"{early[0]} has to stand before {first}: {why}")
         return self
 
 

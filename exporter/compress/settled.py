@@ -38,8 +38,7 @@ def settle(subject: Subject, journal: Journal, done: Sequence[dict[str, Any]]) -
     _open(subject, room)
     if before is not None:
         shutil.rmtree(journal.room / before["directory"], ignore_errors=True)
-    for path in journal.room.glob("training-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(subject.work, ignore_errors=True)
 
 
 def restore(subject: Subject, journal: Journal) -> list[dict[str, Any]]:

@@ -57,6 +57,11 @@ class Subject:
         """The model. Steps write weights in place (`module.weight.data.copy_`) where the shape stays."""
         return self.source.model
 
+    @property
+    def work(self) -> Path:
+        """Where the step that runs may keep files of its own, for a run after a kill; gone once the step is over."""
+        return self.source.room / f"work-{self.number}"
+
     def teacher(self) -> MappedReference:
         """The source as it was, opened once more; for the caller to close."""
         return self.source.again(self.facts)

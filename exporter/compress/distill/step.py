@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from exporter.compress.distill.lessons import lessons
+from exporter.compress.quantize.gptq import is_pruned
 from exporter.verify.reference import quiet
 from runtime.errors import UserError
 
@@ -27,14 +28,13 @@ RANK = 16
 def run(step: Distill, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. Checkpoints lie beside the weights' file until the step is over."""
     with quiet(transformers):  # Trainer brings in what logs that it has no GPU
-        from exporter.compress.distill.training import is_pruned, learning, train
+        from exporter.compress.distill.training import learning, train
 
-    if step.train == "lora" and any(is_pruned(module.weight) for _, module in subject.matrices()):
+    if step.train == "lora" and any(is_pruned(module.weight.detach().numpy()) for _, module in subject.matrices()):
         raise UserError("--recipe: distill with train: lora would fill the zeros of prune; say train: all")
     learned, held_out = lessons(step, subject)
-    work = subject.source.room / f"training-{subject.number}"
     with _opened(step, subject) as (model, parameters), learning(model, parameters):
-        found = train(model, learned, held_out, step, subject.recipe.seed, work, subject.progress)
+        found = train(model, learned, held_out, step, subject.recipe.seed, subject.work, subject.progress)
     model.eval()
     subject.notes.append(
         f"distill: loss on {len(held_out)} held-out pieces {found.before:.4g} before, {found.after:.4g} after update "

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from exporter.compress.distill.losses import distillation_loss
-from exporter.compress.quantize.gptq import PRUNED
+from exporter.compress.quantize.gptq import is_pruned
 from exporter.verify.reference import quiet
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
@@ -212,7 +212,10 @@ def _zeros_stay(model: Any, step: Distill) -> Iterator[None]:  # noqa: ANN401
     handles = [
         parameter.register_hook(without_zeros(parameter))
         for parameter in model.parameters()
-        if step.train != "lora" and parameter.requires_grad and is_pruned(parameter)
+        if step.train != "lora"
+        and parameter.requires_grad
+        and parameter.dim() == 2
+        and is_pruned(parameter.detach().numpy())
     ]
     try:
         yield
@@ -232,11 +235,6 @@ def _activations_computed_again(model: Any, *, on: bool) -> Iterator[None]:  # n
     finally:
         if on:
             getattr(model, f"{name}_disable")()
-
-
-def is_pruned(weight: torch.Tensor) -> bool:
-    """Whether so many weights of a matrix are zero that they were set so."""
-    return weight.dim() == 2 and float((weight == 0).float().mean()) >= PRUNED
 
 
 @contextlib.contextmanager

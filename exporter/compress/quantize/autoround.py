@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from exporter.compress.quantize.gptq import PRUNED
+from exporter.compress.quantize.gptq import is_pruned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,7 +125,7 @@ def _choice(weight: Floats, grid: Grid, packed: Bytes) -> _Choice:
     up = (weight > kept) == (scales > 0)
     stepped = codes.astype(np.int16) + np.where(up, 1, -1)
     inside = (stepped >= 0) & (stepped <= grid.largest) & (scales != 0)
-    if np.count_nonzero(weight == 0) >= PRUNED * weight.size:
+    if is_pruned(weight):
         inside &= weight != 0  # what was pruned stays so
     other_codes = np.where(inside, stepped, codes).astype(np.uint8)
     other = grid.values(other_codes, scales, offsets)

@@ -29,6 +29,11 @@ WHOLE = 512
 """Columns of a triangle that is inverted in one piece."""
 
 
+def is_pruned(weight: Floats) -> bool:
+    """Whether so many weights of a matrix are zero that they were set so."""
+    return bool(np.count_nonzero(weight == 0) >= PRUNED * weight.size)
+
+
 @dataclass(frozen=True)
 class GptqOptions:
     """How to round.
@@ -110,7 +115,7 @@ class Gptq:
 
         Raises OverflowError for weights too large for the grid.
         """
-        pruned = bool(np.count_nonzero(weight == 0) >= PRUNED * weight.size)
+        pruned = is_pruned(weight)
         choose = self._ordered if self._options.activation_order else self._natural
         pieces = (weight[start : start + ROWS] for start in range(0, len(weight), ROWS))
         return np.concatenate([choose(np.array(rows, np.float32), grid, pruned=pruned) for rows in pieces])

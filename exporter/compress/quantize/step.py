@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.compress.factored import factored_modules, merge
-from exporter.compress.quantize.gptq import PRUNED
+from exporter.compress.quantize.gptq import is_pruned
 from exporter.compress.subject import fact_now
 from runtime.errors import ModelError, UserError
 from targets.factors import Factors
@@ -62,9 +62,9 @@ def _pruned(subject: Subject) -> dict[str, Bits]:
     """Where the zeros are of every matrix that was pruned, by name, eight weights a byte."""
     found = {}
     for name, module in subject.matrices():
-        zeros = module.weight.detach().numpy() == 0
-        if zeros.mean() >= PRUNED:
-            found[name] = np.packbits(zeros)
+        weight = module.weight.detach().numpy()
+        if is_pruned(weight):
+            found[name] = np.packbits(weight == 0)
         subject.source.give_back()
     return found
 

@@ -196,7 +196,7 @@ def test_a_kill_changes_nothing_in_the_end(
     file.write_text(recipe(*steps, **text).model_dump_json(), encoding="utf-8")
     killed(15, tiny_llama, file, out)
     killed(25, tiny_llama, file, out, "--resume")
-    checkpoints = work_of(out) / "training-1"
+    checkpoints = work_of(out) / "work-1"
     assert "checkpoint-24" in [path.name for path in checkpoints.iterdir()]
     shutil.copytree(checkpoints / "checkpoint-24", checkpoints / "checkpoint-26")
     (checkpoints / "checkpoint-26" / COMPLETE).unlink()  # as a kill within the writing leaves it
