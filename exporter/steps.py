@@ -66,11 +66,54 @@ class Rule(Strict):
     type: str
 
 
+class Training(Strict):
+    """How weights learn to predict what the source predicts.
+
+    loss: between the two predictions; temperature: of both; top: the source's likeliest tokens that are kept of each,
+        all others count as one
+    hard: share of the loss on the text's own next tokens in place of the source's predictions; 1 needs none of them
+    updates: of the weights, at most; batch: pieces of text for each; accumulate: in how many parts one is computed
+    patience: evaluations on held-out pieces without a gain after which it ends
+    gradient_checkpointing: less memory, a third more time
+    text: what is learned from; one piece in 16 is held out
+    """
+
+    loss: Literal["forward-kl", "reverse-kl", "jsd"] = "forward-kl"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top: Annotated[int, Field(ge=1)] = 64
+    hard: Annotated[float, Field(ge=0, le=1)] = 0.0
+    updates: Annotated[int, Field(ge=1)] = 500
+    batch: Annotated[int, Field(ge=1)] = 8
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    patience: Annotated[int, Field(ge=1)] | None = None
+    text: Text = Text(chunks=256)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Training:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is no multiple of accumulate {self.accumulate}")
+        return self
+
+
+class OnGrid(Training):
+    """Train a model whose matrices lie on their grids: quantization-aware training.
+
+    train: "all", codes and scales of matrices, and all weights that have none; "scales", scales and vectors, under
+        codes that stay
+    """
+
+    train: Literal["all", "scales"] = "all"
+
+
 class Quantize(Strict):
     """Put every matrix onto the grid that a preset of the format gives it.
 
     types: "preset", or "measured": those that cost the model least for the bytes that the preset would take
     method: how codes are chosen; iterations: of autoround, on every layer
+    training: of the codes and scales that were chosen, all layers together
     rules: types of some tensors whatever else is said, the first that matches counts
     """
 
@@ -80,6 +123,7 @@ class Quantize(Strict):
     method: Literal["rtn", "gptq", "gptq-natural", "autoround"] = "gptq"
     iterations: Annotated[int, Field(ge=1)] = 200
     rules: tuple[Rule, ...] = ()
+    training: OnGrid | None = None
 
 
 class Prune(Strict):
@@ -196,40 +240,19 @@ class Rotate(Strict):
     spaces: tuple[Literal["residual", "values"], ...] = ("residual", "values")
 
 
-class Distill(Strict):
-    """Train the model as it is by then to predict what the source predicts.
+class Distill(Training):
+    """Train the model as it is by then.
 
-    loss: between the two predictions; temperature: of both; top: the source's likeliest tokens that are kept of each,
-        all others count as one
-    hard: share of the loss on the text's own next tokens in place of the source's predictions; 1 needs none of them
     train: "all" weights; "norms", vectors alone; "lora", two thin matrices beside each, added to it at the end
     rank: of lora, 16 where it is not said
-    updates: of the weights, at most; batch: pieces of text for each; accumulate: in how many parts one is computed
-    patience: evaluations on held-out pieces without a gain after which it ends
-    gradient_checkpointing: less memory, a third more time
-    text: what is learned from; one piece in 16 is held out
     """
 
     step: Literal["distill"]
-    loss: Literal["forward-kl", "reverse-kl", "jsd"] = "forward-kl"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    top: Annotated[int, Field(ge=1)] = 64
-    hard: Annotated[float, Field(ge=0, le=1)] = 0.0
     train: Literal["all", "norms", "lora"] = "all"
     rank: Annotated[int, Field(ge=1)] | None = None
-    updates: Annotated[int, Field(ge=1)] = 500
-    batch: Annotated[int, Field(ge=1)] = 8
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    precision: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
-    patience: Annotated[int, Field(ge=1)] | None = None
-    text: Text = Text(chunks=256)
 
     @model_validator(mode="after")
     def _goes_together(self) -> Distill:
-        if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} is no multiple of accumulate {self.accumulate}")
         if self.rank is not None and self.train != "lora":
             raise ValueError("rank goes with train lora only")
         return self

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -10,6 +11,24 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
     Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The numbers that a file has of rows beside codes and what is a whole number, and what scales are of them.
+
+    scales = steps * scale_by, offsets = steps * step_by + shifts * shift_by, as an engine computes them
+    kind: the type of both in the file
+    steps, shifts: (rows, units), float32; None where there are no shifts
+    scale_by, step_by, shift_by: (rows, units, scales of a unit), float32; None for nothing
+    """
+
+    kind: Literal["float16", "bfloat16", "float32"]
+    steps: Floats
+    shifts: Floats | None
+    scale_by: Floats
+    step_by: Floats | None
+    shift_by: Floats | None
 
 
 class Fitted(Protocol):
@@ -51,6 +70,13 @@ class Grid(Protocol):
 
     def fitted(self, packed: Bytes) -> Fitted:
         """The scales in packed rows."""
+
+    # Any: each grid knows what it has fitted itself.
+    def stored(self, fitted: object) -> Stored:
+        """What of the scales may be learned, as it is."""
+
+    def moved(self, fitted: object, steps: Floats, shifts: Floats | None) -> Fitted:
+        """With other numbers in their place, as `stored` has them, each of which the file's type holds."""
 
     def rounded(self, rows: Floats, importance: Floats | None = None) -> Bytes:
         """Packed rows, every weight at the nearest code under the scales of `fit`."""

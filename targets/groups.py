@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from targets.grids import Stored
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -99,6 +101,21 @@ class GroupedGrid(ABC):
         """The scales in packed rows."""
         parts = self.parts(packed)
         return FittedGroups(parts.scales, parts.shifts, np.full_like(parts.scales, self.middle), self.middle)
+
+    @property
+    @abstractmethod
+    def kind(self) -> Literal["bfloat16", "float32"]:
+        """The type of scales and shifts in an engine's file."""
+
+    def stored(self, fitted: Any) -> Stored:  # noqa: ANN401 - `FittedGroups`
+        """See `targets.grids.Grid`."""
+        ones = np.ones((*fitted.scales.shape, 1), np.float32)
+        shifts, by = (fitted.shifts, ones) if self.shifted else (None, None)
+        return Stored(self.kind, fitted.scales, shifts, ones, np.float32(-self.middle) * ones, by)
+
+    def moved(self, fitted: Any, steps: Floats, shifts: Floats | None) -> FittedGroups:  # noqa: ANN401
+        """See `targets.grids.Grid`."""
+        return FittedGroups(steps, fitted.shifts if shifts is None else shifts, fitted.zeros, self.middle)
 
     def spread(self, per_scale: Floats, columns: slice | npt.NDArray[np.intp]) -> Floats:
         """Of (rows, groups) those of some columns, (rows, columns)."""
@@ -191,6 +208,11 @@ class RowGrid(GroupedGrid):
     def group_bytes(self) -> int:
         """See `GroupedGrid`."""
         return _FLOAT_BYTES
+
+    @property
+    def kind(self) -> Literal["float32"]:
+        """See `GroupedGrid`."""
+        return "float32"
 
     def fit(self, rows: Floats, importance: Floats | None = None) -> FittedGroups:  # noqa: ARG002
         """Scales by the largest weight: with 8 bits the range is what counts, clipping would gain nothing."""

@@ -16,9 +16,10 @@ import numpy as np
 
 from targets.gguf.kernels import quantize_rows
 from targets.gguf.types import TYPES, GgmlType
+from targets.grids import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -49,6 +50,7 @@ class GgufGrid:
     bits: of a code; zero: the code of no weight; shared: weights that share a scale; levels: what codes stand for where
         they are not evenly spaced
     scales: raw blocks -> scales and offsets; put: (raw blocks, codes) writes the codes into the blocks
+    halves: the bytes of a block where its float16 stand: of scales and, where there is a second, of minima
     """
 
     kind: GgmlType
@@ -57,6 +59,7 @@ class GgufGrid:
     shared: int
     scales: Callable[[Bytes], tuple[Floats, Floats]]
     put: Callable[[Bytes, Bytes], None]
+    halves: tuple[int, ...]
     levels: Floats | None = None
 
     @property
@@ -87,6 +90,27 @@ class GgufGrid:
         raw = packed.reshape(len(packed), -1, self.kind.block_bytes)
         scales, offsets = self.scales(raw)
         return Fitted(raw, scales.reshape(len(raw), -1), offsets.reshape(len(raw), -1))
+
+    def stored(self, fitted: Any) -> Stored:  # noqa: ANN401 - a `Fitted` of this grid
+        """See `targets.grids.Grid`. A block's float16; what a k-quant multiplies them by are whole numbers."""
+        found = [_half(fitted.raw, place)[..., 0] for place in self.halves]
+        ones = np.broadcast_to(np.float32(1), found[0].shape)
+        scale_by, shift_by = self.scales(self._with(fitted.raw, [ones] * len(found)))
+        if len(found) == 1:
+            return Stored("float16", found[0], None, scale_by, None, None)
+        return Stored("float16", found[0], found[1], scale_by, None, shift_by)
+
+    def moved(self, fitted: Any, steps: Floats, shifts: Floats | None) -> Fitted:  # noqa: ANN401 - as above
+        """See `targets.grids.Grid`."""
+        raw = self._with(fitted.raw, [steps] if shifts is None else [steps, shifts])
+        return self.fitted(raw.reshape(len(raw), -1))
+
+    def _with(self, raw: Bytes, numbers: Sequence[Floats]) -> Bytes:
+        """Blocks with these float16 in them, (rows, blocks) each."""
+        made = raw.copy()
+        for place, values in zip(self.halves, numbers, strict=True):
+            made[..., place : place + 2] = values.astype("<f2")[..., None].view(np.uint8)
+        return made
 
     def rounded(self, rows: Floats, importance: Floats | None = None) -> Bytes:
         """The bytes of rows as ggml rounds them."""
@@ -265,18 +289,18 @@ def _put_iq4_xs(raw: Bytes, codes: Bytes) -> None:
 
 
 _ALL = (
-    GgufGrid(TYPES["Q4_0"], 4, 8, 32, _plain, _nibbles(2)),
-    GgufGrid(TYPES["Q4_1"], 4, 0, 32, _with_minimum, _nibbles(4)),
-    GgufGrid(TYPES["Q5_0"], 5, 16, 32, _plain, _fives(2)),
-    GgufGrid(TYPES["Q5_1"], 5, 0, 32, _with_minimum, _fives(4)),
-    GgufGrid(TYPES["Q8_0"], 8, 128, 32, _plain, _put_q8_0),
-    GgufGrid(TYPES["Q2_K"], 2, 0, 16, _q2_k, _put_q2_k),
-    GgufGrid(TYPES["Q3_K"], 3, 4, 16, _q3_k, _put_q3_k),
-    GgufGrid(TYPES["Q4_K"], 4, 0, 32, _q4_k, _put_pairs(16)),
-    GgufGrid(TYPES["Q5_K"], 5, 0, 32, _q4_k, _put_q5_k),
-    GgufGrid(TYPES["Q6_K"], 6, 32, 16, _q6_k, _put_q6_k),
-    GgufGrid(TYPES["IQ4_NL"], 4, 0, 32, _plain, _nibbles(2), LEVELS),
-    GgufGrid(TYPES["IQ4_XS"], 4, 0, 32, _iq4_xs, _put_iq4_xs, LEVELS),
+    GgufGrid(TYPES["Q4_0"], 4, 8, 32, _plain, _nibbles(2), (0,)),
+    GgufGrid(TYPES["Q4_1"], 4, 0, 32, _with_minimum, _nibbles(4), (0, 2)),
+    GgufGrid(TYPES["Q5_0"], 5, 16, 32, _plain, _fives(2), (0,)),
+    GgufGrid(TYPES["Q5_1"], 5, 0, 32, _with_minimum, _fives(4), (0, 2)),
+    GgufGrid(TYPES["Q8_0"], 8, 128, 32, _plain, _put_q8_0, (0,)),
+    GgufGrid(TYPES["Q2_K"], 2, 0, 16, _q2_k, _put_q2_k, (80, 82)),
+    GgufGrid(TYPES["Q3_K"], 3, 4, 16, _q3_k, _put_q3_k, (108,)),
+    GgufGrid(TYPES["Q4_K"], 4, 0, 32, _q4_k, _put_pairs(16), (0, 2)),
+    GgufGrid(TYPES["Q5_K"], 5, 0, 32, _q4_k, _put_q5_k, (0, 2)),
+    GgufGrid(TYPES["Q6_K"], 6, 32, 16, _q6_k, _put_q6_k, (208,)),
+    GgufGrid(TYPES["IQ4_NL"], 4, 0, 32, _plain, _nibbles(2), (0,), LEVELS),
+    GgufGrid(TYPES["IQ4_XS"], 4, 0, 32, _iq4_xs, _put_iq4_xs, (0,), LEVELS),
 )  # fmt: skip
 
 GRIDS: dict[str, GgufGrid] = {grid.name: grid for grid in _ALL}

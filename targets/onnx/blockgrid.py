@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from targets.grids import Stored
 from targets.onnx.blocks import Codes
 
 if TYPE_CHECKING:
@@ -71,6 +72,15 @@ class CompressionGrid:
         _, scales, zeros = self._parts(packed)
         middle = np.full_like(scales, self.grid.middle)
         return FittedBlocks(scales, middle if zeros is None else zeros.astype(np.float32))
+
+    def stored(self, fitted: Any) -> Stored:  # noqa: ANN401 - a `FittedBlocks`
+        """See `targets.grids.Grid`. Zero points are whole numbers and stay."""
+        ones = np.ones((*fitted.scales.shape, 1), np.float32)
+        return Stored("float16", fitted.scales, None, ones, -fitted.zeros[..., None], None)
+
+    def moved(self, fitted: Any, steps: Floats, shifts: Floats | None) -> FittedBlocks:  # noqa: ANN401, ARG002
+        """See `targets.grids.Grid`."""
+        return FittedBlocks(steps, fitted.zeros)
 
     def rounded(self, rows: Floats, importance: Floats | None = None) -> Bytes:
         """Packed rows, every weight at its nearest code."""

@@ -6,7 +6,7 @@ Scales and shifts are values that bfloat16 holds, as the engines store them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -63,6 +63,11 @@ class GroupGrid(GroupedGrid):
     def group_bytes(self) -> int:
         """See `GroupedGrid`. Both are bfloat16."""
         return 2 * (1 + self.shifted)
+
+    @property
+    def kind(self) -> Literal["bfloat16"]:
+        """See `GroupedGrid`."""
+        return "bfloat16"
 
     def fit(self, rows: Floats, importance: Floats | None = None) -> FittedGroups:
         """Scales and shifts of least squared error."""

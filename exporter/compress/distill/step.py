@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import transformers
 
-from exporter.compress.distill.lessons import lessons
 from exporter.compress.quantize.gptq import is_pruned
+from exporter.compress.training.lessons import lessons
 from exporter.verify.reference import quiet
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import Tensor
     from torch.nn import Parameter
 
     from exporter.compress.subject import Subject
+    from exporter.compress.training.trainer import Student
     from exporter.steps import Distill
 
 RANK = 16
@@ -28,31 +31,36 @@ RANK = 16
 def run(step: Distill, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. Checkpoints lie beside the weights' file until the step is over."""
     with quiet(transformers):  # Trainer brings in what logs that it has no GPU
-        from exporter.compress.distill.training import learning, train
+        from exporter.compress.training.trainer import train
 
     if step.train == "lora" and any(is_pruned(module.weight.detach().numpy()) for _, module in subject.matrices()):
         raise UserError("--recipe: distill with train: lora would fill the zeros of prune; say train: all")
     learned, held_out = lessons(step, subject)
-    with _opened(step, subject) as (model, parameters), learning(model, parameters):
-        found = train(model, learned, held_out, step, subject.recipe.seed, subject.work, subject.progress)
-    model.eval()
-    subject.notes.append(
-        f"distill: loss on {len(held_out)} held-out pieces {found.before:.4g} before, {found.after:.4g} after update "
-        f"{found.best} of {found.updates}"
-    )
+    with _opened(step, subject) as student:
+        found = train(student, learned, held_out, step, subject.recipe.seed, subject.work, subject.progress)
+    subject.model.eval()
+    subject.notes.append(f"distill: {found.said(len(held_out))}")
 
 
 @contextlib.contextmanager
-def _opened(step: Distill, subject: Subject) -> Iterator[tuple[Any, list[Parameter]]]:
+def _opened(step: Distill, subject: Subject) -> Iterator[Student]:
     """The model to train and those of its weights that learn; what was added to it is merged at the end."""
+    from exporter.compress.training.trainer import Student
+
     model = subject.model
     if step.train == "lora":
         names = [name.removesuffix(".weight") for name, _ in subject.matrices()]
         transformers.set_seed(subject.recipe.seed)  # they begin at random
         with _adapted(model, names, step.rank or RANK) as adapted:
-            yield adapted, [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+            yield Student(adapted, [parameter for parameter in adapted.parameters() if parameter.requires_grad])
         return
-    yield model, [one for one in model.parameters() if step.train == "all" or one.dim() == 1]
+    learned = [one for one in model.parameters() if step.train == "all" or one.dim() == 1]
+    pruned = [one for one in learned if one.dim() == 2 and is_pruned(one.detach().numpy())]
+    yield Student(model, learned, zeros={one: partial(_zeros, one) for one in pruned})
+
+
+def _zeros(parameter: Parameter) -> Tensor:
+    return parameter == 0
 
 
 @contextlib.contextmanager

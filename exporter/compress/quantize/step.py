@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from exporter.compress.factored import factored_modules, merge
 from exporter.compress.quantize.gptq import is_pruned
 from exporter.compress.subject import fact_now
+from exporter.verify.reference import quiet
 from runtime.errors import ModelError, UserError
 from targets.factors import Factors
 from targets.ongrid import SIDE_FILES
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from exporter.compress.subject import Subject
-    from exporter.steps import Quantize, Rule
+    from exporter.steps import OnGrid, Quantize, Rule
     from targets.base import EmitOptions, Progress
     from targets.facts import ModelFacts
     from targets.gguf.grids import GgufGrid
@@ -43,6 +46,8 @@ def run(step: Quantize, subject: Subject) -> None:
     assert subject.target is not None, "a recipe with a quantize step has a format"
     grids = _GRIDS[subject.target.name](step, subject)
     before = _pruned(subject)
+    trains = step.training is not None and step.training.train == "all"
+    weights = {name: subject.model.get_parameter(name).detach().clone() for name in grids} if trains else {}
     learned = None
     if step.method == "autoround":
         learned = Learned(AutoRoundOptions(step.iterations), subject.recipe.seed)
@@ -51,11 +56,47 @@ def run(step: Quantize, subject: Subject) -> None:
         blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned, subject.kept)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
+    if step.training is not None:
+        blocks = _trained(step.training, subject, blocks, weights, before)
     _note_lost_zeros(before, blocks, subject)
     found: dict[str, Any] = {}
     for name, (grid, packed) in blocks.items():
         found |= grid.tensors(name, packed)
     subject.files[SIDE_FILES[subject.target.name]] = found
+
+
+def _trained(
+    training: OnGrid,
+    subject: Subject,
+    blocks: Mapping[str, tuple[Grid, Bits]],
+    weights: Mapping[str, torch.Tensor],
+    pruned: Mapping[str, Bits],
+) -> dict[str, tuple[Grid, Bits]]:
+    """Bytes that make the whole model predict more alike the source. weights: before they were put on their grids."""
+    import transformers
+
+    from exporter.compress.quantize.fake import FakeQuantized
+    from exporter.compress.training.lessons import lessons
+
+    with quiet(transformers):
+        from exporter.compress.training.trainer import Student, train
+
+    model = subject.model
+    learned, held_out = lessons(training, subject)
+    rest = [one for one in model.parameters() if training.train == "all" or one.dim() == 1]
+    fake = FakeQuantized(model, blocks, weights=training.train == "all")
+    for name, weight in weights.items():
+        fake.lean(name, weight)
+    zeros = {fake.weight(name): partial(_where, bits, fake.weight(name).shape) for name, bits in pruned.items()}
+    student = Student(model, rest, fake.scales(), zeros, fake.as_stored)
+    found = train(student, learned, held_out, training, subject.recipe.seed, subject.work, subject.progress)
+    model.eval()
+    subject.notes.append(f"training on the grid: {found.said(len(held_out))}")
+    return fake.packed()
+
+
+def _where(bits: Bits, shape: torch.Size) -> torch.Tensor:
+    return torch.from_numpy(np.unpackbits(bits, count=shape.numel()).astype(bool)).reshape(shape)
 
 
 def _pruned(subject: Subject) -> dict[str, Bits]:

@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from support.killing import killed
 from support.removal import logits, opened
 
 from exporter.by_recipe import NamedRecipe
 from exporter.checkpoint import resolve
-from exporter.compress.distill import lessons as lessons_module
-from exporter.compress.distill.lessons import AT_A_TIME, HELD_OUT, lessons
-from exporter.compress.distill.losses import likeliest
-from exporter.compress.distill.training import COMPLETE, FINISHED, learning
 from exporter.compress.job import CompressRequest, compress
 from exporter.compress.journal import Journal, work_of, working
 from exporter.compress.mapped import MappedReference
 from exporter.compress.subject import Subject
+from exporter.compress.training import lessons as lessons_module
+from exporter.compress.training.lessons import AT_A_TIME, HELD_OUT, lessons
+from exporter.compress.training.losses import likeliest
+from exporter.compress.training.trainer import COMPLETE, FINISHED, learning
 from exporter.pipeline import ExportRequest, export
 from exporter.progress import SilentReporter
 from exporter.recipe import Recipe
@@ -42,27 +41,6 @@ PRUNE = {"step": "prune", "method": "magnitude", "sparsity": 0.5}
 DISTILL = {"step": "distill", "updates": 40, "batch": 4, "learning_rate": 1e-3, "top": 1000, "text": TEXT}
 """Of every token: a model of random weights holds all of them possible."""
 SHORT = {**DISTILL, "text": {**TEXT, "chunks": 20}}
-KILLED = """
-import os, signal, sys
-from exporter.compress import settled
-from exporter.compress.distill import training
-at = int(sys.argv[1])
-settle = settled.settle
-def killing_before_it(subject, *more):
-    if at == 0 and subject.number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    settle(subject, *more)
-settled.settle = killing_before_it
-log = training._Shown.on_log
-def killing(self, args, state, control, **more):
-    log(self, args, state, control, **more)
-    if state.global_step == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-training._Shown.on_log = killing
-from exporter.cli import main
-sys.argv = ["packlight", *sys.argv[2:]]
-main()
-"""
 
 
 def recipe(*steps: dict[str, Any], **more: Any) -> Recipe:
@@ -178,13 +156,6 @@ def test_removed_distilled_quantized_in_one_command(
     assert drift == pytest.approx(quantized["mean_kl"], rel=0.25)
 
 
-def killed(at: int, source: Path, file: Path, out: Path, *more: str) -> None:
-    """A run that SIGKILL ends after update `at`; with 0, when all of them are done."""
-    command = [sys.executable, "-c", KILLED, str(at), "compress", str(source), "--recipe", str(file), "-o", str(out)]
-    done = subprocess.run([*command, "--threads", "1", *more], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
 @pytest.mark.parametrize("train", ["all", "lora"])
 def test_a_kill_changes_nothing_in_the_end(
     train: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -262,7 +233,7 @@ def test_another_text_is_not_gone_on_with(tiny_llama: Path, tmp_path: Path) -> N
         text.write_text("eight nine ten eleven twelve " * 200, encoding="utf-8")
         lessons(subject.recipe.steps[0], subject)  # all of it is on the disk
         (journal.room / "lessons-0-1.safetensors").unlink()
-        with pytest.raises(UserError, match=r"--resume: the text of distill is another .*; put it back, or leave"):
+        with pytest.raises(UserError, match=r"--resume: the text of the training is another .*; put it back, or leave"):
             lessons(subject.recipe.steps[0], subject)
     subject.source.close()
 
@@ -281,8 +252,8 @@ def test_the_short_piece_at_a_texts_end_is_left_out(tiny_llama: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 50.0}, "distill made the loss on held-out text no better, .*; lower learning_rate"),
-        ({"text": {**TEXT, "chunks": 1}}, "distill needs two pieces of 32 tokens, .*; there are 1; raise text.chunks"),
+        ({"learning_rate": 50.0}, "training made the loss on held-out text no better, .*; lower learning_rate"),
+        ({"text": {**TEXT, "chunks": 1}}, "training needs two pieces of 32 tokens, .*; there are 1; raise text.chunks"),
     ],
 )
 def test_a_mistake_leaves_nothing(change: dict[str, Any], message: str, tiny_llama: Path, tmp_path: Path) -> None:
@@ -302,7 +273,7 @@ def test_a_library_that_is_not_there_is_named(
         def missing(**_: Any) -> None:
             raise ImportError("Using the `Trainer` requires `accelerate`")
 
-        monkeypatch.setattr("exporter.compress.distill.training.transformers.TrainingArguments", missing)
+        monkeypatch.setattr("exporter.compress.training.trainer.transformers.TrainingArguments", missing)
     with pytest.raises(UserError, match=rf"the library '{name}'; pip install 'packlight\[train\]'"):
         run(tiny_llama, tmp_path / "out", {**DISTILL, "train": train})
 
@@ -311,7 +282,7 @@ def test_a_full_disk_is_one_line(tiny_llama: Path, tmp_path: Path, monkeypatch: 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("exporter.compress.distill.training._Distilling._save_checkpoint", full)
+    monkeypatch.setattr("exporter.compress.training.trainer._Distilling._save_checkpoint", full)
     with pytest.raises(ModelError, match=r"cannot be written .*No space left on device.*; free space"):
         run(tiny_llama, tmp_path / "out", SHORTER, DISTILL)
 
@@ -321,9 +292,9 @@ def test_checkpoints_that_cannot_fit_are_foreseen(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(
-        "exporter.compress.distill.training.shutil.disk_usage", lambda _path: usage._replace(free=2_500_000)
+        "exporter.compress.training.trainer.shutil.disk_usage", lambda _path: usage._replace(free=2_500_000)
     )
-    with pytest.raises(UserError, match=r"distill needs 2\.7 MB of disk for its checkpoints beside .*, 2\.5 MB are"):
+    with pytest.raises(UserError, match=r"training needs 2\.7 MB of disk for its checkpoints beside .*, 2\.5 MB are"):
         run(tiny_llama, tmp_path / "out", SHORTER, DISTILL)
 
 
@@ -363,8 +334,8 @@ def test_progress_says_loss_and_time(tiny_llama: Path, tmp_path: Path) -> None:
 
     made = recipe(SHORTER, DISTILL)
     compress(CompressRequest(str(tiny_llama), tmp_path / "out", made, "test", 1), Heard())
-    last = [one for one in said if one[0].startswith("distill")][-1]
-    assert last[0].startswith("distill, loss ")
+    last = [one for one in said if one[0].startswith("training")][-1]
+    assert last[0].startswith("training, loss ")
     assert ", held out " in last[0]
     assert last[0].endswith(", 0 min left")
     assert last[1:] == (40, 40)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.compress.distill.losses import LOSSES, distillation_loss, likeliest, outcomes
+from exporter.compress.training.losses import LOSSES, distillation_loss, likeliest, outcomes
 
 P, Q = np.array([0.5, 0.25, 0.25]), np.array([0.25, 0.5, 0.25])
 """A teacher and a student of three tokens."""

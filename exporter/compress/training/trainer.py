@@ -9,25 +9,24 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from exporter.compress.distill.losses import distillation_loss
-from exporter.compress.quantize.gptq import is_pruned
+from exporter.compress.training.losses import distillation_loss
 from exporter.verify.reference import quiet
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from exporter.compress.distill.lessons import Lessons
-    from exporter.steps import Distill
+    from exporter.compress.training.lessons import Lessons
+    from exporter.steps import Training
     from targets.base import Progress
 
 EVALUATIONS = 20
@@ -36,6 +35,24 @@ COMPLETE, FINISHED = "complete.json", "finished.json"
 """Written last, into a checkpoint and beside all of them."""
 WARMUP = 20
 """One update in so many, the first ones, is part of the warm-up."""
+QUICK = 10
+"""Times the learning rate, for what learns as a share of what it was: weights are that much below one."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """What is trained.
+
+    model: of transformers; parameters: that learn; quick: more of them, that learn `QUICK` times as fast
+    zeros: of parameters, which weights are to stay as they are, asked for at every update
+    as_stored: within it the model computes with the weights that its file will hold
+    """
+
+    model: Any
+    parameters: Sequence[torch.nn.Parameter]
+    quick: Sequence[torch.nn.Parameter] = ()
+    zeros: Mapping[torch.nn.Parameter, Callable[[], torch.Tensor]] = field(default_factory=dict)
+    as_stored: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 @dataclass(frozen=True)
@@ -47,28 +64,30 @@ class Trained:
     updates: int
     best: int
 
+    def said(self, n_held_out: int) -> str:
+        """In words."""
+        return (
+            f"loss on {n_held_out} held-out pieces {self.before:.4g} before, {self.after:.4g} after update "
+            f"{self.best} of {self.updates}"
+        )
+
 
 def train(
-    model: Any,  # noqa: ANN401 - a model of transformers
-    learned: Lessons,
-    held_out: Lessons,
-    step: Distill,
-    seed: int,
-    work: Path,
-    progress: Progress,
+    student: Student, learned: Lessons, held_out: Lessons, step: Training, seed: int, work: Path, progress: Progress
 ) -> Trained:
-    """Train the weights that ask for gradients, in place; those that did best on the held-out pieces are left in it.
+    """Train a student in place; the weights that did best on the held-out pieces are left in it.
 
     work: where checkpoints are, of a run before too. Raises UserError where nothing was learned.
     """
-    _refuse_small_disk(model, work)
+    _refuse_small_disk(student, work)
     arguments = _arguments(step, seed, work)
     with (
         quiet(transformers),
-        _zeros_stay(model, step),
-        _activations_computed_again(model, on=step.gradient_checkpointing),
+        learning(student.model, [*student.parameters, *student.quick]),
+        _zeros_stay(student),
+        _activations_computed_again(student.model, on=step.gradient_checkpointing),
     ):
-        trainer = _Distilling(step, model=model, args=arguments, train_dataset=learned, eval_dataset=held_out)
+        trainer = _Distilling(student, step, args=arguments, train_dataset=learned, eval_dataset=held_out)
         trainer.remove_callback(transformers.PrinterCallback)
         if (work / FINISHED).is_file():
             return trainer.again(work)
@@ -80,10 +99,11 @@ def train(
             trainer.go_on(work)
             after, state = trainer.state.best_metric, trainer.state
             if after is None or not after < before:  # not a number is not less
-                what = (
-                    f"made the loss on held-out text no better, {before:.4g} before and {after or math.nan:.4g} after"
+                what = "training made the loss on held-out text no better"
+                raise UserError(
+                    f"--recipe: {what}, {before:.4g} before and {after or math.nan:.4g} after; "
+                    "lower learning_rate, or give it more text"
                 )
-                raise UserError(f"--recipe: distill {what}; lower learning_rate, or give it more text")
             found = Trained(before, after, state.global_step, state.best_global_step)
             write_json(work / FINISHED, dataclasses.asdict(found))
         except OSError as error:
@@ -91,7 +111,7 @@ def train(
     return found
 
 
-def _arguments(step: Distill, seed: int, work: Path) -> Any:  # noqa: ANN401
+def _arguments(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401
     """What Trainer is told. Raises UserError for what it cannot do here."""
     every = max(1, step.updates // EVALUATIONS)
     try:
@@ -106,27 +126,27 @@ def _arguments(step: Distill, seed: int, work: Path) -> Any:  # noqa: ANN401
             use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         )  # fmt: skip
     except ImportError as error:
-        raise UserError("--recipe: distill needs the library 'accelerate'; pip install 'packlight[train]'") from error
+        raise UserError("--recipe: training needs the library 'accelerate'; pip install 'packlight[train]'") from error
     except ValueError as error:
-        raise UserError(f"--recipe: distill: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"--recipe: training: {' '.join(str(error).split())[:200]}") from error
 
 
-def _refuse_small_disk(model: Any, work: Path) -> None:  # noqa: ANN401
+def _refuse_small_disk(student: Student, work: Path) -> None:
     """Raise UserError where two checkpoints, the best and the last, and a third that is being written do not fit."""
-    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    moments = 8 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    weights = 4 * sum(parameter.numel() for parameter in student.model.parameters())
+    moments = 8 * sum(parameter.numel() for parameter in (*student.parameters, *student.quick))
     needed, free = 3 * (weights + moments), shutil.disk_usage(work.parent).free
     if needed > free:
-        what = f"distill needs {format_bytes(needed)} of disk for its checkpoints beside {work.parent.parent}"
+        what = f"training needs {format_bytes(needed)} of disk for its checkpoints beside {work.parent.parent}"
         raise UserError(f"--recipe: {what}, {format_bytes(free)} are free; choose another -o, or train less")
 
 
 class _Distilling(transformers.Trainer):  # type: ignore[misc]
     """Learns from the teacher's predictions."""
 
-    def __init__(self, step: Distill, **options: Any) -> None:
-        super().__init__(**options)
-        self._step = step
+    def __init__(self, student: Student, step: Training, **options: Any) -> None:
+        super().__init__(model=student.model, **options)
+        self._student, self._step = student, step
         # The loss is a mean over a part of a batch, which Trainer has to divide by the number of parts.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
 
@@ -138,6 +158,27 @@ class _Distilling(transformers.Trainer):  # type: ignore[misc]
             output.logits, inputs["input_ids"], taught, self._step.loss, self._step.temperature, self._step.hard
         )
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> Any:  # noqa: ANN401
+        """See `transformers.Trainer`, whose own it is where everything learns equally fast."""
+        student = self._student
+        if student.quick:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            options["weight_decay"] = self.args.weight_decay
+            quick = {"params": list(student.quick), "lr": QUICK * self.args.learning_rate}
+            self.optimizer = kind([{"params": list(student.parameters)}, quick], **options)
+        return super().create_optimizer(model)
+
+    def training_step(self, *arguments: Any, **more: Any) -> torch.Tensor:
+        """See `transformers.Trainer`: forwards and backwards."""
+        with self._student.as_stored():
+            found: torch.Tensor = super().training_step(*arguments, **more)
+            return found
+
+    def evaluation_loop(self, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
+        """See `transformers.Trainer`."""
+        with torch.no_grad(), self._student.as_stored():
+            return super().evaluation_loop(*arguments, **more)
 
     def go_on(self, work: Path) -> None:
         """Train to the end, from the last checkpoint where there is one, and load what was best."""
@@ -198,24 +239,20 @@ class _Shown(transformers.TrainerCallback):  # type: ignore[misc]
             self._said = f", held out {logs['eval_loss']:.4g}"
         if "loss" in logs and state.global_step > first:
             left = (time.monotonic() - start) / (state.global_step - first) * (state.max_steps - state.global_step)
-            what = f"distill, loss {logs['loss']:.4g}{self._said}, {left / 60:.0f} min left"
+            what = f"training, loss {logs['loss']:.4g}{self._said}, {left / 60:.0f} min left"
             self._progress(what, state.global_step, state.max_steps)
 
 
 @contextlib.contextmanager
-def _zeros_stay(model: Any, step: Distill) -> Iterator[None]:  # noqa: ANN401
-    """No gradient for the zeros of matrices that were pruned: Adam leaves them then. LoRA's own begin as zeros."""
+def _zeros_stay(student: Student) -> Iterator[None]:
+    """No gradient for what is to stay as it is: Adam leaves it then."""
 
-    def without_zeros(parameter: torch.Tensor) -> Any:  # noqa: ANN401
-        return lambda gradient: gradient.masked_fill(parameter == 0, 0)
+    def without(where: Callable[[], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda gradient: gradient.masked_fill(where().to(gradient.device), 0)
 
-    handles = [
-        parameter.register_hook(without_zeros(parameter))
-        for parameter in model.parameters()
-        if step.train != "lora"
-        and parameter.requires_grad
-        and parameter.dim() == 2
-        and is_pruned(parameter.detach().numpy())
+    handles: list[Any] = [
+        parameter.register_hook(without(where))  # type: ignore[no-untyped-call]
+        for parameter, where in student.zeros.items()
     ]
     try:
         yield

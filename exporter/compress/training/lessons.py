@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from exporter.calibration import calibration_chunks
-from exporter.compress.distill.losses import likeliest
+from exporter.compress.training.losses import likeliest
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from exporter.compress.journal import Arrays
     from exporter.compress.subject import Subject
-    from exporter.steps import Distill
+    from exporter.steps import Training
     from exporter.verify.reference import TransformersReference
 
 AT_A_TIME = 16
@@ -80,12 +80,12 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         return found
 
 
-def lessons(step: Distill, subject: Subject) -> tuple[Lessons, Lessons]:
+def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
     """What is learned from, and what is held out. Raises UserError for a text that cannot be had or is too short."""
     with _Teacher(step, subject) as teacher:
         n_pieces = teacher.pieces()
         if n_pieces < 2:
-            what = f"distill needs two pieces of {step.text.tokens} tokens, one to judge by; there are {n_pieces}"
+            what = f"training needs two pieces of {step.text.tokens} tokens, one to judge by; there are {n_pieces}"
             raise UserError(f"--recipe: {what}; raise text.chunks, lower text.tokens, or name a longer text")
         count = -(-n_pieces // AT_A_TIME)
         batches = []
@@ -102,7 +102,7 @@ def lessons(step: Distill, subject: Subject) -> tuple[Lessons, Lessons]:
 class _Teacher:
     """The source as it was, opened where something is asked of it that is not on the disk yet."""
 
-    def __init__(self, step: Distill, subject: Subject) -> None:
+    def __init__(self, step: Training, subject: Subject) -> None:
         self._step, self._subject = step, subject
         self._open = contextlib.ExitStack()
 
@@ -127,7 +127,7 @@ class _Teacher:
         if known is None:
             subject.kept.note(name, pieces=len(found), text=digest)
         elif known["text"] != digest:
-            what = "the text of distill is another than that which the work was begun with"
+            what = "the text of the training is another than that which the work was begun with"
             raise UserError(f"--resume: {what}; put it back, or leave --resume out to begin anew")
         return found
 
@@ -141,7 +141,7 @@ class _Teacher:
         return _taught(self._step, self._source, self._chunks[number * AT_A_TIME : (number + 1) * AT_A_TIME])
 
 
-def _taught(step: Distill, teacher: TransformersReference, chunks: Sequence[Sequence[int]]) -> Batch:
+def _taught(step: Training, teacher: TransformersReference, chunks: Sequence[Sequence[int]]) -> Batch:
     ids = np.array(chunks, np.int32)
     if step.hard == 1:
         return Batch(ids, None, None)

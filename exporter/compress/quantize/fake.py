@@ -1,0 +1,219 @@
+"""Fake quantization: a model in training computes with the weights that its file will hold, and learns others.
+
+Rounding has no gradient; that of the rounded weight is taken for the weight's own, as long as it lies within the codes'
+range (the straight-through estimator, https://arxiv.org/abs/1308.3432). Scales learn too, with the gradient of LSQ
+(https://arxiv.org/abs/1902.08153): as powers of e beside what they were, so that each keeps its sign and none depends
+on how large it is. What a file stores as whole numbers, zero points and a k-quant's multiples, stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from targets.grids import Grid
+
+    Bytes = npt.NDArray[np.uint8]
+
+STEPS, SHIFTS = "steps_learned", "shifts_learned"
+"""Parameters beside a weight: logarithms of what its scales and shifts are multiplied by, (rows, units)."""
+NEAR = 0.49
+"""Of the distance between two codes: so far a weight may lie from its code's value to be rounded to it."""
+_KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class FakeQuantized:
+    """Matrices of a model on grids, beginning with the codes that they have.
+
+    model: holds the values of `packed`; packed: grids and bytes, by the weights' names
+    weights: codes are learned; else scales alone
+    """
+
+    def __init__(self, model: nn.Module, packed: Mapping[str, tuple[Grid, Bytes]], *, weights: bool) -> None:
+        modules = dict(model.named_modules())
+        self._matrices = {
+            name: _Matrix(modules[name.removesuffix(".weight")], *found, weights=weights)
+            # In an order of its own: an optimizer that goes on knows its parameters by their number alone.
+            for name, found in sorted(packed.items())
+        }
+        owners: dict[int, list[nn.Module]] = {}
+        for module in modules.values():
+            if (weight := module._parameters.get("weight")) is not None:
+                owners.setdefault(id(weight), []).append(module)
+        self._owners = {name: owners[id(one.weight)] for name, one in self._matrices.items()}
+
+    def scales(self) -> list[nn.Parameter]:
+        """What scales learn by."""
+        return [parameter for one in self._matrices.values() for parameter in one.learned()]
+
+    def weight(self, name: str) -> nn.Parameter:
+        """What is rounded."""
+        found: nn.Parameter = self._matrices[name].weight
+        return found
+
+    def lean(self, name: str, before: Tensor) -> None:
+        """Move a weight towards what it was before, as far as it keeps its code: so it knows which is next."""
+        self._matrices[name].lean(before)
+
+    @contextlib.contextmanager
+    def as_stored(self) -> Iterator[None]:
+        """The model computes with rounded weights meanwhile, backwards too; gradients reach what is learned."""
+        try:
+            for name, one in self._matrices.items():
+                values = one.values()
+                for module in self._owners[name]:
+                    # In the parameter's own place, so that their order stays and no gradient is asked of a copy.
+                    module._parameters["weight"] = values  # type: ignore[assignment]
+            yield
+        finally:
+            for name, one in self._matrices.items():
+                for module in self._owners[name]:
+                    module._parameters["weight"] = one.weight
+
+    def packed(self) -> dict[str, tuple[Grid, Bytes]]:
+        """Grids and bytes by now, of which the model holds the values from here on; nothing stays beside weights."""
+        return {name: (one.grid, one.settle()) for name, one in self._matrices.items()}
+
+
+class _Matrix:
+    """A weight, its grid, its scales as they were and what they learn."""
+
+    def __init__(self, module: Any, grid: Grid, packed: Bytes, *, weights: bool) -> None:  # noqa: ANN401
+        self.grid, self.weight = grid, module.weight
+        self._module, self._packed = module, packed
+        fitted = grid.fitted(packed)
+        stored = grid.stored(fitted)
+        self._kind = _KINDS[stored.kind]
+        self._buffers = {
+            name: torch.from_numpy(np.array(value, np.float32))
+            for name in ("steps", "shifts", "scale_by", "step_by", "shift_by")
+            if (value := getattr(stored, name)) is not None
+        }
+        values = np.arange(grid.largest + 1, dtype=np.uint8)
+        one = np.ones(values.shape, np.float32)
+        self._buffers["levels"] = torch.from_numpy(grid.values(values, one, np.zeros_like(one)))
+        if not weights:
+            scales, offsets = (grid.spread(part, slice(None)) for part in (fitted.scales, fitted.offsets))
+            codes = grid.nearest(grid.dequantize(packed), scales, offsets)
+            self._buffers["codes"] = torch.from_numpy(codes)
+        module.register_parameter(STEPS, nn.Parameter(torch.zeros_like(self._buffers["steps"])))
+        if "shifts" in self._buffers:
+            module.register_parameter(SHIFTS, nn.Parameter(torch.zeros_like(self._buffers["shifts"])))
+
+    def learned(self) -> Iterator[nn.Parameter]:
+        for name in (STEPS, SHIFTS):
+            if name in self._module._parameters:
+                yield getattr(self._module, name)
+
+    def lean(self, before: Tensor) -> None:
+        with torch.no_grad():
+            scales, _ = self._scales()
+            far = NEAR * self._buffers["levels"].diff().min() * scales.abs()[..., None]
+            moved = (before - self.weight).reshape(*scales.shape, -1).clamp(-far, far)
+            self.weight.add_(moved.reshape(self.weight.shape))
+
+    def values(self) -> Tensor:
+        """As a file holds them."""
+        scales, offsets = self._scales()
+        buffers = self._on(scales.device)
+        weight = self.weight.reshape(*scales.shape, -1)
+        if "codes" in buffers:
+            levels = buffers["levels"][buffers["codes"].reshape(weight.shape).long()]
+            found = scales[..., None] * levels + offsets[..., None]
+        else:
+            found = rounded(weight, scales, offsets, buffers["levels"])
+        return found.reshape(self.weight.shape)
+
+    def settle(self) -> Bytes:
+        """The bytes by now; the weight takes their values, and what was registered beside it goes."""
+        with torch.no_grad():
+            steps, shifts = self._numbers()
+            scales, offsets = self._scales()
+            buffers = self._on(scales.device)
+            codes = buffers.get("codes")
+            if codes is None:
+                weight = self.weight.reshape(*scales.shape, -1)
+                codes = nearest(_in_steps(weight, scales, offsets), buffers["levels"]).to(torch.uint8)
+            numbers = steps.cpu().numpy(), None if shifts is None else shifts.cpu().numpy()
+            fitted = self.grid.moved(self.grid.fitted(self._packed), *numbers)
+            packed = self.grid.pack(fitted, codes.cpu().reshape(self.weight.shape).numpy())
+            self.weight.copy_(torch.from_numpy(self.grid.dequantize(packed)))
+        for name in (STEPS, SHIFTS):
+            self._module._parameters.pop(name, None)
+        return packed
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        """What is not learned, where the model is by now."""
+        self._buffers = {name: value.to(device) for name, value in self._buffers.items()}
+        return self._buffers
+
+    def _numbers(self) -> tuple[Tensor, Tensor | None]:
+        """Steps and shifts as the file's type holds them, (rows, units)."""
+        return self._number("steps", STEPS), self._number("shifts", SHIFTS) if "shifts" in self._buffers else None
+
+    def _number(self, name: str, learned: str) -> Tensor:
+        factor: Tensor = getattr(self._module, learned)
+        exact = self._on(factor.device)[name] * factor.exp()
+        return exact + (exact.to(self._kind).float() - exact).detach()
+
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        """Scales and offsets, (rows, scales of a row) each."""
+        steps, shifts = self._numbers()
+        buffers = self._on(steps.device)
+        scales = steps[..., None] * buffers["scale_by"]
+        offsets = torch.zeros_like(scales)
+        if "step_by" in buffers:
+            offsets = offsets + steps[..., None] * buffers["step_by"]
+        if "shift_by" in buffers and shifts is not None:
+            offsets = offsets + shifts[..., None] * buffers["shift_by"]
+        return scales.flatten(1), offsets.flatten(1)
+
+
+def _in_steps(weight: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
+    """Weights in units of their scale, not limited; 0 where that is zero."""
+    scale = scales[..., None]
+    return torch.where(scale == 0, 0, (weight - offsets[..., None]) / torch.where(scale == 0, 1, scale))
+
+
+def nearest(steps: Tensor, levels: Tensor) -> Tensor:
+    """The codes whose levels, which rise, are nearest; of what is not a number any."""
+    if bool((levels.diff() == 1).all()):
+        return (steps - levels[0]).nan_to_num().round().clamp(0, len(levels) - 1).long()
+    return torch.bucketize(steps, (levels[1:] + levels[:-1]) / 2)
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scales: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:  # noqa: ANN401
+        steps = _in_steps(weight, scales, offsets)
+        found = torch.where(steps.isnan(), steps, levels[nearest(steps, levels)])  # a failed training shows
+        inside = (steps >= levels[0] - 0.5) & (steps <= levels[-1] + 0.5) & (scales[..., None] != 0)
+        ctx.save_for_backward(inside, found - torch.where(inside, steps, 0))
+        return scales[..., None] * found + offsets[..., None]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
+        inside, by_scale = ctx.saved_tensors
+        (gradient,) = gradients
+        through = torch.where(inside, gradient, 0)
+        return through, (gradient * by_scale).sum(-1), (gradient - through).sum(-1), None
+
+
+def rounded(weight: Tensor, scales: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
+    """Weights at their nearest codes, scale * level + offset; a weight's gradient is that of its rounded value.
+
+    weight: (rows, scales of a row, weights of a scale); scales, offsets: (rows, scales of a row)
+    levels: what codes stand for, rising. Beyond half a step past either end a weight has no gradient.
+    """
+    found: Tensor = _Rounded.apply(weight, scales, offsets, levels)  # type: ignore[no-untyped-call]
+    return found

@@ -1,0 +1,158 @@
+"""Quantization-aware training, a part of the quantize step: codes and scales that all layers learn together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from support.killing import killed
+from support.removal import opened
+
+from exporter.by_recipe import NamedRecipe
+from exporter.compress.job import CompressRequest, compress
+from exporter.compress.journal import work_of
+from exporter.compress.subject import Subject
+from exporter.pipeline import ExportRequest, export
+from exporter.progress import SilentReporter
+from exporter.recipe import Recipe
+from exporter.verify import VerifyOptions
+from runtime.errors import UserError
+from targets.ongrid import RECIPE, SIDE_FILES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TEXT = {"source": "help", "chunks": 128, "tokens": 32}
+TRAINING = {"updates": 40, "batch": 4, "learning_rate": 1e-4, "top": 1000, "text": TEXT}
+"""Of every token: a model of random weights holds all of them possible."""
+SHORT = {**TRAINING, "updates": 6, "text": {**TEXT, "chunks": 20}}
+PRESETS = {"gguf": "q4_0", "onnx": "int4", "torchscript": "int4", "executorch": "8da4w"}
+
+
+def recipe(training: dict[str, Any] | None, *before: dict[str, Any], format_name: str = "gguf", **more: Any) -> Recipe:
+    quantize = {"step": "quantize", "preset": PRESETS[format_name], **more}
+    if training is not None:
+        quantize["training"] = training
+    calibration = {**TEXT, "chunks": 8}
+    return Recipe.model_validate({"format": format_name, "calibration": calibration, "steps": [*before, quantize]})
+
+
+def run(source: Path, out: Path, made: Recipe, *, resume: bool = False) -> dict[str, Any]:
+    """The report of the last step."""
+    report = compress(CompressRequest(str(source), out, made, "test", 1, resume=resume), SilentReporter())
+    found: dict[str, Any] = report.to_json()["steps"][-1]
+    return found
+
+
+def on_grid(out: Path, format_name: str) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(out / SIDE_FILES[format_name])
+
+
+@pytest.mark.parametrize("format_name", PRESETS)
+@pytest.mark.parametrize("train", ["all", "scales"])
+def test_more_is_kept_in_the_same_bytes(
+    format_name: str, train: str, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny_model_dir("llama")
+    rate = 1e-4 if train == "all" else 1e-3
+    gptq = run(source, tmp_path / "gptq", recipe(None, format_name=format_name))
+    training = {**TRAINING, "train": train, "learning_rate": rate}
+    trained = run(source, tmp_path / "out", recipe(training, format_name=format_name))
+    (said,) = (note for note in trained["notes"] if note.startswith("training on the grid: loss on 8 held-out pieces "))
+    lost, left = (float(word) for word in said.split() if "." in word)
+    assert left < 0.98 * lost  # weights that are random leave little to learn
+    assert format_name != "gguf" or trained["mean_kl"] < gptq["mean_kl"]
+    assert trained["n_bytes"] == gptq["n_bytes"]
+    before, after = (on_grid(tmp_path / name, format_name) for name in ("gptq", "out"))
+    assert {name: one.shape for name, one in before.items()} == {name: one.shape for name, one in after.items()}
+    if format_name != "gguf":  # whose bytes hold both
+        for name, one in before.items():
+            same = np.array_equal(one, after[name])
+            assert same == (train == "scales" or "zero_points" in name) or "scales" in name or "shifts" in name, name
+    assert [path.name for path in tmp_path.glob("*.work")] == []
+
+
+@pytest.mark.parametrize(("format_name", "train"), [("gguf", "all"), ("onnx", "scales"), ("gguf", "scales")])
+def test_engines_compute_what_was_trained(format_name: str, train: str, tiny_llama: Path, tmp_path: Path) -> None:
+    named = NamedRecipe(recipe({**TRAINING, "train": train}, format_name=format_name), "mine")
+    verify = VerifyOptions(chunks=2, context=64)
+    request = ExportRequest(
+        str(tiny_llama), tmp_path / "out", format_name, None, verify=verify, measure=False, recipe=named
+    )
+    report = export(request, SilentReporter())
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    (quantized,) = manifest["contract"]["compression"]["steps"]
+    drift = {line.name: line.value for line in report.lines}["KL divergence"]
+    assert drift == pytest.approx(quantized["mean_kl"], rel=0.25)  # on other pieces of text
+
+
+def test_gradient_checkpointing_computes_with_rounded_weights_too(tiny_llama: Path, tmp_path: Path) -> None:
+    """Layers are computed again when the forward pass is over; with other weights their gradients would be wrong."""
+    for name, on in (("without", False), ("with", True)):
+        run(tiny_llama, tmp_path / name, recipe({**SHORT, "gradient_checkpointing": on}))
+    before, after = (opened(tmp_path / name).state_dict() for name in ("without", "with"))
+    for name, tensor in before.items():
+        torch.testing.assert_close(tensor, after[name], rtol=0, atol=1e-5)
+
+
+def test_a_batch_in_parts(tiny_llama: Path, tmp_path: Path) -> None:
+    for name, accumulate in (("whole", 1), ("parts", 4)):
+        run(tiny_llama, tmp_path / name, recipe({**SHORT, "accumulate": accumulate, "train": "scales"}))
+    before, after = (opened(tmp_path / name).state_dict() for name in ("whole", "parts"))
+    for name, tensor in before.items():
+        torch.testing.assert_close(tensor, after[name], rtol=0, atol=2e-3 * float(tensor.abs().max()))
+
+
+def test_what_was_pruned_stays_zero(tiny_llama: Path, tmp_path: Path) -> None:
+    prune = {"step": "prune", "method": "magnitude", "sparsity": 0.5}
+    pruned = recipe(None, prune).model_copy(update={"steps": recipe(None, prune).steps[:1]})
+    run(tiny_llama, tmp_path / "pruned", pruned)
+    trained = run(tiny_llama, tmp_path / "out", recipe(TRAINING, prune))
+    before, after = (opened(tmp_path / name).state_dict() for name in ("pruned", "out"))
+    assert not any(note.startswith("zeros:") for note in trained["notes"])
+    for name, tensor in before.items():
+        if ".layers." in name and tensor.dim() == 2:
+            assert not after[name][tensor == 0].any(), name
+            assert after[name][tensor != 0].any()
+
+
+def test_factors_are_trained_on_their_grids(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    factorize = {"step": "factorize", "method": "svd", "keep": 0.6}
+    source = tiny_model_dir("llama", hidden=128)
+    rtn = run(source, tmp_path / "rtn", recipe(None, factorize, format_name="onnx", method="rtn"))
+    trained = run(source, tmp_path / "out", recipe(TRAINING, factorize, format_name="onnx", method="rtn"))
+    assert trained["mean_kl"] < rtn["mean_kl"]
+    assert trained["n_bytes"] == rtn["n_bytes"]
+
+
+@pytest.mark.parametrize("train", ["all", "scales"])
+def test_a_kill_changes_nothing_in_the_end(
+    train: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe({**TRAINING, "train": train})
+    whole = run(tiny_llama, tmp_path / "whole", made)
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(made.model_dump_json(), encoding="utf-8")
+    killed(15, tiny_llama, file, out)
+    killed(25, tiny_llama, file, out, "--resume")
+    checkpoints = work_of(out) / "work-0"
+    assert "checkpoint-24" in [path.name for path in checkpoints.iterdir()]
+    monkeypatch.setattr(Subject, "teacher", lambda _self: pytest.fail("the teacher was opened"))
+    kept = tmp_path / "kept"
+    shutil.copytree(work_of(out), kept)
+    assert {**run(tiny_llama, out, made, resume=True), "seconds": 0} == {**whole, "seconds": 0}
+    for path in (tmp_path / "whole").iterdir():
+        assert path.name == RECIPE or path.read_bytes() == (out / path.name).read_bytes(), path.name
+    assert not work_of(out).exists()
+
+
+def test_a_training_that_gains_nothing_is_an_error(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training made the loss on held-out text no better, .*; lower learning_rate"):
+        run(tiny_llama, tmp_path / "out", recipe({**SHORT, "learning_rate": 50.0}))
+    assert not (tmp_path / "out").exists()
