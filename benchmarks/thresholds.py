@@ -235,7 +235,7 @@ def main() -> None:
     from targets.gguf.presets import PRESETS
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.thresholds", description=__doc__.splitlines()[0])
-    parser.add_argument("--quants", nargs="+", default=[name for name in PRESETS if name != "f32"])
+    parser.add_argument("--quants", nargs="+", default=[name for name in PRESETS if name != "f32" and name[:2] != "tq"])
     parser.add_argument("--chunks", type=int, default=4)
     args = parser.parse_args()
     # Before torch loads OpenMP: its threads and llama.cpp's take turns here and must not spin while they wait.

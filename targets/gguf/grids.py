@@ -30,6 +30,12 @@ LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 
 """What the codes of IQ4_NL and IQ4_XS stand for."""
 
 
+TERNARY = np.array([-1, 0, 1], np.float32)
+"""What the codes of TQ1_0 and TQ2_0 stand for."""
+_SEARCHES = 8
+"""Rounds of choosing codes and scale in turn, of which none makes the error larger."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """Scales of rows: weight = scale * (code - zero) + offset.
@@ -63,6 +69,11 @@ class GgufGrid:
     levels: Floats | None = None
 
     @property
+    def ternary(self) -> bool:
+        """Whether codes are -1, 0 and 1 of one scale: of use for weights that were trained so."""
+        return self.levels is TERNARY
+
+    @property
     def name(self) -> str:
         """ggml's name of the type."""
         return self.kind.name
@@ -75,7 +86,7 @@ class GgufGrid:
     @property
     def largest(self) -> int:
         """The largest code."""
-        return (1 << self.bits) - 1
+        return (1 << self.bits) - 1 if self.levels is None else len(self.levels) - 1
 
     def fit(self, rows: Floats, importance: Floats | None = None) -> Fitted:
         """Scales for `rows`, shape (n, columns), columns whole blocks.
@@ -83,7 +94,11 @@ class GgufGrid:
         importance: what the squared error in each column counts, shape (columns,); None counts all alike.
         Raises OverflowError for weights too large for the type.
         """
-        return self.fitted(quantize_rows(rows, self.kind, importance))
+        fitted = self.fitted(quantize_rows(rows, self.kind, importance))
+        if self.ternary:
+            # ggml's scale is the largest weight, under which nearly all others would be zero.
+            return self.moved(fitted, _ternary_scales(rows.reshape(*fitted.raw.shape[:2], -1), importance), None)
+        return fitted
 
     def fitted(self, packed: Bytes) -> Fitted:
         """The scales in the bytes of rows, (rows, bytes of a row)."""
@@ -154,6 +169,23 @@ class GgufGrid:
     def tensors(self, name: str, packed: Bytes) -> dict[str, npt.NDArray[np.generic]]:
         """What the side file holds of a matrix, as `targets.gguf.ongrid` reads it."""
         return {f"{name}.{self.name}": packed}
+
+
+def _ternary_scales(blocks: Floats, importance: Floats | None) -> Floats:
+    """Scales, (rows, blocks), of small squared error: from the mean magnitude on (BitNet b1.58's), codes in turn.
+
+    blocks: (rows, blocks, weights of a block)
+    """
+    counts = np.ones((1, *blocks.shape[1:]), np.float32)
+    if importance is not None:
+        counts = importance.reshape(counts.shape)
+    magnitudes = np.abs(blocks)
+    scales = magnitudes.mean(-1)
+    for _ in range(_SEARCHES):
+        taken = (magnitudes > scales[..., None] / 2) * counts
+        total = taken.sum(-1)
+        scales = np.divide((magnitudes * taken).sum(-1), total, out=scales, where=total > 0)
+    return scales.astype(np.float16).astype(np.float32)
 
 
 def _half(raw: Bytes, start: int) -> Floats:
@@ -288,6 +320,31 @@ def _put_iq4_xs(raw: Bytes, codes: Bytes) -> None:
     raw[..., 8:136] = (halves[..., 0, :] | (halves[..., 1, :] << 4)).reshape(*codes.shape[:-1], 128)
 
 
+def _put_tq2_0(raw: Bytes, codes: Bytes) -> None:
+    _put_crumbs(raw, codes, 0)
+
+
+def _trits(codes: Bytes) -> Bytes:
+    """Five codes, along the axis before the last one, in a byte: a number in base 3 as a fraction of 243."""
+    number = np.tensordot(codes.astype(np.uint16), np.array([81, 27, 9, 3, 1], np.uint16), axes=([-2], [0]))
+    packed: Bytes = ((number * 256 + 242) // 243).astype(np.uint8)
+    return packed
+
+
+def _put_tq1_0(raw: Bytes, codes: Bytes) -> None:
+    """160 codes in 32 bytes, 80 in 16, and 16 in four bytes that hold four each."""
+    blocks = codes.shape[:-1]
+    raw[..., 0:32] = _trits(codes[..., :160].reshape(*blocks, 5, 32))
+    raw[..., 32:48] = _trits(codes[..., 160:240].reshape(*blocks, 5, 16))
+    last = codes[..., 240:].reshape(*blocks, 4, 4)
+    raw[..., 48:52] = _trits(np.concatenate((last, np.zeros_like(last[..., :1, :])), -2))
+
+
+def _at_the_end(raw: Bytes) -> tuple[Floats, Floats]:
+    """As `_plain`, the scale in the block's last bytes."""
+    return _plain(raw[..., -2:])
+
+
 _ALL = (
     GgufGrid(TYPES["Q4_0"], 4, 8, 32, _plain, _nibbles(2), (0,)),
     GgufGrid(TYPES["Q4_1"], 4, 0, 32, _with_minimum, _nibbles(4), (0, 2)),
@@ -301,6 +358,8 @@ _ALL = (
     GgufGrid(TYPES["Q6_K"], 6, 32, 16, _q6_k, _put_q6_k, (208,)),
     GgufGrid(TYPES["IQ4_NL"], 4, 0, 32, _plain, _nibbles(2), (0,), LEVELS),
     GgufGrid(TYPES["IQ4_XS"], 4, 0, 32, _iq4_xs, _put_iq4_xs, (0,), LEVELS),
+    GgufGrid(TYPES["TQ1_0"], 2, 1, 256, _at_the_end, _put_tq1_0, (52,), TERNARY),
+    GgufGrid(TYPES["TQ2_0"], 2, 1, 256, _at_the_end, _put_tq2_0, (64,), TERNARY),
 )  # fmt: skip
 
 GRIDS: dict[str, GgufGrid] = {grid.name: grid for grid in _ALL}

@@ -94,6 +94,8 @@ _ALL = (
     Preset("q3_k_s", 11, "Q3_K", "3 bits"),
     Preset("q2_k", 10, "Q2_K", "2 bits, sensitive tensors at 3 and 4: a large loss",
            {"attn_v": _if_grouped("Q4_K", "Q3_K"), "ffn_down": _always("Q3_K"), "attn_output": _always("Q3_K")}),
+    Preset("tq2_0", 37, "TQ2_0", "ternary, 2.06 bits: for models trained to it", {"token_embd": _always("Q4_K")}),
+    Preset("tq1_0", 36, "TQ1_0", "ternary, 1.69 bits: smaller than tq2_0, and slower", {"token_embd": _always("Q4_K")}),
 )  # fmt: skip
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}
@@ -103,6 +105,7 @@ ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 
 _FALLBACK = {
     "IQ4_XS": "IQ4_NL", "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
+    "TQ1_0": "Q4_0", "TQ2_0": "Q4_0",
 }  # fmt: skip
 
 _ROLES = ("attn_qkv.weight", "attn_v.weight", "attn_output.weight", "ffn_down")

@@ -50,6 +50,8 @@ _ALL = (
     GgmlType("IQ4_NL", 20, 32, 2 + 16),
     GgmlType("IQ4_XS", 23, 256, 2 + 2 + 4 + 128),
     GgmlType("BF16", 30, 1, 2),
+    GgmlType("TQ1_0", 34, 256, 48 + 4 + 2),
+    GgmlType("TQ2_0", 35, 256, 64 + 2),
 )
 
 TYPES: dict[str, GgmlType] = {entry.name: entry for entry in _ALL}

@@ -263,11 +263,12 @@ def _measured_grids(
     weights = dict(model.named_parameters())
     choices: dict[str, list[Choice[GgufGrid]]] = {}
     budget = 0
+    known = [one for one in GRIDS.values() if not one.ternary]  # no weight that was not trained to it is near one
     for number, (name, grid) in enumerate(grids.items()):
         progress("types", number, len(grids))
         n_rows, columns = weights[name].shape
         budget += n_rows * grid.kind.row_bytes(columns) - ALIGNMENT
-        fitting = [grid] if name in ruled else [one for one in GRIDS.values() if one.kind.fits(columns)]
+        fitting = [grid] if name in ruled else [one for one in known if one.kind.fits(columns)]
         key = keys.get(name, name)
         lost = losses(weights[name].detach().numpy(), seen, key, fitting, tied=tied and name == table)
         choices[name] = [

@@ -48,6 +48,7 @@ def test_output_and_embedding() -> None:
 
 def test_rows_that_do_not_divide_fall_back() -> None:
     names = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q3_K": "Q4_0", "Q2_K": "Q4_0", "IQ4_XS": "IQ4_NL"}
+    names |= {"TQ1_0": "Q4_0", "TQ2_0": "Q4_0"}
     assert {name: fallback(TYPES[name], 576).name for name in names} == names
     assert fallback(TYPES["Q4_K"], 100).name == "F16"
     assert fallback(TYPES["Q8_0"], 100).name == "F16"
