@@ -22,7 +22,7 @@ def chosen(name: str, description: str, cases: Iterable[str]) -> list[str]:
 
 
 def finished(
-    kept: Path, code: str, recipes: Mapping[str, dict[str, Any]], run: Callable[[str, Path], dict[str, Any]]
+    kept: Path, code: str, recipes: Mapping[str, Any], run: Callable[[str, Path], dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """What each case gave, by name.
 

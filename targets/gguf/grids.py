@@ -185,7 +185,8 @@ def _ternary_scales(blocks: Floats, importance: Floats | None) -> Floats:
         taken = (magnitudes > scales[..., None] / 2) * counts
         total = taken.sum(-1)
         scales = np.divide((magnitudes * taken).sum(-1), total, out=scales, where=total > 0)
-    return scales.astype(np.float16).astype(np.float32)
+    found: Floats = scales.astype(np.float16).astype(np.float32)
+    return found
 
 
 def _half(raw: Bytes, start: int) -> Floats:

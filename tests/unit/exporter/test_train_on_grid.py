@@ -92,6 +92,27 @@ def test_engines_compute_what_was_trained(format_name: str, train: str, tiny_lla
     assert drift == pytest.approx(quantized["mean_kl"], rel=0.25)  # on other pieces of text
 
 
+@pytest.mark.parametrize("preset", ["tq2_0", "tq1_0"])
+def test_a_ternary_model_is_trained_and_run(preset: str, tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    source, out = tiny_model_dir("llama", hidden=256), tmp_path / "ternary"
+    rounded = run(source, tmp_path / "rounded", recipe(None, preset=preset))
+    training = {**TRAINING, "updates": 60, "learning_rate": 1e-3}
+    trained = run(source, out, recipe(training, preset=preset))
+    assert trained["mean_kl"] < 0.75 * rounded["mean_kl"]
+    weights = opened(out).state_dict()
+    blocks = weights["model.layers.1.mlp.up_proj.weight"].reshape(-1, 256)
+    scales = blocks.abs().amax(1, keepdim=True)
+    assert torch.equal((blocks / scales).round() * scales, blocks)  # -1, 0 and 1 of a scale
+    assert len(blocks.div(scales).unique()) == 3
+    request = ExportRequest(
+        str(out), tmp_path / "file", "gguf", None, verify=VerifyOptions(chunks=2, context=64), measure=False
+    )
+    report = export(request, SilentReporter())
+    drift = {line.name: line.value for line in report.lines}["KL divergence"]
+    assert drift is not None
+    assert drift < 0.005  # llama.cpp against torch with the same weights: its products round activations to 8 bits
+
+
 def test_gradient_checkpointing_computes_with_rounded_weights_too(tiny_llama: Path, tmp_path: Path) -> None:
     """Layers are computed again when the forward pass is over; with other weights their gradients would be wrong."""
     for name, on in (("without", False), ("with", True)):
