@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from exporter.steps import Step, Strict, Text
+from exporter.steps import Step, Strict, Text, Training
 from runtime.errors import UserError
 from runtime.measurement import KvType  # noqa: TC001 - pydantic reads it
 
@@ -45,6 +45,12 @@ class Recipe(Strict):
         """What the model is quantized to; None where it is not."""
         last = self.steps[-1]
         return last.preset if last.step == "quantize" else None
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """What is trained, in order."""
+        found = (step.training if step.step == "quantize" else step for step in self.steps)
+        return tuple(one for one in found if isinstance(one, Training))
 
     @model_validator(mode="after")
     def _ends_with_what_is_final(self) -> Recipe:

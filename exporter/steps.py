@@ -67,17 +67,20 @@ class Rule(Strict):
 
 
 class Training(Strict):
-    """How weights learn to predict what the source predicts.
+    """How weights learn to predict what a teacher predicts.
 
-    loss: between the two predictions; temperature: of both; top: the source's likeliest tokens that are kept of each,
-        all others count as one
-    hard: share of the loss on the text's own next tokens in place of the source's predictions; 1 needs none of them
+    teacher: another model of the same tokens, a directory or a hub id; the model that the recipe began with where none
+        is said
+    loss: between the two predictions; temperature: of both; top: the teacher's likeliest tokens that are kept of
+        each, all others count as one
+    hard: share of the loss on the text's own next tokens in place of the teacher's predictions; 1 needs none of them
     updates: of the weights, at most; batch: pieces of text for each; accumulate: in how many parts one is computed
     patience: evaluations on held-out pieces without a gain after which it ends
     gradient_checkpointing: less memory, a third more time
     text: what is learned from; one piece in 16 is held out
     """
 
+    teacher: str | None = None
     loss: Literal["forward-kl", "reverse-kl", "jsd"] = "forward-kl"
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top: Annotated[int, Field(ge=1)] = 64
@@ -93,6 +96,8 @@ class Training(Strict):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Training:
+        if self.teacher is not None and self.hard == 1 and self.text.kind != "model":
+            raise ValueError("nothing is asked of teacher where hard is 1 and the text is given")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is no multiple of accumulate {self.accumulate}")
         return self
@@ -161,7 +166,8 @@ class Remove(Strict):
     share: of the units that go; count: how many of every layer, in place of share
     widths: of the layers by then: "even", the same number goes in every layer; "uneven", where the model
         is expected to lose least by it; "auto", uneven where the recipe's format has such layers
-    scores: by what units are ranked; "influence" is for layers, how little they turn the hidden state
+    scores: by what units are ranked; "influence" is for layers, how little they turn the hidden state, and "spaced",
+        those that stay lie evenly apart
     repair: matrices that read heads or neurons make up for those that are gone
     """
 
@@ -169,7 +175,7 @@ class Remove(Strict):
     units: Literal["layers", "heads", "neurons"]
     share: Share | None = None
     count: Annotated[int, Field(ge=1)] | None = None
-    scores: Literal["magnitude", "activation", "gradient", "influence"] | None = None
+    scores: Literal["magnitude", "activation", "gradient", "influence", "spaced"] | None = None
     repair: bool = True
     widths: Literal["even", "uneven", "auto"] = "even"
 
@@ -179,8 +185,8 @@ class Remove(Strict):
             raise ValueError("widths goes with units heads and neurons only")
         if (self.share is None) == (self.count is None):
             raise ValueError("needs either share or count")
-        if (self.scores == "influence") and self.units != "layers":
-            raise ValueError("scores influence goes with units layers only")
+        if self.scores in ("influence", "spaced") and self.units != "layers":
+            raise ValueError(f"scores {self.scores} goes with units layers only")
         return self
 
 

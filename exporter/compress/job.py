@@ -20,6 +20,7 @@ from exporter.staging import publish, refuse_occupied, staging
 from runtime.atomic import write_json
 from runtime.errors import UserError
 from runtime.openmp import wait_briefly
+from runtime.tokenizer_file import load_tokenizer
 from targets import get_target
 from targets.base import EmitOptions
 from targets.factors import FACTORS
@@ -27,7 +28,7 @@ from targets.ongrid import RECIPE, foreign_grids
 from targets.safetensors import read_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from exporter.compress.drift import TorchDrift
@@ -111,11 +112,13 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     preset = _preset(recipe)
     reporter.step(f"reading {request.model}")
     facts = _source(request)
+    teachers = _teachers(request, facts)
     with (
         staging(out) as room,
-        working(out, _made_of(facts, recipe), resume=request.resume) as journal,
+        working(out, _made_of(facts, teachers, recipe), resume=request.resume) as journal,
         _opened(facts, request, preset, journal, reporter) as subject,
     ):
+        subject.teachers = teachers
         drift = TorchDrift(subject.source)
         if any(_looks_at_text(step) for step in recipe.steps):
             reporter.step(f"calibration: {recipe.calibration.kind}")
@@ -139,11 +142,40 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     return report
 
 
-def _made_of(facts: ModelFacts, recipe: Recipe) -> dict[str, str]:
+def _made_of(facts: ModelFacts, teachers: Mapping[str, ModelFacts], recipe: Recipe) -> dict[str, str]:
     """What the result depends on, by what the user calls it."""
-    contents = hashlib.sha256(b"".join(file_digests(facts))).hexdigest()
+    contents = _digest(facts)
+    taught_by = {f"teacher {name}": _digest(teacher) for name, teacher in teachers.items()}
     versions = {f"version of {name}": version(name) for name in ("packlight", "torch", "transformers", "numpy")}
-    return {"recipe": hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(), "model": contents, **versions}
+    return {
+        "recipe": hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(),
+        "model": contents,
+        **taught_by,
+        **versions,
+    }
+
+
+def _digest(facts: ModelFacts) -> str:
+    return hashlib.sha256(b"".join(file_digests(facts))).hexdigest()
+
+
+def _teachers(request: CompressRequest, facts: ModelFacts) -> dict[str, ModelFacts]:
+    """The models that the recipe's trainings name. Raises UserError for one that cannot teach this one."""
+    found: dict[str, ModelFacts] = {}
+    for name in {one.teacher for one in request.recipe.trainings if one.teacher is not None}:
+        found[name] = resolve_model(name, trust_remote_code=request.trust_remote_code)
+        if found[name].source != "huggingface":
+            raise UserError(f"--recipe: teacher {name}: a .gguf file cannot teach; name a Hugging Face directory")
+        if _vocabulary(found[name]) != _vocabulary(facts):
+            what = f"has other tokens than {request.model}"
+            raise UserError(f"--recipe: teacher {name}: {what}; name a model with the same tokenizer")
+    return found
+
+
+def _vocabulary(facts: ModelFacts) -> dict[str, int]:
+    tokenizer = load_tokenizer(facts.path / "tokenizer.json", UserError, "a teacher and what it teaches need one")
+    found: dict[str, int] = tokenizer.get_vocab()
+    return found
 
 
 def _look_at_same_text(subject: Subject, journal: Journal) -> None:
@@ -155,7 +187,10 @@ def _look_at_same_text(subject: Subject, journal: Journal) -> None:
 
 def _looks_at_text(step: Step) -> bool:
     """Whether a step gathers statistics on the calibration text."""
-    by_weights = getattr(step, "method", None) == "magnitude" or getattr(step, "scores", None) == "magnitude"
+    by_weights = getattr(step, "method", None) == "magnitude" or getattr(step, "scores", None) in (
+        "magnitude",
+        "spaced",
+    )
     return step.step not in ("rotate", "distill") and not by_weights
 
 

@@ -35,6 +35,7 @@ class Subject:
     target, options: what the recipe's quantize step is for; None where it has none
     config: keys of config.json that are not the source's any more; None for one that is gone
     files: more safetensors files by name, tensors by name: matrices on a grid, factors
+    teachers: other models that steps name, by those names
     notes: what the user should know of the step that runs
     kept: what a step may tell of its finished work, for a run after a kill
     number: of the step that runs, from 0
@@ -48,6 +49,7 @@ class Subject:
     options: EmitOptions | None = None
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Mapping[str, npt.NDArray[np.generic]]] = field(default_factory=dict)
+    teachers: Mapping[str, ModelFacts] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     kept: Kept = field(default_factory=Kept)
     number: int = 0
@@ -62,9 +64,13 @@ class Subject:
         """Where the step that runs may keep files of its own, for a run after a kill; gone once the step is over."""
         return self.source.room / f"work-{self.number}"
 
-    def teacher(self) -> MappedReference:
-        """The source as it was, opened once more; for the caller to close."""
-        return self.source.again(self.facts)
+    def teacher(self, name: str | None) -> MappedReference:
+        """A model that a step names, or the source as it was, opened once more; for the caller to close."""
+        return self.source.again(self.taught_by(name))
+
+    def taught_by(self, name: str | None) -> ModelFacts:
+        """The facts of `teacher`."""
+        return self.facts if name is None else self.teachers[name]
 
     @cached_property
     def chunks(self) -> list[list[int]]:

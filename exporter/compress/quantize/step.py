@@ -69,10 +69,13 @@ def _trained(
     training: OnGrid,
     subject: Subject,
     blocks: Mapping[str, tuple[Grid, Bits]],
-    weights: Mapping[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
     pruned: Mapping[str, Bits],
 ) -> dict[str, tuple[Grid, Bits]]:
-    """Bytes that make the whole model predict more alike the source. weights: before they were put on their grids."""
+    """Bytes that make the whole model predict more like the source.
+
+    weights: what those that learn were before they were put on their grids; taken out of it
+    """
     import transformers
 
     from exporter.compress.quantize.fake import FakeQuantized
@@ -85,8 +88,8 @@ def _trained(
     learned, held_out = lessons(training, subject)
     rest = [one for one in model.parameters() if training.train == "all" or one.dim() == 1]
     fake = FakeQuantized(model, blocks, weights=training.train == "all")
-    for name, weight in weights.items():
-        fake.lean(name, weight)
+    while weights:
+        fake.lean(*weights.popitem())  # which leave the memory so
     zeros = {fake.weight(name): partial(_where, bits, fake.weight(name).shape) for name, bits in pruned.items()}
     student = Student(model, rest, fake.scales(), zeros, fake.as_stored)
     found = train(student, learned, held_out, training, subject.recipe.seed, subject.work, subject.progress)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def remove_layers(subject: Subject, count: int, scores: str) -> None:
     """Take `count` layers out, and say so in the configuration."""
-    found = _SCORES[scores](subject)
+    found = _spaced(subject, count) if scores == "spaced" else _SCORES[scores](subject)
     out = set(np.argsort(found, kind="stable")[:count].tolist())
     base, config = subject.model.base_model, subject.model.config
     kept = [number for number in range(len(found)) if number not in out]
@@ -35,6 +35,17 @@ def remove_layers(subject: Subject, count: int, scores: str) -> None:
         if len(set(kinds)) > 1 or "layer_types" in subject.facts.config:
             subject.config["layer_types"] = config.layer_types
     subject.notes.append(f"removed layers, counted from 0: {', '.join(map(str, sorted(out)))}")
+
+
+def _spaced(subject: Subject, count: int) -> list[float]:
+    """Ones for the layers that stay, evenly apart from the first to the last (DistilBERT's start).
+
+    Source: https://arxiv.org/abs/1910.01108, section 3
+    """
+    total = len(subject.model.base_model.layers)
+    found = np.zeros(total)
+    found[np.linspace(0, total - 1, total - count).round().astype(int)] = 1
+    return [float(one) for one in found]
 
 
 def _by_influence(subject: Subject) -> list[float]:

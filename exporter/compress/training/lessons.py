@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from exporter.calibration import calibration_chunks
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 AT_A_TIME = 16
 """Pieces whose predictions are kept together: a run that is killed loses no more."""
+NEVER = -1e4
+"""The logit of a token that a teacher has no row for."""
 HELD_OUT = 16
 """One piece in so many is not learned from and judges what was learned."""
 
@@ -100,7 +103,7 @@ def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
 
 
 class _Teacher:
-    """The source as it was, opened where something is asked of it that is not on the disk yet."""
+    """Who teaches, opened where something is asked of it that is not on the disk yet."""
 
     def __init__(self, step: Training, subject: Subject) -> None:
         self._step, self._subject = step, subject
@@ -114,12 +117,15 @@ class _Teacher:
 
     @cached_property
     def _source(self) -> TransformersReference:
-        return self._open.enter_context(contextlib.closing(self._subject.teacher()))
+        return self._open.enter_context(contextlib.closing(self._subject.teacher(self._step.teacher)))
 
     @cached_property
     def _chunks(self) -> list[list[int]]:
         subject, text = self._subject, self._step.text
-        found = calibration_chunks(self._source, subject.facts, text, subject.recipe.seed, subject.progress)
+        # It writes the text itself, where one is to be written: what is trained may be able to no more.
+        reader = self._source if text.kind == "model" else subject.source
+        facts = subject.taught_by(self._step.teacher)
+        found = calibration_chunks(reader, facts, text, subject.recipe.seed, subject.progress)
         found = [ids for ids in found if len(ids) == text.tokens]  # a text's last piece is shorter
         digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
         name = f"lessons-{subject.number}"
@@ -138,13 +144,15 @@ class _Teacher:
 
     def batch(self, number: int) -> Batch:
         """Pieces and predictions, batch `number` of all."""
-        return _taught(self._step, self._source, self._chunks[number * AT_A_TIME : (number + 1) * AT_A_TIME])
+        chunks = self._chunks[number * AT_A_TIME : (number + 1) * AT_A_TIME]
+        ids = np.array(chunks, np.int32)
+        if self._step.hard == 1:
+            return Batch(ids, None, None)
+        found = [likeliest(self._logits(one), self._step.top, self._step.temperature) for one in chunks]
+        tokens, outcomes = (torch.stack(part).numpy() for part in zip(*found, strict=True))
+        return Batch(ids, tokens.astype(np.int32), outcomes)
 
-
-def _taught(step: Training, teacher: TransformersReference, chunks: Sequence[Sequence[int]]) -> Batch:
-    ids = np.array(chunks, np.int32)
-    if step.hard == 1:
-        return Batch(ids, None, None)
-    found = [likeliest(torch.from_numpy(teacher.logits(list(one))), step.top, step.temperature) for one in chunks]
-    tokens, outcomes = (torch.stack(part).numpy() for part in zip(*found, strict=True))
-    return Batch(ids, tokens.astype(np.int32), outcomes)
+    def _logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """(tokens, vocabulary of the student): tables may have more or fewer rows than there are tokens."""
+        found = torch.from_numpy(self._source.logits(list(ids)))
+        return functional.pad(found, (0, self._subject.source.n_vocab - found.shape[-1]), value=NEVER)

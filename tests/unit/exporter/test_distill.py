@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from support.killing import killed
 from support.removal import logits, opened
 
@@ -177,7 +179,7 @@ def test_a_kill_changes_nothing_in_the_end(
     if train == "lora":
         (checkpoints / FINISHED).unlink()  # as a kill just before it leaves it
     # What the teacher said is on the disk: it is not asked again.
-    monkeypatch.setattr(Subject, "teacher", lambda _self: pytest.fail("the teacher was opened"))
+    monkeypatch.setattr(Subject, "teacher", lambda _self, _name: pytest.fail("the teacher was opened"))
     resumed = run(tiny_llama, out, *steps, resume=True, **text)
     for one, other in zip(resumed, whole, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
@@ -352,3 +354,57 @@ def test_each_step_has_lessons_of_its_own(tiny_llama: Path, tmp_path: Path) -> N
     assert whats == ["made of", *(f"lessons-{step}{more}" for step in (0, 2) for more in ("", "-0", "-1"))]
     assert isinstance(subject.kept, Journal)
     subject.source.close()
+
+
+@pytest.mark.parametrize("rows", [0, 40])
+def test_another_model_teaches(
+    rows: int, tiny_model_dir: Callable[..., Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """One of another width and depth; with rows in its table that stand for no token, or in the student's."""
+    n_rows = opened(tiny_llama).config.vocab_size
+    teacher = tiny_model_dir("llama", hidden=128, layers=3, seed=1, vocab_size=n_rows + rows)
+    student = tiny_model_dir("llama", vocab_size=n_rows + 40 - rows) if rows != 40 else tiny_llama
+    step = {**DISTILL, "updates": 80, "learning_rate": 3e-3, "teacher": str(teacher)}
+    (distilled,) = run(student, tmp_path / "out", step)
+    (note,) = distilled["notes"]
+    before, after = (float(word) for word in note.split() if "." in word)
+    assert after < 0.8 * before
+    ids = torch.randint(n_rows, (1, 64), generator=torch.Generator().manual_seed(0))
+
+    def apart(path: Path) -> float:
+        with torch.no_grad():
+            predicted, taught = (
+                torch.log_softmax(opened(one)(input_ids=ids).logits[..., :n_rows], -1) for one in (path, teacher)
+            )
+        return float((taught.exp() * (taught - predicted)).sum(-1).mean())
+
+    assert apart(tmp_path / "out") < 0.9 * apart(student)  # on tokens by chance, which no text has
+
+
+def test_a_teacher_with_other_tokens_is_refused(
+    tiny_model_dir: Callable[..., Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    other = tiny_model_dir("qwen2")
+    for teacher, message in (
+        (str(other), "has other tokens than .*; name a model with the same tokenizer"),
+        (str(tmp_path / "none"), "none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(tiny_llama, tmp_path / "out", SHORTER, {**SHORT, "teacher": teacher})
+        assert os.listdir(tmp_path) == []  # noqa: PTH208
+    with pytest.raises(ValidationError, match="nothing is asked of teacher where hard is 1 and the text is given"):
+        recipe({**SHORT, "teacher": str(other), "hard": 1.0})
+
+
+def test_work_is_not_gone_on_with_when_the_teacher_has_changed(tiny_llama: Path, tmp_path: Path) -> None:
+    teacher, file, out = tmp_path / "teacher", tmp_path / "recipe.yaml", tmp_path / "out"
+    shutil.copytree(tiny_llama, teacher)
+    step = {**SHORT, "updates": 20, "teacher": str(teacher)}
+    file.write_text(recipe(SHORTER, step).model_dump_json(), encoding="utf-8")
+    killed(10, tiny_llama, file, out)
+    weights = teacher / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=f"teacher {re.escape(str(teacher))}"):
+        run(tiny_llama, out, SHORTER, step, resume=True)

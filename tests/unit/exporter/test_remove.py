@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from support.parity import emit, worst_difference
 from support.removal import IDS, TEXT, kept_rows, logits, opened, removed
 
@@ -63,7 +64,16 @@ def test_heads_removed_are_heads_masked(scores: str, tiny_any: Path, tmp_path: P
     np.testing.assert_allclose(logits(small), logits(whole), atol=2e-5 * np.abs(logits(whole)).max())
 
 
-@pytest.mark.parametrize("scores", ["influence", "magnitude", "activation", "gradient"])
+def test_layers_that_stay_lie_evenly_apart(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    """Every other one, with the first and the last."""
+    source = tiny_model_dir("llama", layers=7)
+    (report,) = removed(source, tmp_path / "out", units="layers", count=3, scores="spaced")
+    assert report["notes"][0] == "removed layers, counted from 0: 1, 3, 5"
+    with pytest.raises(ValidationError, match="scores spaced goes with units layers only"):
+        Recipe.model_validate({"steps": [{"step": "remove", "units": "heads", "count": 1, "scores": "spaced"}]})
+
+
+@pytest.mark.parametrize("scores", ["influence", "magnitude", "activation", "gradient", "spaced"])
 def test_layers_removed_are_layers_skipped(scores: str, tiny_any: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", opened(tiny_any)
     (report,) = removed(tiny_any, out, units="layers", count=1, scores=scores)

@@ -164,7 +164,7 @@ def test_a_kill_changes_nothing_in_the_end(
     killed(25, tiny_llama, file, out, "--resume")
     checkpoints = work_of(out) / "work-0"
     assert "checkpoint-24" in [path.name for path in checkpoints.iterdir()]
-    monkeypatch.setattr(Subject, "teacher", lambda _self: pytest.fail("the teacher was opened"))
+    monkeypatch.setattr(Subject, "teacher", lambda _self, _name: pytest.fail("the teacher was opened"))
     kept = tmp_path / "kept"
     shutil.copytree(work_of(out), kept)
     assert {**run(tiny_llama, out, made, resume=True), "seconds": 0} == {**whole, "seconds": 0}
