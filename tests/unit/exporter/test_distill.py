@@ -381,6 +381,21 @@ def test_another_model_teaches(
     assert apart(tmp_path / "out") < 0.9 * apart(student)  # on tokens by chance, which no text has
 
 
+def test_a_teacher_says_nothing_of_rows_that_it_has_not(
+    tiny_model_dir: Callable[..., Path], tiny_llama: Path, tmp_path: Path
+) -> None:
+    n_rows = opened(tiny_llama).config.vocab_size
+    step = {**SHORT, "top": 1000, "teacher": str(tiny_llama)}
+    subject = opened_subject(tiny_model_dir("llama", vocab_size=n_rows + 40), tmp_path, step)
+    subject.teachers = {str(tiny_llama): resolve(str(tiny_llama))}
+    learned, _ = lessons(subject.recipe.steps[0], subject)
+    piece = learned[0]
+    assert piece["tokens"].shape[-1] == n_rows + 40
+    assert (piece["outcomes"][piece["tokens"] >= n_rows] < -1000).all()
+    assert (piece["outcomes"][piece["tokens"] < n_rows] > -1000).all()
+    subject.source.close()
+
+
 def test_a_teacher_with_other_tokens_is_refused(
     tiny_model_dir: Callable[..., Path], tiny_llama: Path, tmp_path: Path
 ) -> None:

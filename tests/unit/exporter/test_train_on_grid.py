@@ -134,7 +134,7 @@ def test_what_was_pruned_stays_zero(tiny_llama: Path, tmp_path: Path) -> None:
     prune = {"step": "prune", "method": "magnitude", "sparsity": 0.5}
     pruned = recipe(None, prune).model_copy(update={"steps": recipe(None, prune).steps[:1]})
     run(tiny_llama, tmp_path / "pruned", pruned)
-    trained = run(tiny_llama, tmp_path / "out", recipe(TRAINING, prune))
+    trained = run(tiny_llama, tmp_path / "out", recipe({**TRAINING, "learning_rate": 3e-3}, prune))
     before, after = (opened(tmp_path / name).state_dict() for name in ("pruned", "out"))
     assert not any(note.startswith("zeros:") for note in trained["notes"])
     for name, tensor in before.items():
