@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parent / "recipes"
 LATE = (
     # They rewrite rows and columns, which two factors have not.
     ("factorize", ("remove", "rotate", "smooth"), "it changes whole matrices"),
-    ("share", ("distill",), "training makes equal weights differ"),
+    ("share", ("distill", "prune with training"), "training makes equal weights differ"),
 )
 """A step, those that cannot stand behind it, and why."""
 
@@ -49,7 +49,7 @@ class Recipe(Strict):
     @property
     def trainings(self) -> tuple[Training, ...]:
         """What is trained, in order."""
-        found = (step.training if step.step == "quantize" else step for step in self.steps)
+        found = (getattr(step, "training", None) or step for step in self.steps)
         return tuple(one for one in found if isinstance(one, Training))
 
     @model_validator(mode="after")
@@ -69,7 +69,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _is_in_order(self) -> Recipe:
-        names = [step.step for step in self.steps]
+        trained = [step.step == "prune" and step.training is not None for step in self.steps]
+        names = [f"{step.step}{' with training' * one}" for step, one in zip(self.steps, trained, strict=True)]
         for first, refused, why in LATE:
             behind = names[names.index(first) :] if first in names else []
             if early := [name for name in behind if name in refused]:

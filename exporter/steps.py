@@ -137,6 +137,7 @@ class Prune(Strict):
     sparsity: the share that becomes zero; pattern: "N:M", N of every M neighbours of a row stay, in place of sparsity
     scope: "layer", the share of every matrix; "global", of all together, by magnitude alone
     exclude: matrices that are left alone
+    training: zeros come little by little, by magnitude, while all other weights learn
     """
 
     step: Literal["prune"]
@@ -145,6 +146,7 @@ class Prune(Strict):
     pattern: Annotated[str, Field(pattern=r"^[1-9]\d*:[1-9]\d*$")] | None = None
     scope: Literal["layer", "global"] = "layer"
     exclude: Patterns = ()
+    training: Training | None = None
 
     @model_validator(mode="after")
     def _goes_together(self) -> Prune:
@@ -156,6 +158,8 @@ class Prune(Strict):
                 raise ValueError(f"pattern {self.pattern} keeps every weight; the first number is how many stay")
         if self.scope == "global" and (self.method != "magnitude" or self.pattern is not None):
             raise ValueError("scope global goes with method magnitude and sparsity only")
+        if self.training is not None and (self.method != "magnitude" or self.pattern is not None):
+            raise ValueError("training goes with method magnitude and sparsity only")
         return self
 
 

@@ -17,9 +17,6 @@ from runtime.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
-    from torch.nn import Parameter
-
     from exporter.compress.subject import Subject
     from exporter.compress.training.trainer import Student
     from exporter.steps import Distill
@@ -45,7 +42,7 @@ def run(step: Distill, subject: Subject) -> None:
 @contextlib.contextmanager
 def _opened(step: Distill, subject: Subject) -> Iterator[Student]:
     """The model to train and those of its weights that learn; what was added to it is merged at the end."""
-    from exporter.compress.training.trainer import Student
+    from exporter.compress.training.trainer import Student, zeros_of
 
     model = subject.model
     if step.train == "lora":
@@ -56,11 +53,7 @@ def _opened(step: Distill, subject: Subject) -> Iterator[Student]:
         return
     learned = [one for one in model.parameters() if step.train == "all" or one.dim() == 1]
     pruned = [one for one in learned if one.dim() == 2 and is_pruned(one.detach().numpy())]
-    yield Student(model, learned, zeros={one: partial(_zeros, one) for one in pruned})
-
-
-def _zeros(parameter: Parameter) -> Tensor:
-    return parameter == 0
+    yield Student(model, learned, zeros={one: partial(zeros_of, one) for one in pruned})
 
 
 @contextlib.contextmanager

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 def run(step: Prune, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. Magnitude needs no text; the others go layer by layer."""
     matrices = excluding(dict(subject.matrices()), step.exclude)
+    if step.training is not None:
+        from exporter.compress.prune.gradual import prune_gradually
+
+        prune_gradually(step, subject, matrices)
+        return
     pattern = _pattern(step, matrices)
     if step.method == "magnitude":
         _by_magnitude(step, pattern, matrices)

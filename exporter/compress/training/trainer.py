@@ -46,6 +46,9 @@ class Student:
     model: of transformers; parameters: that learn; quick: more of them, that learn `QUICK` times as fast
     zeros: of parameters, which weights are to stay as they are, asked for at every update
     as_stored: within it the model computes with the weights that its file will hold
+    before: within it the model is what the trained one has to do better than
+    after_update: called with the number of updates done and the optimizer
+    judged_from: the update from which on the held-out pieces say which weights are best
     """
 
     model: Any
@@ -53,6 +56,14 @@ class Student:
     quick: Sequence[torch.nn.Parameter] = ()
     zeros: Mapping[torch.nn.Parameter, Callable[[], torch.Tensor]] = field(default_factory=dict)
     as_stored: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    before: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    after_update: Callable[[int, Any], None] | None = None
+    judged_from: int = 0
+
+
+def zeros_of(parameter: torch.Tensor) -> torch.Tensor:
+    """For `Student.zeros`: those that are zero by then."""
+    return parameter == 0
 
 
 @dataclass(frozen=True)
@@ -91,8 +102,11 @@ def train(
         trainer.remove_callback(transformers.PrinterCallback)
         if (work / FINISHED).is_file():
             return trainer.again(work)
-        before = float(trainer.evaluate()["eval_loss"])
+        with student.before():
+            before = float(trainer.evaluate()["eval_loss"])
         trainer.add_callback(_Shown(progress))
+        if student.after_update is not None:
+            trainer.add_callback(_AfterUpdate(student.after_update))
         if step.patience is not None:
             trainer.add_callback(transformers.EarlyStoppingCallback(step.patience))
         try:
@@ -169,6 +183,11 @@ class _Distilling(transformers.Trainer):  # type: ignore[misc]
             self.optimizer = kind([{"params": list(student.parameters)}, quick], **options)
         return super().create_optimizer(model)
 
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:  # noqa: ANN401
+        """See `transformers.Trainer`."""
+        judged = self.state.global_step >= self._student.judged_from
+        return judged and bool(super()._determine_best_metric(metrics, trial))
+
     def training_step(self, *arguments: Any, **more: Any) -> torch.Tensor:
         """See `transformers.Trainer`: forwards and backwards."""
         with self._student.as_stored():
@@ -219,6 +238,17 @@ def _last(work: Path) -> Path | None:
         else:
             shutil.rmtree(path)
     return found[max(found)] if found else None
+
+
+class _AfterUpdate(transformers.TrainerCallback):  # type: ignore[misc]
+    """Calls what a student wants called."""
+
+    def __init__(self, call: Callable[[int, Any], None]) -> None:
+        self._call = call
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **more: Any) -> None:  # noqa: ANN401
+        """Before an evaluation, and before a checkpoint is written."""
+        self._call(state.global_step, more["optimizer"])
 
 
 class _Shown(transformers.TrainerCallback):  # type: ignore[misc]

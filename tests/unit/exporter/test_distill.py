@@ -21,6 +21,8 @@ from exporter.checkpoint import resolve
 from exporter.compress.job import CompressRequest, compress
 from exporter.compress.journal import Journal, work_of, working
 from exporter.compress.mapped import MappedReference
+from exporter.compress.prune.gradual import Pruning
+from exporter.compress.prune.schedule import sparsity_at
 from exporter.compress.subject import Subject
 from exporter.compress.training import lessons as lessons_module
 from exporter.compress.training.lessons import AT_A_TIME, HELD_OUT, lessons
@@ -423,3 +425,68 @@ def test_work_is_not_gone_on_with_when_the_teacher_has_changed(tiny_llama: Path,
     weights.write_bytes(content)
     with pytest.raises(UserError, match=f"teacher {re.escape(str(teacher))}"):
         run(tiny_llama, out, SHORTER, step, resume=True)
+
+
+LEARNED = {key: value for key, value in DISTILL.items() if key != "step"}
+GRADUAL = {**PRUNE, "sparsity": 0.6, "training": {**LEARNED, "updates": 60}}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_zeros_come_little_by_little(scope: str, tiny_llama: Path, tmp_path: Path) -> None:
+    at_once = {key: value for key, value in GRADUAL.items() if key != "training"}
+    _, then_trained = run(tiny_llama, tmp_path / "once", {**at_once, "scope": scope}, {**DISTILL, "updates": 60})
+    (gradual,) = run(tiny_llama, tmp_path / "out", {**GRADUAL, "scope": scope})
+    assert gradual["sparsity"] == pytest.approx(0.6, abs=0.001)
+    assert gradual["mean_kl"] < 1.1 * then_trained["mean_kl"]
+    shares = [
+        float((tensor == 0).float().mean())
+        for name, tensor in opened(tmp_path / "out").state_dict().items()
+        if ".layers." in name and tensor.dim() == 2
+    ]
+    assert (max(shares) - min(shares) < 0.01) == (scope == "layer")
+    (note,) = gradual["notes"]
+    assert int(note.split()[-3]) >= 36  # what is best is asked once all zeros are there
+
+
+def test_a_pruning_that_is_killed_goes_on_to_the_same_weights(tiny_llama: Path, tmp_path: Path) -> None:
+    whole = run(tiny_llama, tmp_path / "whole", GRADUAL)
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(recipe(GRADUAL).model_dump_json(), encoding="utf-8")
+    killed(20, tiny_llama, file, out)
+    killed(45, tiny_llama, file, out, "--resume")
+    resumed = run(tiny_llama, out, GRADUAL, resume=True)
+    assert [{**one, "seconds": 0} for one in resumed] == [{**one, "seconds": 0} for one in whole]
+    weights = "model.safetensors"
+    assert (out / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_more_is_pruned_on_the_schedule_and_never_less() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(40, 50, generator=generator))
+    optimizer = torch.optim.AdamW([weight], lr=0.05, weight_decay=0.0)
+    pruning = Pruning({"w": weight}, 0.8, 100, over_all=False)
+    assert pruning.end == 60
+    gone = torch.zeros(40, 50, dtype=torch.bool)
+    for update in range(1, 101):
+        weight.grad = torch.randn(40, 50, generator=generator).masked_fill(weight.detach() == 0, 0)
+        optimizer.step()
+        pruning.advance(update, optimizer)
+        zero = weight.detach() == 0
+        assert (zero | ~gone).all()
+        assert int(zero.sum()) == round(sparsity_at(update, 0, 60, 0.0, 0.8) * 2000)
+        gone = zero
+    with pruning.at_once():
+        assert int((weight == 0).sum()) == 1600
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{**GRADUAL, "method": "wanda"}], "training goes with method magnitude and sparsity only"),
+        ([{**GRADUAL, "sparsity": None, "pattern": "2:4"}], "training goes with method magnitude and sparsity only"),
+        ([{"step": "share", "method": "codebook"}, GRADUAL], "prune with training has to stand before share"),
+    ],
+)
+def test_what_does_not_go_with_gradual_pruning(steps: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        recipe(*steps)
