@@ -3,9 +3,10 @@
     python -m benchmarks.training_recipes [--only NAME …]
 
 Every case is a recipe for SmolLM2, run by `packlight compress`: a step that takes something out and one that trains, or
-a step that quantizes, without and with training. What is learned from: docstrings of CPython's library and of packages
-that constraints.txt pins. Judged, as the report of each step has it, on the second half of Python's own help, which is
-none of these. A run that was stopped goes on where it was; a finished case is kept in .cache and not run again.
+a step that quantizes, without and with training. What is learned from: the first half of Python's own help, and
+docstrings of CPython's library and of packages that constraints.txt pins. Judged, as the report of each step has it,
+on the help's second half. A run that was stopped goes on where it was; a finished case is kept in .cache and not run
+again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from benchmarks.paths import CACHE
 from benchmarks.smollm2 import smollm2
 from benchmarks.trained import documents
 from runtime.atomic import write_json
+from targets.text import default_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +36,8 @@ KEPT = CACHE / "training-recipes"
 CALIBRATION = {"source": "help", "chunks": 16, "tokens": 512}
 TOKENS = 256
 """Of a piece that is learned from."""
+DOCSTRINGS = 700_000
+"""Characters of docstrings, about, beside 230,000 of help: as much as the longest case learns from."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ CASES = {
         "30 to 24 layers, all weights", _LAYERS, {"updates": 200, "batch": 4, "learning_rate": 2e-4}, recovered=0.6
     ),
     "q4_0": Case(
-        "GPTQ at Q4_0, codes and scales", _Q4_0, {"updates": 60, "batch": 4, "learning_rate": 2e-5}, recovered=0.01
+        "GPTQ at Q4_0, codes and scales", _Q4_0, {"updates": 60, "batch": 4, "learning_rate": 5e-5}, recovered=0.01
     ),
     "q4_0-scales": Case(
         "GPTQ at Q4_0, scales and norms alone", _Q4_0,
@@ -78,9 +82,11 @@ CASES = {
 
 
 def text_file() -> Path:
-    """The docstrings, in a file that carries their hash."""
-    text = "\n\n".join(documents())
-    path = KEPT / f"docstrings-{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
+    """What is learned from, in a file that carries its hash."""
+    found = documents()
+    chosen = found[:: max(1, sum(map(len, found)) // DOCSTRINGS)]
+    text = "\n\n".join([default_text("calibration").text, *chosen])
+    path = KEPT / f"text-{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
     if not path.is_file():
         path.write_text(text, encoding="utf-8")
     return path
