@@ -187,10 +187,8 @@ def _look_at_same_text(subject: Subject, journal: Journal) -> None:
 
 def _looks_at_text(step: Step) -> bool:
     """Whether a step gathers statistics on the calibration text."""
-    by_weights = getattr(step, "method", None) == "magnitude" or getattr(step, "scores", None) in (
-        "magnitude",
-        "spaced",
-    )
+    blind = ("magnitude", "spaced")
+    by_weights = getattr(step, "method", None) in blind or getattr(step, "scores", None) in blind
     return step.step not in ("rotate", "distill") and not by_weights
 
 

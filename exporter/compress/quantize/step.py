@@ -86,11 +86,13 @@ def _trained(
 
     model = subject.model
     learned, held_out = lessons(training, subject)
-    rest = [one for one in model.parameters() if training.train == "all" or one.dim() == 1]
-    fake = FakeQuantized(model, blocks, weights=training.train == "all")
+    whole = training.train == "all"
+    rest = [one for one in model.parameters() if whole or one.dim() == 1]
+    fake = FakeQuantized(model, blocks, weights=whole)
     while weights:
         fake.lean(*weights.popitem())  # which leave the memory so
-    zeros = {fake.weight(name): partial(_where, bits, fake.weight(name).shape) for name, bits in pruned.items()}
+    matrices = {name: model.get_parameter(name) for name in pruned} if whole else {}
+    zeros = {weight: partial(_where, pruned[name], weight.shape) for name, weight in matrices.items()}
     student = Student(model, rest, fake.scales(), zeros, fake.as_stored)
     found = train(student, learned, held_out, training, subject.recipe.seed, subject.work, subject.progress)
     model.eval()

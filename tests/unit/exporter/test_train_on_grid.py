@@ -16,6 +16,7 @@ from support.removal import opened
 from exporter.by_recipe import NamedRecipe
 from exporter.compress.job import CompressRequest, compress
 from exporter.compress.journal import work_of
+from exporter.compress.quantize import step as quantize_step
 from exporter.compress.subject import Subject
 from exporter.pipeline import ExportRequest, export
 from exporter.progress import SilentReporter
@@ -130,17 +131,35 @@ def test_a_batch_in_parts(tiny_llama: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, after[name], rtol=0, atol=2e-3 * float(tensor.abs().max()))
 
 
-def test_what_was_pruned_stays_zero(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("train", ["all", "scales"])
+def test_what_was_pruned_stays_zero(train: str, tiny_llama: Path, tmp_path: Path) -> None:
     prune = {"step": "prune", "method": "magnitude", "sparsity": 0.5}
     pruned = recipe(None, prune).model_copy(update={"steps": recipe(None, prune).steps[:1]})
     run(tiny_llama, tmp_path / "pruned", pruned)
-    trained = run(tiny_llama, tmp_path / "out", recipe({**TRAINING, "learning_rate": 3e-3}, prune))
+    trained = run(tiny_llama, tmp_path / "out", recipe({**TRAINING, "learning_rate": 3e-3, "train": train}, prune))
     before, after = (opened(tmp_path / name).state_dict() for name in ("pruned", "out"))
     assert not any(note.startswith("zeros:") for note in trained["notes"])
     for name, tensor in before.items():
         if ".layers." in name and tensor.dim() == 2:
             assert not after[name][tensor == 0].any(), name
             assert after[name][tensor != 0].any()
+
+
+def test_what_was_pruned_and_stays_in_floats_keeps_its_zeros(tiny_llama: Path, tmp_path: Path) -> None:
+    """Grids for some matrices alone; the others learn as they are."""
+    prune = {"step": "prune", "method": "magnitude", "sparsity": 0.5}
+    name = "model.layers.0.mlp.up_proj.weight"
+    whole = quantize_step._GRIDS["gguf"]
+
+    def without(step: Any, subject: Subject) -> Any:
+        return {one: grid for one, grid in whole(step, subject).items() if one != name}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(quantize_step._GRIDS, "gguf", without)
+        run(tiny_llama, tmp_path / "out", recipe({**TRAINING, "learning_rate": 3e-3}, prune))
+    assert not any(one.startswith(name) for one in on_grid(tmp_path / "out", "gguf"))
+    weight = opened(tmp_path / "out").state_dict()[name]
+    assert float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
 
 
 def test_factors_are_trained_on_their_grids(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
