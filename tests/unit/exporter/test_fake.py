@@ -7,24 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.grids import ALL, COLUMNS
 from torch import nn
 
 from exporter.compress.quantize.fake import FakeQuantized, rounded
 from targets.gguf.grids import GRIDS
-from targets.groups import RowGrid
-from targets.onnx.blockgrid import CompressionGrid
-from targets.onnx.blocks import BlockGrid
-from targets.pytorch.groups import GroupGrid
 
-ROWS, COLUMNS = 6, 512
-ALL: dict[str, Any] = {
-    **GRIDS,
-    "int4": CompressionGrid(BlockGrid(4, 32)),
-    "int8": CompressionGrid(BlockGrid(8, 32, symmetric=True)),
-    "row": RowGrid(COLUMNS),
-    "group": GroupGrid(32),
-    "shifted": GroupGrid(32, shifted=True),
-}
+ROWS = 6
 
 
 class Tied(nn.Module):

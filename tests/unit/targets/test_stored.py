@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from support.grids import ALL, COLUMNS
 
-from targets.gguf.grids import GRIDS
-from targets.groups import RowGrid
-from targets.onnx.blockgrid import CompressionGrid
-from targets.onnx.blocks import BlockGrid
-from targets.pytorch.groups import GroupGrid, to_bfloat16
+from targets.pytorch.groups import to_bfloat16
 
 if TYPE_CHECKING:
     from targets.grids import Grid
 
-COLUMNS = 512
-ALL: dict[str, Any] = {
-    **GRIDS,
-    "int4": CompressionGrid(BlockGrid(4, 32)),
-    "int8": CompressionGrid(BlockGrid(8, 32, symmetric=True)),
-    "row": RowGrid(COLUMNS),
-    "group": GroupGrid(32),
-    "shifted": GroupGrid(32, shifted=True),
-}
 HELD = {
     "float16": lambda values: values.astype(np.float16).astype(np.float32),
     "bfloat16": to_bfloat16,
@@ -36,8 +24,7 @@ HELD = {
 @pytest.fixture(params=ALL)
 def grid(request: pytest.FixtureRequest) -> Grid:
     """Every grid in turn."""
-    found: Grid = ALL[request.param]
-    return found
+    return ALL[request.param]
 
 
 @pytest.fixture
