@@ -92,7 +92,9 @@ def text_file() -> Path:
     return path
 
 
-def run(case: Case, recipes: list[dict[str, Any]], model: Path, work: Path) -> dict[str, Any]:
+def run(
+    case: Case, recipes: list[dict[str, Any]], model: Path, work: Path, provenance: dict[str, Any]
+) -> dict[str, Any]:
     """Compress, or go on with it. work: a directory of the case's own, which is removed at the end."""
     work.mkdir(exist_ok=True)
     steps = [step for number, recipe in enumerate(recipes) for step in _compressed(recipe, model, work / str(number))]
@@ -100,7 +102,7 @@ def run(case: Case, recipes: list[dict[str, Any]], model: Path, work: Path) -> d
     shutil.rmtree(work)
     keys = ("mean_kl", "perplexity_ratio", "same_top1", "n_bytes")
     return {
-        **{key: value for key, value in record.provenance().items() if key in ("commit", "code_sha256", "date")},
+        **{key: provenance[key] for key in ("commit", "code_sha256", "date")},
         "n_params": after["n_params"], "minutes": after["seconds"] / 60, "notes": after["notes"],
         "tokens": case.trained["updates"] * case.trained["batch"] * TOKENS,
         "before": {key: before[key] for key in keys}, "after": {key: after[key] for key in keys},
@@ -159,7 +161,7 @@ def main() -> None:
     text = text_file()
     recipes = {name: CASES[name].recipes(text) for name in names}
     found = finished(
-        KEPT, content["code_sha256"], recipes, lambda name, work: run(CASES[name], recipes[name], model, work)
+        KEPT, content["code_sha256"], recipes, lambda name, work: run(CASES[name], recipes[name], model, work, content)
     )
     earlier = record.load("training_recipes")
     known = {**(earlier["cases"] if earlier is not None else {}), **found}

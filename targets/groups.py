@@ -113,7 +113,7 @@ class GroupedGrid(ABC):
         shifts, by = (fitted.shifts, ones) if self.shifted else (None, None)
         return Stored(self.kind, fitted.scales, shifts, ones, np.float32(-self.middle) * ones, by)
 
-    def moved(self, fitted: Any, steps: Floats, shifts: Floats | None) -> FittedGroups:  # noqa: ANN401
+    def moved(self, fitted: Any, steps: Floats, shifts: Floats | None) -> FittedGroups:  # noqa: ANN401 - as above
         """See `targets.grids.Grid`."""
         return FittedGroups(steps, fitted.shifts if shifts is None else shifts, fitted.zeros, self.middle)
 

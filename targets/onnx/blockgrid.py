@@ -79,7 +79,7 @@ class CompressionGrid:
         return Stored("float16", fitted.scales, None, ones, -fitted.zeros[..., None], None)
 
     def moved(self, fitted: Any, steps: Floats, shifts: Floats | None) -> FittedBlocks:  # noqa: ANN401, ARG002
-        """See `targets.grids.Grid`."""
+        """See `targets.grids.Grid`. fitted: a `FittedBlocks`; shifts: there are none."""
         return FittedBlocks(steps, fitted.zeros)
 
     def rounded(self, rows: Floats, importance: Floats | None = None) -> Bytes:

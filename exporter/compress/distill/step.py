@@ -11,14 +11,13 @@ import transformers
 
 from exporter.compress.quantize.gptq import is_pruned
 from exporter.compress.training.lessons import lessons
-from exporter.verify.reference import quiet
+from exporter.compress.training.trainer import Student, train, zeros_of
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from exporter.compress.subject import Subject
-    from exporter.compress.training.trainer import Student
     from exporter.steps import Distill
 
 RANK = 16
@@ -27,23 +26,16 @@ RANK = 16
 
 def run(step: Distill, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. Checkpoints lie beside the weights' file until the step is over."""
-    with quiet(transformers):  # Trainer brings in what logs that it has no GPU
-        from exporter.compress.training.trainer import train
-
     if step.train == "lora" and any(is_pruned(module.weight.detach().numpy()) for _, module in subject.matrices()):
         raise UserError("--recipe: distill with train: lora would fill the zeros of prune; say train: all")
-    learned, held_out = lessons(step, subject)
+    taught = lessons(step, subject)
     with _opened(step, subject) as student:
-        found = train(student, learned, held_out, step, subject.recipe.seed, subject.work, subject.progress)
-    subject.model.eval()
-    subject.notes.append(f"distill: {found.said(len(held_out))}")
+        train(student, taught, step, subject, "distill")
 
 
 @contextlib.contextmanager
 def _opened(step: Distill, subject: Subject) -> Iterator[Student]:
     """The model to train and those of its weights that learn; what was added to it is merged at the end."""
-    from exporter.compress.training.trainer import Student, zeros_of
-
     model = subject.model
     if step.train == "lora":
         names = [name.removesuffix(".weight") for name, _ in subject.matrices()]

@@ -8,12 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 
 from exporter.compress.prune.magnitude import smallest, smallest_of_all
 from exporter.compress.prune.schedule import sparsity_at
 from exporter.compress.training.lessons import lessons
-from exporter.verify.reference import quiet
+from exporter.compress.training.trainer import Student, train, zeros_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,12 +34,9 @@ TIMES = 50
 
 def prune_gradually(step: Prune, subject: Subject, matrices: Mapping[str, Any]) -> None:
     """Train the subject's model on `step.training`, and bring its matrices to `step.sparsity` meanwhile."""
-    with quiet(transformers):
-        from exporter.compress.training.trainer import Student, train, zeros_of
-
     assert step.training is not None
     assert step.sparsity is not None
-    learned, held_out = lessons(step.training, subject)
+    taught = lessons(step.training, subject)
     weights = {name: module.weight for name, module in matrices.items()}
     pruning = Pruning(weights, step.sparsity, step.training.updates, over_all=step.scope == "global")
     student = Student(
@@ -51,9 +47,7 @@ def prune_gradually(step: Prune, subject: Subject, matrices: Mapping[str, Any]) 
         after_update=pruning.advance,
         judged_from=pruning.end,
     )
-    found = train(student, learned, held_out, step.training, subject.recipe.seed, subject.work, subject.progress)
-    subject.model.eval()
-    subject.notes.append(f"prune, all at once before: {found.said(len(held_out))}")
+    train(student, taught, step.training, subject, "prune, all at once before")
 
 
 @dataclass(frozen=True)

@@ -56,11 +56,6 @@ class FakeQuantized:
         """What scales learn by."""
         return [parameter for one in self._matrices.values() for parameter in one.learned()]
 
-    def weight(self, name: str) -> nn.Parameter:
-        """What is rounded."""
-        found: nn.Parameter = self._matrices[name].weight
-        return found
-
     def lean(self, name: str, before: Tensor) -> None:
         """Move a weight towards what it was before, as far as it keeps its code: so it knows which is next."""
         self._matrices[name].lean(before)
@@ -72,7 +67,7 @@ class FakeQuantized:
             for name, one in self._matrices.items():
                 values = one.values()
                 for module in self._owners[name]:
-                    # In the parameter's own place, so that their order stays and no gradient is asked of a copy.
+                    # In the parameter's own place, though it is none: so their order stays, and an optimizer's.
                     module._parameters["weight"] = values  # type: ignore[assignment]
             yield
         finally:
@@ -88,8 +83,8 @@ class FakeQuantized:
 class _Matrix:
     """A weight, its grid, its scales as they were and what they learn."""
 
-    def __init__(self, module: Any, grid: Grid, packed: Bytes, *, weights: bool) -> None:  # noqa: ANN401
-        self.grid, self.weight = grid, module.weight
+    def __init__(self, module: nn.Module, grid: Grid, packed: Bytes, *, weights: bool) -> None:
+        self.grid, self.weight = grid, module.get_parameter("weight")
         self._module, self._packed = module, packed
         fitted = grid.fitted(packed)
         stored = grid.stored(fitted)
@@ -105,7 +100,7 @@ class _Matrix:
         if not weights:
             scales, offsets = (grid.spread(part, slice(None)) for part in (fitted.scales, fitted.offsets))
             codes = grid.nearest(grid.dequantize(packed), scales, offsets)
-            self._buffers["codes"] = torch.from_numpy(codes)
+            self._buffers["taken"] = self._buffers["levels"][torch.from_numpy(codes).long()]
         module.register_parameter(STEPS, nn.Parameter(torch.zeros_like(self._buffers["steps"])))
         if "shifts" in self._buffers:
             module.register_parameter(SHIFTS, nn.Parameter(torch.zeros_like(self._buffers["shifts"])))
@@ -113,7 +108,7 @@ class _Matrix:
     def learned(self) -> Iterator[nn.Parameter]:
         for name in (STEPS, SHIFTS):
             if name in self._module._parameters:
-                yield getattr(self._module, name)
+                yield self._module.get_parameter(name)
 
     def lean(self, before: Tensor) -> None:
         with torch.no_grad():
@@ -126,12 +121,10 @@ class _Matrix:
         """As a file holds them."""
         scales, offsets = self._scales()
         buffers = self._on(scales.device)
-        weight = self.weight.reshape(*scales.shape, -1)
-        if "codes" in buffers:
-            levels = buffers["levels"][buffers["codes"].reshape(weight.shape).long()]
-            found = scales[..., None] * levels + offsets[..., None]
+        if "taken" in buffers:
+            found = scales[..., None] * buffers["taken"].reshape(*scales.shape, -1) + offsets[..., None]
         else:
-            found = rounded(weight, scales, offsets, buffers["levels"])
+            found = rounded(self.weight.reshape(*scales.shape, -1), scales, offsets, buffers["levels"])
         return found.reshape(self.weight.shape)
 
     def settle(self) -> Bytes:
@@ -140,10 +133,10 @@ class _Matrix:
             steps, shifts = self._numbers()
             scales, offsets = self._scales()
             buffers = self._on(scales.device)
-            codes = buffers.get("codes")
-            if codes is None:
-                weight = self.weight.reshape(*scales.shape, -1)
-                codes = nearest(_in_steps(weight, scales, offsets), buffers["levels"]).to(torch.uint8)
+            taken = buffers.get("taken")
+            if taken is None:
+                taken = _in_steps(self.weight.reshape(*scales.shape, -1), scales, offsets)
+            codes = nearest(taken, buffers["levels"]).to(torch.uint8)
             numbers = steps.cpu().numpy(), None if shifts is None else shifts.cpu().numpy()
             fitted = self.grid.moved(self.grid.fitted(self._packed), *numbers)
             packed = self.grid.pack(fitted, codes.cpu().reshape(self.weight.shape).numpy())
@@ -162,7 +155,7 @@ class _Matrix:
         return self._number("steps", STEPS), self._number("shifts", SHIFTS) if "shifts" in self._buffers else None
 
     def _number(self, name: str, learned: str) -> Tensor:
-        factor: Tensor = getattr(self._module, learned)
+        factor = self._module.get_parameter(learned)
         exact = self._on(factor.device)[name] * factor.exp()
         return exact + (exact.to(self._kind).float() - exact).detach()
 
@@ -193,6 +186,7 @@ def nearest(steps: Tensor, levels: Tensor) -> Tensor:
 
 
 class _Rounded(torch.autograd.Function):
+    # Any: what torch hands to both has no class that is known before.
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scales: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:  # noqa: ANN401
         steps = _in_steps(weight, scales, offsets)
@@ -215,5 +209,5 @@ def rounded(weight: Tensor, scales: Tensor, offsets: Tensor, levels: Tensor) -> 
     weight: (rows, scales of a row, weights of a scale); scales, offsets: (rows, scales of a row)
     levels: what codes stand for, rising. Beyond half a step past either end a weight has no gradient.
     """
-    found: Tensor = _Rounded.apply(weight, scales, offsets, levels)  # type: ignore[no-untyped-call]
+    found: Tensor = _Rounded.apply(weight, scales, offsets, levels)  # type: ignore[no-untyped-call] # torch's own
     return found

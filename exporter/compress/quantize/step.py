@@ -13,7 +13,6 @@ import torch
 from exporter.compress.factored import factored_modules, merge
 from exporter.compress.quantize.gptq import is_pruned
 from exporter.compress.subject import fact_now
-from exporter.verify.reference import quiet
 from runtime.errors import ModelError, UserError
 from targets.factors import Factors
 from targets.ongrid import SIDE_FILES
@@ -76,16 +75,12 @@ def _trained(
 
     weights: what those that learn were before they were put on their grids; taken out of it
     """
-    import transformers
-
     from exporter.compress.quantize.fake import FakeQuantized
     from exporter.compress.training.lessons import lessons
-
-    with quiet(transformers):
-        from exporter.compress.training.trainer import Student, train
+    from exporter.compress.training.trainer import Student, train
 
     model = subject.model
-    learned, held_out = lessons(training, subject)
+    taught = lessons(training, subject)
     whole = training.train == "all"
     rest = [one for one in model.parameters() if whole or one.dim() == 1]
     fake = FakeQuantized(model, blocks, weights=whole)
@@ -94,9 +89,7 @@ def _trained(
     matrices = {name: model.get_parameter(name) for name in pruned} if whole else {}
     zeros = {weight: partial(_where, pruned[name], weight.shape) for name, weight in matrices.items()}
     student = Student(model, rest, fake.scales(), zeros, fake.as_stored)
-    found = train(student, learned, held_out, training, subject.recipe.seed, subject.work, subject.progress)
-    model.eval()
-    subject.notes.append(f"training on the grid: {found.said(len(held_out))}")
+    train(student, taught, training, subject, "training on the grid")
     return fake.packed()
 
 

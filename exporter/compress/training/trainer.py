@@ -25,6 +25,7 @@ from runtime.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from exporter.compress.subject import Subject
     from exporter.compress.training.lessons import Lessons
     from exporter.steps import Training
     from targets.base import Progress
@@ -83,15 +84,21 @@ class Trained:
         )
 
 
-def train(
-    student: Student, learned: Lessons, held_out: Lessons, step: Training, seed: int, work: Path, progress: Progress
-) -> Trained:
+def train(student: Student, taught: tuple[Lessons, Lessons], step: Training, subject: Subject, what: str) -> None:
     """Train a student in place; the weights that did best on the held-out pieces are left in it.
 
-    work: where checkpoints are, of a run before too. Raises UserError where nothing was learned.
+    taught: see `lessons`; what: for the note that the subject gets. Raises UserError where nothing was learned.
     """
+    learned, held_out = taught
+    found = _trained(student, learned, held_out, step, subject)
+    student.model.eval()
+    subject.notes.append(f"{what}: {found.said(len(held_out))}")
+
+
+def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Training, subject: Subject) -> Trained:
+    work = subject.work  # checkpoints are there, of a run before too
     _refuse_small_disk(student, work)
-    arguments = _arguments(step, seed, work)
+    arguments = _arguments(step, subject.recipe.seed, work)
     with (
         quiet(transformers),
         learning(student.model, [*student.parameters, *student.quick]),
@@ -104,7 +111,7 @@ def train(
             return trainer.again(work)
         with student.before():
             before = float(trainer.evaluate()["eval_loss"])
-        trainer.add_callback(_Shown(progress))
+        trainer.add_callback(_Shown(subject.progress))
         if student.after_update is not None:
             trainer.add_callback(_AfterUpdate(student.after_update))
         if step.patience is not None:
@@ -125,7 +132,7 @@ def train(
     return found
 
 
-def _arguments(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401
+def _arguments(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401 - a class of transformers
     """What Trainer is told. Raises UserError for what it cannot do here."""
     every = max(1, step.updates // EVALUATIONS)
     try:
@@ -155,8 +162,12 @@ def _refuse_small_disk(student: Student, work: Path) -> None:
         raise UserError(f"--recipe: {what}, {format_bytes(free)} are free; choose another -o, or train less")
 
 
-class _Distilling(transformers.Trainer):  # type: ignore[misc]
-    """Learns from the teacher's predictions."""
+with quiet(transformers):  # it brings in what logs that it has no GPU
+    _Trainer: Any = transformers.Trainer
+
+
+class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
+    """Learns from the teacher's predictions. Any: what transformers hands to its own methods."""
 
     def __init__(self, student: Student, step: Training, **options: Any) -> None:
         super().__init__(model=student.model, **options)
@@ -240,8 +251,8 @@ def _last(work: Path) -> Path | None:
     return found[max(found)] if found else None
 
 
-class _AfterUpdate(transformers.TrainerCallback):  # type: ignore[misc]
-    """Calls what a student wants called."""
+class _AfterUpdate(transformers.TrainerCallback):  # type: ignore[misc] # as above
+    """Calls what a student wants called. Any: as `_Distilling`."""
 
     def __init__(self, call: Callable[[int, Any], None]) -> None:
         self._call = call
@@ -281,7 +292,7 @@ def _zeros_stay(student: Student) -> Iterator[None]:
         return lambda gradient: gradient.masked_fill(where().to(gradient.device), 0)
 
     handles: list[Any] = [
-        parameter.register_hook(without(where))  # type: ignore[no-untyped-call]
+        parameter.register_hook(without(where))  # type: ignore[no-untyped-call] # torch's own
         for parameter, where in student.zeros.items()
     ]
     try:

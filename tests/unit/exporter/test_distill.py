@@ -408,7 +408,7 @@ def test_a_teacher_with_other_tokens_is_refused(
     ):
         with pytest.raises(UserError, match=message):
             run(tiny_llama, tmp_path / "out", SHORTER, {**SHORT, "teacher": teacher})
-        assert os.listdir(tmp_path) == []  # noqa: PTH208
+        assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValidationError, match="nothing is asked of teacher where hard is 1 and the text is given"):
         recipe({**SHORT, "teacher": str(other), "hard": 1.0})
 

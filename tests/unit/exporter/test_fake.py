@@ -52,7 +52,7 @@ def started(grid: Any, *, weights: bool) -> tuple[Tied, FakeQuantized, torch.Ten
 @pytest.mark.parametrize("weights", [True, False])
 def test_the_model_computes_with_what_is_packed(grid: Any, weights: bool) -> None:
     model, fake, before = started(grid, weights=weights)
-    first = model.table.weight.detach().clone()
+    weight, first = model.table.weight, model.table.weight.detach().clone()
     names = list(model.state_dict())
     if weights:
         fake.lean("table.weight", before)
@@ -65,11 +65,11 @@ def test_the_model_computes_with_what_is_packed(grid: Any, weights: bool) -> Non
         for parameter in fake.scales():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         if weights:
-            fake.weight("table.weight").add_(0.02 * torch.randn(ROWS, COLUMNS, generator=generator))
+            weight.add_(0.02 * torch.randn(ROWS, COLUMNS, generator=generator))
     with fake.as_stored():
         seen = model.table.weight.detach().clone()
         assert model.head.weight is model.table.weight
-    assert model.head.weight is model.table.weight is fake.weight("table.weight")
+    assert model.head.weight is model.table.weight is weight
     packed = fake.packed()["table.weight"][1]
     np.testing.assert_allclose(grid.dequantize(packed), seen, rtol=1e-6, atol=1e-7)
     assert torch.equal(model.table.weight, torch.from_numpy(grid.dequantize(packed)))
@@ -109,7 +109,7 @@ def test_gradients_reach_what_is_learned(grid: Any, weights: bool) -> None:
     for shift in shifts:  # weights within the range go with their codes, whatever the shift
         assert shift is not None
         assert shift.any() or weights
-    assert (fake.weight("table.weight").grad is not None) == weights
+    assert (model.table.weight.grad is not None) == weights
 
 
 def test_a_failure_leaves_the_weights_in_place() -> None:

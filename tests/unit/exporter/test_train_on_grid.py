@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,8 +183,6 @@ def test_a_kill_changes_nothing_in_the_end(
     checkpoints = work_of(out) / "work-0"
     assert "checkpoint-24" in [path.name for path in checkpoints.iterdir()]
     monkeypatch.setattr(Subject, "teacher", lambda _self, _name: pytest.fail("the teacher was opened"))
-    kept = tmp_path / "kept"
-    shutil.copytree(work_of(out), kept)
     assert {**run(tiny_llama, out, made, resume=True), "seconds": 0} == {**whole, "seconds": 0}
     for path in (tmp_path / "whole").iterdir():
         assert path.name == RECIPE or path.read_bytes() == (out / path.name).read_bytes(), path.name

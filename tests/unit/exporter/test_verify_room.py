@@ -27,5 +27,11 @@ def test_a_source_larger_than_memory_is_refused_with_what_to_do(monkeypatch: pyt
 
 
 def test_nothing_is_refused_where_the_kernel_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "available_bytes", lambda: None)
+    asked = []
+
+    def unknown() -> None:
+        asked.append(True)
+
+    monkeypatch.setattr(room, "available_bytes", unknown)
     refuse_too_large(facts(), VerifyOptions())
+    assert asked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,4 +66,4 @@ def test_moved_numbers_are_in_the_bytes(grid: Grid, weights: np.ndarray) -> None
         assert (shifts != stored.shifts).any()
     for part in ("scale_by", "step_by", "shift_by"):  # whole numbers are what they were
         np.testing.assert_array_equal(getattr(again, part), getattr(stored, part))
-    assert replace(again, steps=steps).steps is steps
+    assert again.kind == stored.kind
