@@ -2,11 +2,11 @@
 
     python -m benchmarks.training_recipes [--only NAME …]
 
-Every case is a recipe for SmolLM2, run by `packlight compress`: a step that takes something out and one that trains, or
-a step that quantizes, without and with training. What is learned from: the first half of Python's own help, and
-docstrings of CPython's library and of packages that constraints.txt pins. Judged, as the report of each step has it,
-on the help's second half. A run that was stopped goes on where it was; a finished case is kept in .cache and not run
-again.
+Every case is a recipe for SmolLM2, run by `packlight compress`: a step that takes something out, one that trains, and
+one that quantizes what is left, with and without the second; or a step that quantizes, without and with training. What
+is learned from: the first half of Python's own help, and docstrings of CPython's library and of packages that
+constraints.txt pins. Judged, as the report of each step has it, on the help's second half. A run that was stopped goes
+on where it was; a finished case is kept in .cache and not run again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from runtime.atomic import write_json
 from targets.text import default_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 KEPT = CACHE / "training-recipes"
@@ -47,29 +48,34 @@ class Case:
     what: in words; taken: a step; trained: what a distill step behind it, or the training of a quantize step, says but
     for its text
     recovered: the least share of the lost KL divergence that has to come back
+    then: the quantize step of a recipe of three; in_file: the least share that has to come back behind it
     """
 
     what: str
     taken: dict[str, Any]
     trained: dict[str, Any]
     recovered: float
+    then: dict[str, Any] | None = None
+    in_file: float = 0.0
 
     def recipes(self, text: Path) -> list[dict[str, Any]]:
-        """What YAML files say; the last two of all their steps are without and with training."""
+        """What YAML files say: without and with training."""
         pieces = self.trained["updates"] * self.trained["batch"]
         lessons = {"text": str(text), "chunks": pieces + pieces // 15 + 1, "tokens": TOKENS}
         trained = {**self.trained, "text": lessons}
-        if self.taken["step"] == "quantize":
+        if self.then is None:
             steps = [[self.taken], [{**self.taken, "training": trained}]]
-            return [{"format": "gguf", "calibration": CALIBRATION, "steps": one} for one in steps]
-        return [{"calibration": CALIBRATION, "steps": [self.taken, {"step": "distill", **trained}]}]
+        else:
+            steps = [[self.taken, self.then], [self.taken, {"step": "distill", **trained}, self.then]]
+        return [{"format": "gguf", "calibration": CALIBRATION, "steps": one} for one in steps]
 
 
 _LAYERS = {"step": "remove", "units": "layers", "count": 6}
 _Q4_0 = {"step": "quantize", "preset": "q4_0", "method": "gptq"}
 CASES = {
     "layers": Case(
-        "30 to 24 layers, all weights", _LAYERS, {"updates": 200, "batch": 4, "learning_rate": 2e-4}, recovered=0.6
+        "30 to 24 layers, all weights", _LAYERS, {"updates": 200, "batch": 4, "learning_rate": 2e-4}, recovered=0.6,
+        then=_Q4_0, in_file=0.4,
     ),
     "q4_0": Case(
         "GPTQ at Q4_0, codes and scales", _Q4_0, {"updates": 60, "batch": 4, "learning_rate": 5e-5}, recovered=0.01
@@ -97,14 +103,23 @@ def run(
 ) -> dict[str, Any]:
     """Compress, or go on with it. work: a directory of the case's own, which is removed at the end."""
     work.mkdir(exist_ok=True)
-    steps = [step for number, recipe in enumerate(recipes) for step in _compressed(recipe, model, work / str(number))]
-    before, after = steps[-2:]
+    without, trained = [_compressed(recipe, model, work / str(number)) for number, recipe in enumerate(recipes)]
     shutil.rmtree(work)
+    found = {
+        **{key: provenance[key] for key in ("commit", "code_sha256", "date")},
+        **_gained(*(trained[:2] if case.then is not None else (without[-1], trained[-1]))),
+        "tokens": case.trained["updates"] * case.trained["batch"] * TOKENS,
+    }
+    if case.then is not None:
+        found["file"] = _gained(without[-1], trained[-1])
+    return found
+
+
+def _gained(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What the report of a step says beside that of another."""
     keys = ("mean_kl", "perplexity_ratio", "same_top1", "n_bytes")
     return {
-        **{key: provenance[key] for key in ("commit", "code_sha256", "date")},
         "n_params": after["n_params"], "minutes": after["seconds"] / 60, "notes": after["notes"],
-        "tokens": case.trained["updates"] * case.trained["batch"] * TOKENS,
         "before": {key: before[key] for key in keys}, "after": {key: after[key] for key in keys},
         "recovered": 1 - after["mean_kl"] / before["mean_kl"],
     }  # fmt: skip
@@ -128,24 +143,35 @@ def _compressed(recipe: dict[str, Any], model: Path, work: Path) -> list[dict[st
 
 def holds(name: str, found: dict[str, Any]) -> bool:
     """Whether as much came back as has to, in no more bytes."""
-    return bool(found["recovered"] >= CASES[name].recovered and found["after"]["n_bytes"] <= found["before"]["n_bytes"])
+    return all(ok for *_, ok in _rows(name, found))
+
+
+def _rows(name: str, found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], float, bool]]:
+    """A case's rows: what, the gain, the least share that has to come back, and whether it did in no more bytes."""
+    case = CASES[name]
+    parts = [(case.what, found, case.recovered)]
+    if "file" in found and case.then is not None:
+        parts.append((f"the same, then {case.then['preset'].upper()} by GPTQ", found["file"], case.in_file))
+    for what, one, limit in parts:
+        yield what, one, limit, one["recovered"] >= limit and one["after"]["n_bytes"] <= one["before"]["n_bytes"]
 
 
 def table(content: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        "| recipe | MB | tokens learned from, thousands | minutes | mean KL before | after "
-        "| came back (limit) | same top-1 before | after | commit |",
+        "| recipe | MB | tokens learned from, thousands | minutes | mean KL without | with "
+        "| came back (limit) | same top-1 without | with | commit |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for name, one in content["cases"].items():
-        share = f"{one['recovered']:.0%} (≥ {CASES[name].recovered:.0%})"
-        before, after = one["before"], one["after"]
-        lines.append(
-            f"| {CASES[name].what} | {after['n_bytes'] / 1e6:.1f} | {one['tokens'] / 1e3:.0f} | {one['minutes']:.0f} "
-            f"| {before['mean_kl']:.4f} | {after['mean_kl']:.4f} | {record.judged(share, holds(name, one))} "
-            f"| {before['same_top1']:.1%} | {after['same_top1']:.1%} | `{one['commit'][:12]}` |"
-        )
+    for name, found in content["cases"].items():
+        for what, one, limit, ok in _rows(name, found):
+            share = f"{one['recovered']:.0%} (≥ {limit:.0%})"
+            before, after = one["before"], one["after"]
+            lines.append(
+                f"| {what} | {after['n_bytes'] / 1e6:.1f} | {found['tokens'] / 1e3:.0f} | {one['minutes']:.0f} "
+                f"| {before['mean_kl']:.4f} | {after['mean_kl']:.4f} | {record.judged(share, ok)} "
+                f"| {before['same_top1']:.1%} | {after['same_top1']:.1%} | `{found['commit'][:12]}` |"
+            )
     return "\n".join(lines)
 
 

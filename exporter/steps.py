@@ -66,6 +66,31 @@ class Rule(Strict):
     type: str
 
 
+class Features(Strict):
+    """What lies within a teacher and is followed beside what it predicts; a weight of each loss, 0 for none.
+
+    hidden: of the outputs of layers; distance: between two, "nmse", the squared difference as a share of the teacher's
+        square, or "cosine"
+    attention: of the attention maps
+    layers: the teacher's layer, from 0, for each of the student's, null for one that follows none; where it is not
+        said, a student made of its teacher follows what the next of its layers used to read, and another one layers
+        evenly apart
+    """
+
+    hidden: Annotated[float, Field(ge=0)] = 1.0
+    distance: Literal["nmse", "cosine"] = "nmse"
+    attention: Annotated[float, Field(ge=0)] = 0.0
+    layers: tuple[Annotated[int, Field(ge=0)] | None, ...] | None = None
+
+    @model_validator(mode="after")
+    def _follows_something(self) -> Features:
+        if self.hidden == self.attention == 0:
+            raise ValueError("hidden and attention are both 0; leave features out, or give one a weight")
+        if self.layers is not None and all(one is None for one in self.layers):
+            raise ValueError("layers names none; leave features out, or name one of the teacher's")
+        return self
+
+
 class Training(Strict):
     """How weights learn to predict what a teacher predicts.
 
@@ -75,6 +100,7 @@ class Training(Strict):
         each, all others count as one
     hard: share of the loss on the text's own next tokens in place of the teacher's predictions; 1 needs none of them
     updates: of the weights, at most; batch: pieces of text for each; accumulate: in how many parts one is computed
+    features: of the teacher's layers to follow as well
     patience: evaluations on held-out pieces without a gain after which it ends
     gradient_checkpointing: less memory, a third more time
     text: what is learned from; one piece in 16 is held out
@@ -85,6 +111,7 @@ class Training(Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top: Annotated[int, Field(ge=1)] = 64
     hard: Annotated[float, Field(ge=0, le=1)] = 0.0
+    features: Features | None = None
     updates: Annotated[int, Field(ge=1)] = 500
     batch: Annotated[int, Field(ge=1)] = 8
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -96,7 +123,8 @@ class Training(Strict):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Training:
-        if self.teacher is not None and self.hard == 1 and self.text.kind != "model":
+        asked = self.hard < 1 or self.text.kind == "model" or self.features is not None
+        if self.teacher is not None and not asked:
             raise ValueError("nothing is asked of teacher where hard is 1 and the text is given")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} is no multiple of accumulate {self.accumulate}")

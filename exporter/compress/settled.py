@@ -34,7 +34,7 @@ def settle(subject: Subject, journal: Journal, done: Sequence[dict[str, Any]]) -
     partial.mkdir()
     write_directory(partial, subject)
     publish(partial, room)
-    journal.note(STEP, done=list(done), config=subject.config, directory=room.name)
+    journal.note(STEP, done=list(done), config=subject.config, layers=subject.layers, directory=room.name)
     _open(subject, room)
     if before is not None:
         shutil.rmtree(journal.room / before["directory"], ignore_errors=True)
@@ -46,7 +46,7 @@ def restore(subject: Subject, journal: Journal) -> list[dict[str, Any]]:
     known = journal.find(STEP)
     if known is None:
         return []
-    subject.config = dict(known["config"])
+    subject.config, subject.layers = dict(known["config"]), known["layers"]
     _open(subject, journal.room / known["directory"])
     done: list[dict[str, Any]] = known["done"]
     return done

@@ -1,4 +1,4 @@
-"""How far a student's predictions are from its teacher's: the losses of distillation.
+"""How far a student's predictions, and what lies within it, are from its teacher's: the losses of distillation.
 
 Forward KL is that of Hinton et al. (https://arxiv.org/abs/1503.02531), reverse KL MiniLLM's
 (https://arxiv.org/abs/2306.08543), and the Jensen-Shannon divergence GKD's at one half
@@ -63,6 +63,38 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "jsd": jensen_shannon,
 }
 """By name: of log-probabilities (…, outcomes) of both, (…) in nats."""
+
+
+def nmse(teacher: Tensor, student: Tensor) -> Tensor:
+    """Squared difference as a share of the teacher's square, of each token: 1 where the student says nothing.
+
+    Hidden states, (…, width); found: (…). TinyBERT's loss (https://arxiv.org/abs/1909.10351) but for the share: a
+    decoder's first token is a thousand times as large as others, and its later layers as its first ones.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    return (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp_min(tiny)
+
+
+def cosine(teacher: Tensor, student: Tensor) -> Tensor:
+    """One minus the cosine of the angle between two hidden states, (…, width); found: (…).
+
+    Source: DistilBERT, https://arxiv.org/abs/1910.01108
+    """
+    return 1 - functional.cosine_similarity(student, teacher, dim=-1)
+
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"nmse": nmse, "cosine": cosine}
+"""By name: of the teacher's and the student's hidden states."""
+
+
+def attention_loss(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) of attention maps, a mean over heads and tokens, in nats.
+
+    (pieces, heads, tokens, tokens attended to), each row a distribution. Source: MiniLM, https://arxiv.org/abs/2002.10957
+    """
+    tiny = torch.finfo(torch.float32).tiny  # what is masked has probability 0 in both
+    teacher, student = teacher.float(), student.float().clamp_min(tiny)
+    return (teacher * (teacher.clamp_min(tiny).log() - student.log())).sum(-1).mean()
 
 
 def distillation_loss(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from exporter.compress.training.features import followed
 from exporter.compress.training.losses import distillation_loss
 from exporter.verify.reference import quiet
 from runtime.atomic import write_json
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from exporter.compress.subject import Subject
+    from exporter.compress.training.features import Followed
     from exporter.compress.training.lessons import Lessons
     from exporter.steps import Training
     from targets.base import Progress
@@ -90,12 +92,19 @@ def train(student: Student, taught: tuple[Lessons, Lessons], step: Training, sub
     taught: see `lessons`; what: for the note that the subject gets. Raises UserError where nothing was learned.
     """
     learned, held_out = taught
-    found = _trained(student, learned, held_out, step, subject)
+    over = (subject.work / FINISHED).is_file()
+    nothing = contextlib.nullcontext()
+    with nothing if over else followed(step, subject, held_out[0]["input_ids"]) as features:
+        if features is not None:
+            student = dataclasses.replace(student, quick=(*student.quick, *features.projections.values()))
+        found = _trained(student, (learned, held_out), step, subject, features)
     student.model.eval()
     subject.notes.append(f"{what}: {found.said(len(held_out))}")
 
 
-def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Training, subject: Subject) -> Trained:
+def _trained(
+    student: Student, taught: tuple[Lessons, Lessons], step: Training, subject: Subject, features: Followed | None
+) -> Trained:
     work = subject.work  # checkpoints are there, of a run before too
     _refuse_small_disk(student, work)
     arguments = _arguments(step, subject.recipe.seed, work)
@@ -105,7 +114,8 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
         _zeros_stay(student),
         _activations_computed_again(student.model, on=step.gradient_checkpointing),
     ):
-        trainer = _Distilling(student, step, args=arguments, train_dataset=learned, eval_dataset=held_out)
+        learned, held_out = taught
+        trainer = _Distilling(student, step, features, args=arguments, train_dataset=learned, eval_dataset=held_out)
         trainer.remove_callback(transformers.PrinterCallback)
         if (work / FINISHED).is_file():
             return trainer.again(work)
@@ -114,6 +124,8 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
         trainer.add_callback(_Shown(subject.progress))
         if student.after_update is not None:
             trainer.add_callback(_AfterUpdate(student.after_update))
+        if features is not None:
+            trainer.add_callback(_AfterUpdate(features.after_update))
         if step.patience is not None:
             trainer.add_callback(transformers.EarlyStoppingCallback(step.patience))
         try:
@@ -169,19 +181,25 @@ with quiet(transformers):  # it brings in what logs that it has no GPU
 class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
     """Learns from the teacher's predictions. Any: what transformers hands to its own methods."""
 
-    def __init__(self, student: Student, step: Training, **options: Any) -> None:
+    def __init__(self, student: Student, step: Training, features: Followed | None, **options: Any) -> None:
         super().__init__(model=student.model, **options)
-        self._student, self._step = student, step
+        self._student, self._step, self._features = student, step, features
+        if features is not None:
+            features.to(self.args.device)
         # The loss is a mean over a part of a batch, which Trainer has to divide by the number of parts.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # noqa: ANN401
-        """See `transformers.Trainer`."""
-        output = model(input_ids=inputs["input_ids"], use_cache=False)
+        """See `transformers.Trainer`. Where it is judged, predictions alone count."""
+        ids = inputs["input_ids"]
+        features = self._features if model.training else None
+        with contextlib.nullcontext() if features is None else features.watching():
+            output = model(input_ids=ids, use_cache=False)
         taught = (inputs["tokens"], inputs["outcomes"]) if "tokens" in inputs else None
-        loss = distillation_loss(
-            output.logits, inputs["input_ids"], taught, self._step.loss, self._step.temperature, self._step.hard
-        )
+        step = self._step
+        loss = distillation_loss(output.logits, ids, taught, step.loss, step.temperature, step.hard)
+        if features is not None:
+            loss = loss + features.loss(ids)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:  # noqa: ANN401
@@ -210,6 +228,12 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
         with torch.no_grad(), self._student.as_stored():
             return super().evaluation_loop(*arguments, **more)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:  # noqa: ANN401
+        """See `transformers.Trainer`."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._features is not None:
+            self._features.load(Path(resume_from_checkpoint))
+
     def go_on(self, work: Path) -> None:
         """Train to the end, from the last checkpoint where there is one, and load what was best."""
         last = _last(work)
@@ -231,6 +255,8 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
         super()._save_checkpoint(model, trial)
         work = Path(self.args.output_dir)
         made = work / f"checkpoint-{self.state.global_step}"
+        if self._features is not None:
+            self._features.save(made)
         for path in made.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.compress.training.losses import LOSSES, distillation_loss, likeliest, outcomes
+from exporter.compress.training.losses import (
+    DISTANCES,
+    LOSSES,
+    attention_loss,
+    distillation_loss,
+    likeliest,
+    outcomes,
+)
 
 P, Q = np.array([0.5, 0.25, 0.25]), np.array([0.25, 0.5, 0.25])
 """A teacher and a student of three tokens."""
@@ -105,3 +112,27 @@ def test_the_gradient_of_the_forward_kl_is_the_difference_of_the_probabilities()
     LOSSES["forward-kl"](found, outcomes(student, tokens, 1.0)).sum().backward()
     others = q[0, 2:] * (1 - p[0, 2:].sum() / q[0, 2:].sum())
     assert student.grad.numpy()[0] == pytest.approx([*(q - p)[0, :2], *others], abs=1e-6)
+
+
+def test_distances_of_hidden_states_by_hand() -> None:
+    teacher, student = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[3.0, 3.0], [2.0, 2.0]])
+    assert DISTANCES["nmse"](teacher, student).tolist() == pytest.approx([1 / 25, 4 / 4])
+    cosines = [(9 + 12) / (5 * math.sqrt(18)), 4 / (2 * math.sqrt(8))]
+    assert DISTANCES["cosine"](teacher, student).tolist() == pytest.approx([1 - one for one in cosines], abs=2e-7)
+    for distance in DISTANCES.values():  # whatever the size of a token's state is, it counts as much
+        assert distance(100 * teacher, 100 * student).tolist() == pytest.approx(
+            distance(teacher, student).tolist(), abs=2e-7
+        )
+        assert distance(teacher, teacher).tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert DISTANCES["nmse"](teacher, torch.zeros(2, 2)).tolist() == [1, 1]
+
+
+def test_distance_of_attention_maps_by_hand() -> None:
+    teacher = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]], [[1.0, 0.0], [0.9, 0.1]]]])
+    student = torch.tensor([[[[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.9, 0.1]]]], requires_grad=True)
+    one_row = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    found = attention_loss(teacher, student)
+    assert found.item() == pytest.approx(one_row / 4, rel=1e-5)  # of two heads' two rows
+    found.backward()
+    assert student.grad.isfinite().all()  # where both are masked too
+    assert student.grad[0, 0, 1].tolist() == pytest.approx([-0.5 / 0.25 / 4, -0.5 / 0.75 / 4], rel=1e-5)
