@@ -62,6 +62,15 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _learns_what_is_new(self) -> Recipe:
+        names = [step.step for step in self.steps]
+        if "initialize" in names:
+            learned = [step.train == "all" for step in self.steps[1:2] if step.step == "distill"]
+            if names.count("initialize") > 1 or names[0] != "initialize" or learned != [True]:
+                raise ValueError("initialize has to be the first step, and distill with train: all the second")
+        return self
+
+    @model_validator(mode="after")
     def _has_such_a_cache(self) -> Recipe:
         if self.kv_cache is not None and self.format != "gguf":
             raise ValueError("kv_cache is for format gguf: the other formats fix the type in the file")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - pydantic reads it
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -296,7 +296,26 @@ class Distill(Training):
         return self
 
 
+class Initialize(Strict):
+    """Begin with new weights: a student of the same family and tokens in another shape.
+
+    config: its config.json; change: keys of the model's own that the student has otherwise, in place of config
+    reuse: weights whose name and shape the model has as well are taken from it
+    """
+
+    step: Literal["initialize"]
+    config: Path | None = None
+    change: dict[str, Any] | None = None
+    reuse: bool = True
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Initialize:
+        if (self.config is None) == (self.change is None):
+            raise ValueError("needs either config or change")
+        return self
+
+
 Step = Annotated[
-    Quantize | Prune | Remove | Factorize | ShareWeights | Smooth | Rotate | Distill,
+    Initialize | Quantize | Prune | Remove | Factorize | ShareWeights | Smooth | Rotate | Distill,
     Field(discriminator="step"),
 ]

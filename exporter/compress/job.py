@@ -189,7 +189,7 @@ def _looks_at_text(step: Step) -> bool:
     """Whether a step gathers statistics on the calibration text."""
     blind = ("magnitude", "spaced")
     by_weights = getattr(step, "method", None) in blind or getattr(step, "scores", None) in blind
-    return step.step not in ("rotate", "distill") and not by_weights
+    return step.step not in ("initialize", "rotate", "distill") and not by_weights
 
 
 def _preset(recipe: Recipe) -> str | None:

@@ -87,6 +87,10 @@ class MappedReference(TransformersReference):
             raise ModelError(f"{facts.path}: {len(missing)} weights are missing, the first is {missing[0]}")
         self._model.eval()
 
+    def replace(self, model: Any) -> None:  # noqa: ANN401 - a model of transformers
+        """Another model of the same tokens in place of this one, in memory until `reopen`."""
+        self._model = model
+
     def again(self, facts: ModelFacts) -> MappedReference:
         """Another directory, opened in the same way and the same room."""
         return MappedReference(facts, self.room, trust_remote_code=self._trusted)

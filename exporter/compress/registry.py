@@ -19,6 +19,7 @@ class Runner(Protocol):
 _RUNNERS = {
     "distill": "exporter.compress.distill.step:run",
     "factorize": "exporter.compress.factorize.step:run",
+    "initialize": "exporter.compress.initialize.step:run",
     "prune": "exporter.compress.prune.step:run",
     "remove": "exporter.compress.remove.step:run",
     "rotate": "exporter.compress.rotate.step:run",

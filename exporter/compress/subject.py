@@ -35,7 +35,8 @@ class Subject:
     target, options: what the recipe's quantize step is for; None where it has none
     config: keys of config.json that are not the source's any more; None for one that is gone
     files: more safetensors files by name, tensors by name: matrices on a grid, factors
-    layers: the source's layer, from 0, that each of the model's was; None where none has gone
+    layers: the source's layer, from 0, that each of the model's was; None where none has gone, empty where the model is
+        not made of the source's
     teachers: other models that steps name, by those names
     notes: what the user should know of the step that runs
     kept: what a step may tell of its finished work, for a run after a kill

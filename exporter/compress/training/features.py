@@ -158,8 +158,8 @@ def followed(step: Training, subject: Subject, example: Tensor) -> Iterator[Foll
         teacher = stack.enter_context(contextlib.closing(subject.teacher(step.teacher))).model
         student = subject.model
         n_student, n_teacher = (len(model.base_model.layers) for model in (student, teacher))
-        own = (subject.layers or list(range(n_student))) if step.teacher is None else None
-        hidden, maps = pairs(said, n_student, n_teacher, own)
+        own = list(range(n_student)) if subject.layers is None else subject.layers or None
+        hidden, maps = pairs(said, n_student, n_teacher, own if step.teacher is None else None)
         watched = []
         for model, side in ((student, 0), (teacher, 1)):
             if maps:

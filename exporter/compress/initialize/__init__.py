@@ -1,0 +1,1 @@
+"""A student of another shape: new weights for another configuration."""

@@ -1,0 +1,94 @@
+"""The initialize step of a recipe: a student of another shape, whose weights are new."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from exporter.compress.subject import Subject
+    from exporter.steps import Initialize
+
+CLASS = ("model_type", "architectures", "auto_map")
+TOKENS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of a configuration that a student has from its teacher: who loads it, and the tokens of both."""
+
+
+def run(step: Initialize, subject: Subject) -> None:
+    """See `exporter.compress.registry.Runner`."""
+    source, before = subject.facts.config, subject.model
+    subject.config = _changes(step, source, before.config)
+    if not subject.config:
+        raise UserError("--recipe: initialize: changes nothing; name keys that the student has otherwise")
+    config = {**subject.configured(source), "dtype": "float32"}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(subject.recipe.seed)
+            model: Any = type(before)(type(before.config).from_dict(config))
+    except Exception as error:  # any of transformers' or huggingface_hub's own
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(f"--recipe: initialize: no model has this configuration ({reason}); mend it") from error
+    model.requires_grad_(requires_grad=False).eval()
+    fresh, known = model.state_dict(), before.state_dict()
+    kept = [name for name, one in fresh.items() if step.reuse and name in known and known[name].shape == one.shape]
+    for name in kept:
+        fresh[name].copy_(known[name])
+    subject.source.replace(model)
+    subject.layers = []
+    weights = subject.weights()
+    total, new = (sum(one.numel() for name, one in weights.items() if name not in past) for past in ((), kept))
+    subject.notes.append(f"initialize: {new:,} of {total:,} weights are new")
+
+
+def _changes(step: Initialize, source: dict[str, Any], open_config: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What differs from the source's configuration, None for a key that is gone.
+
+    open_config: the same, as transformers has it, defaults too. Raises UserError for what a student cannot have.
+    """
+    if step.change is None:
+        wanted, where = _read(step), str(step.config)
+        gone = {key: None for key in source if key not in wanted}
+    else:
+        wanted, where, gone = step.change, "change", {}
+        known = open_config.to_dict()
+        for key in wanted:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=2, cutoff=0.5) or ["num_hidden_layers", "hidden_size"]
+                what = f"the model's configuration has no {key}; did you mean {' or '.join(near)}?"
+                raise UserError(f"--recipe: initialize: {what}")
+        wanted = {**_kinds_of_layers(wanted, source), **wanted}
+    for key, what in (("model_type", "family"), ("vocab_size", "tokens")):
+        if key in wanted and wanted[key] != getattr(open_config, key):
+            said = f"{key} is {wanted[key]!r}, the model's {getattr(open_config, key)!r}"
+            raise UserError(f"--recipe: initialize: {where}: {said}; a student has the {what} of its teacher")
+    found = {key: value for key, value in {**gone, **wanted}.items() if key not in (*CLASS, *TOKENS)}
+    return {key: value for key, value in found.items() if key not in source or source[key] != value}
+
+
+def _kinds_of_layers(wanted: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    """The kinds of so many layers as there shall be, where the source names its own and what theirs are is plain."""
+    kinds, count = source.get("layer_types"), wanted.get("num_hidden_layers")
+    if not kinds or not isinstance(count, int):
+        return {}
+    if len(set(kinds)) == 1:
+        kinds = kinds[:1] * count
+    return {"layer_types": kinds[:count]}
+
+
+def _read(step: Initialize) -> dict[str, Any]:
+    assert step.config is not None, "its own validator has seen to that"
+    fix = "name a config.json"
+    try:
+        found = json.loads(step.config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--recipe: initialize: {step.config}: cannot be read ({error.strerror}); {fix}") from error
+    except ValueError as error:
+        raise UserError(f"--recipe: initialize: {step.config}: is not JSON in UTF-8 ({error}); {fix}") from error
+    if not isinstance(found, dict) or "model_type" not in found:
+        raise UserError(f"--recipe: initialize: {step.config}: is no configuration of a model; {fix}")
+    return found

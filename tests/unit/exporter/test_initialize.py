@@ -1,0 +1,174 @@
+"""The initialize step: a student of another shape, what it keeps of its teacher, and that it can be taught."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from support.killing import killed
+from support.removal import opened
+
+from exporter.checkpoint import resolve
+from exporter.compress.initialize.step import run as initialize
+from exporter.compress.job import CompressRequest, compress
+from exporter.compress.mapped import MappedReference
+from exporter.compress.subject import Subject
+from exporter.progress import SilentReporter
+from exporter.recipe import Recipe
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TEXT = {"source": "help", "chunks": 64, "tokens": 32}
+SMALLER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+STUDENT = {"step": "initialize", "change": SMALLER}
+DISTILL = {"step": "distill", "updates": 40, "batch": 4, "learning_rate": 3e-3, "top": 1000, "text": TEXT}
+
+
+def recipe(*steps: dict[str, Any], **more: Any) -> Recipe:
+    return Recipe.model_validate({**more, "steps": list(steps)})
+
+
+def run(source: Path, out: Path, *steps: dict[str, Any], resume: bool = False, **more: Any) -> list[dict[str, Any]]:
+    made = recipe(*steps, **more)
+    report = compress(CompressRequest(str(source), out, made, "test", 1, resume=resume), SilentReporter())
+    return report.to_json()["steps"]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_student_of_another_shape_is_taught(family: str, tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    new, taught = run(tiny_model_dir(family), tmp_path / "out", STUDENT, {**DISTILL, "features": {}})
+    assert taught["mean_kl"] < 0.8 * new["mean_kl"]
+    model = opened(tmp_path / "out")
+    assert {key: getattr(model.config, key) for key in SMALLER} == SMALLER
+    assert [len(model.model.layers), model.model.layers[0].mlp.up_proj.weight.shape] == [3, (48, 32)]
+    assert new["n_params"] == taught["n_params"] == sum(one.numel() for one in model.parameters())
+    (note,) = new["notes"]
+    assert note.startswith("initialize: ")
+    assert note.endswith(f" of {new['n_params']:,} weights are new")
+
+
+def opened_student(source: Path, room: Path, step: dict[str, Any], seed: int = 0) -> tuple[Subject, dict[str, Any]]:
+    """A student as the step leaves it, and the weights of its teacher."""
+    facts, made = resolve(str(source)), recipe(step, DISTILL, seed=seed)
+    subject = Subject(facts, MappedReference(facts, room, threads=1), made, lambda *_: None)
+    teacher = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    initialize(made.steps[0], subject)
+    return subject, teacher
+
+
+def test_weights_that_fit_are_the_teachers(tiny_llama: Path, tmp_path: Path) -> None:
+    narrow = {"step": "initialize", "change": {"intermediate_size": 48}}
+    subject, teacher = opened_student(tiny_llama, tmp_path, narrow)
+    for name, tensor in subject.model.state_dict().items():
+        assert torch.equal(tensor, teacher[name]) if ".mlp." not in name else tensor.shape != teacher[name].shape
+    assert [subject.layers, subject.config] == [[], {"intermediate_size": 48}]
+    others = [opened_student(tiny_llama, tmp_path, {**narrow, "reuse": False}, seed)[0] for seed in (0, 0, 1)]
+    matrices = [one.model.state_dict()["model.layers.0.self_attn.q_proj.weight"] for one in others]
+    assert torch.equal(matrices[0], matrices[1])
+    assert not torch.equal(matrices[0], matrices[2])
+    assert not torch.equal(matrices[0], teacher["model.layers.0.self_attn.q_proj.weight"])
+    for one in (subject, *others):
+        one.source.close()
+
+
+def test_a_whole_configuration_of_its_own(tiny_llama: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_llama / "config.json").read_text(encoding="utf-8"))
+    theirs = {**config, **SMALLER, "eos_token_id": 77, "architectures": None}
+    del theirs["rms_norm_eps"]
+    (tmp_path / "student.json").write_text(json.dumps(theirs), encoding="utf-8")
+    subject, _ = opened_student(tiny_llama, tmp_path, {"step": "initialize", "config": str(tmp_path / "student.json")})
+    assert subject.config == {**SMALLER, "rms_norm_eps": None}  # whoever loads it and the tokens stay
+    assert subject.model.config.rms_norm_eps == 1e-6  # transformers' own, where nothing is said
+    assert "rms_norm_eps" not in subject.configured(config)
+    subject.source.close()
+
+
+@pytest.mark.parametrize(("layers", "kinds"), [(4, ["sliding_attention"] * 4), (6, None)])
+def test_kinds_of_layers_that_are_named(
+    layers: int, kinds: list[str] | None, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of Gemma's six layers the last one looks at everything."""
+    change = {"num_hidden_layers": layers, "intermediate_size": 32}
+    step = {"step": "initialize", "change": change}
+    subject, _ = opened_student(tiny_model_dir("gemma3"), tmp_path, step)
+    assert subject.config == {key: value for key, value in change.items() if value != 6} | (
+        {} if kinds is None else {"layer_types": kinds}
+    )
+    subject.source.close()
+    with pytest.raises(UserError, match=r"no model has this configuration \(.*layer_types"):
+        opened_student(tiny_model_dir("gemma3"), tmp_path, {"step": "initialize", "change": {"num_hidden_layers": 8}})
+
+
+def test_a_kill_changes_nothing_in_the_end(tiny_llama: Path, tmp_path: Path) -> None:
+    steps, more = (STUDENT, {**DISTILL, "features": {}}, {"step": "quantize", "preset": "q8_0"}), {"format": "gguf"}
+    whole = run(tiny_llama, tmp_path / "whole", *steps, **more)
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(recipe(*steps, **more).model_dump_json(), encoding="utf-8")
+    killed(15, tiny_llama, file, out)
+    resumed = run(tiny_llama, out, *steps, resume=True, **more)
+    assert [{**one, "seconds": 0} for one in resumed] == [{**one, "seconds": 0} for one in whole]
+    for name in ("model.safetensors", "packlight_ggml.safetensors", "config.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_sizes": 32}, "the model's configuration has no hidden_sizes; did you mean hidden_size"),
+        ({"vocab_size": 77}, "change: vocab_size is 77, the model's .*; a student has the tokens of its teacher"),
+        ({"model_type": "qwen2"}, "change: model_type is 'qwen2', the model's 'llama'; a student has the family"),
+        ({"num_attention_heads": 5}, r"no model has this configuration \(.*\); mend it"),
+        ({"hidden_size": "wide"}, r"no model has this configuration \(.*\); mend it"),
+        ({"hidden_size": 64}, "changes nothing; name keys that the student has otherwise"),
+    ],
+)
+def test_what_a_student_cannot_have(change: dict[str, Any], message: str, tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^--recipe: initialize: {message}"):
+        run(tiny_llama, tmp_path / "out", {"step": "initialize", "change": change}, DISTILL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read (No such file or directory); name a config.json"),
+        ("{", "is not JSON in UTF-8"),
+        ("[]", "is no configuration of a model; name a config.json"),
+        ('{"hidden_size": 3}', "is no configuration of a model; name a config.json"),
+    ],
+)
+def test_a_configuration_that_is_none(content: str | None, message: str, tiny_llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "student.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        run(tiny_llama, tmp_path / "out", {"step": "initialize", "config": str(file)}, DISTILL)
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (DISTILL, STUDENT),
+        (STUDENT,),
+        (STUDENT, {**DISTILL, "train": "norms"}),
+        (STUDENT, {"step": "prune", "method": "magnitude", "sparsity": 0.5}, DISTILL),
+        (STUDENT, DISTILL, STUDENT),
+    ],
+)
+def test_it_comes_first_and_is_taught_next(steps: tuple[dict[str, Any], ...]) -> None:
+    with pytest.raises(ValidationError, match="initialize has to be the first step, and distill with train: all the"):
+        recipe(*steps)
+
+
+@pytest.mark.parametrize("said", [{}, {"config": "a.json", "change": {}}])
+def test_either_config_or_change(said: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="needs either config or change"):
+        recipe({"step": "initialize", **said}, DISTILL)
