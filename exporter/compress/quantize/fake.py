@@ -3,13 +3,15 @@
 Rounding has no gradient; that of the rounded weight is taken for the weight's own, as long as it lies within the codes'
 range (the straight-through estimator, https://arxiv.org/abs/1308.3432). Scales learn too, with the gradient of LSQ
 (https://arxiv.org/abs/1902.08153): as powers of e beside what they were, so that each keeps its sign and none depends
-on how large it is. What a file stores as whole numbers, zero points and a k-quant's multiples, stays.
+on how large it is. What a file stores as whole numbers, zero points and a k-quant's multiples, stays. Where an engine
+rounds what a matrix is multiplied by, so does the model: to 8 bits over the range that it has at the time.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +31,9 @@ STEPS, SHIFTS = "steps_learned", "shifts_learned"
 """Parameters beside a weight: logarithms of what its scales and shifts are multiplied by, (rows, units)."""
 NEAR = 0.49
 """Of the distance between two codes: so far a weight may lie from its code's value to be rounded to it."""
+EIGHT_BITS = 255
+"""Steps between the least and the greatest of 8-bit codes."""
+Over = Literal["text", "token"]
 _KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -37,9 +42,17 @@ class FakeQuantized:
 
     model: holds the values of `packed`; packed: grids and bytes, by the weights' names
     weights: codes are learned; else scales alone
+    inputs: over what the inputs of a linear layer are rounded, by the names of weights, for those whose inputs are
     """
 
-    def __init__(self, model: nn.Module, packed: Mapping[str, tuple[Grid, Bytes]], *, weights: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        packed: Mapping[str, tuple[Grid, Bytes]],
+        *,
+        weights: bool,
+        inputs: Mapping[str, Over] | None = None,
+    ) -> None:
         modules = dict(model.named_modules())
         self._matrices = {
             name: _Matrix(modules[name.removesuffix(".weight")], *found, weights=weights)
@@ -51,6 +64,12 @@ class FakeQuantized:
             if (weight := module._parameters.get("weight")) is not None:
                 owners.setdefault(id(weight), []).append(module)
         self._owners = {name: owners[id(one.weight)] for name, one in self._matrices.items()}
+        self._inputs = [
+            (module, over)
+            for name, over in (inputs or {}).items()
+            for module in self._owners[name]
+            if isinstance(module, nn.Linear)
+        ]
 
     def scales(self) -> list[nn.Parameter]:
         """What scales learn by."""
@@ -63,6 +82,7 @@ class FakeQuantized:
     @contextlib.contextmanager
     def as_stored(self) -> Iterator[None]:
         """The model computes with rounded weights meanwhile, backwards too; gradients reach what is learned."""
+        handles = [module.register_forward_pre_hook(partial(_round_inputs, over)) for module, over in self._inputs]
         try:
             for name, one in self._matrices.items():
                 values = one.values()
@@ -71,6 +91,8 @@ class FakeQuantized:
                     module._parameters["weight"] = values  # type: ignore[assignment]
             yield
         finally:
+            for handle in handles:
+                handle.remove()
             for name, one in self._matrices.items():
                 for module in self._owners[name]:
                     module._parameters["weight"] = one.weight
@@ -78,6 +100,26 @@ class FakeQuantized:
     def packed(self) -> dict[str, tuple[Grid, Bytes]]:
         """Grids and bytes by now, of which the model holds the values from here on; nothing stays beside weights."""
         return {name: (one.grid, one.settle()) for name, one in self._matrices.items()}
+
+
+def in_eight_bits(x: Tensor, over: Over) -> Tensor:
+    """`x` at the nearest of 256 values from its least to its greatest, 0 among them; gradients pass as if it were not.
+
+    x: (pieces, tokens, features); over: what has a range of its own, a "token", or a "text" as a whole
+    What ONNX's DynamicQuantizeLinear does with a piece of text, and XNNPACK with each token.
+    """
+    with torch.no_grad():
+        dims = (-1,) if over == "token" else tuple(range(1, x.dim()))
+        low, high = x.amin(dims, keepdim=True).clamp(max=0), x.amax(dims, keepdim=True).clamp(min=0)
+        step = (high - low) / EIGHT_BITS
+        step = torch.where(step == 0, 1, step)
+        zero = (-low / step).round()
+        moved = ((x / step).round() + zero).clamp(0, EIGHT_BITS).sub(zero).mul(step) - x
+    return x + moved
+
+
+def _round_inputs(over: Over, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (in_eight_bits(inputs[0], over), *inputs[1:])
 
 
 class _Matrix:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from exporter.compress.quantize.fake import Over
     from exporter.compress.subject import Subject
     from exporter.steps import OnGrid, Quantize, Rule
     from targets.base import EmitOptions, Progress
@@ -83,7 +84,9 @@ def _trained(
     taught = lessons(training, subject)
     whole = training.train == "all"
     rest = [one for one in model.parameters() if whole or one.dim() == 1]
-    fake = FakeQuantized(model, blocks, weights=whole)
+    assert subject.target is not None
+    rounded = {name: over for name, (grid, _) in blocks.items() if (over := _rounded_over(subject.target.name, grid))}
+    fake = FakeQuantized(model, blocks, weights=whole, inputs=rounded)
     while weights:
         fake.lean(*weights.popitem())  # which leave the memory so
     matrices = {name: model.get_parameter(name) for name in pruned} if whole else {}
@@ -91,6 +94,18 @@ def _trained(
     student = Student(model, rest, fake.scales(), zeros, fake.as_stored)
     train(student, taught, training, subject, "training on the grid")
     return fake.packed()
+
+
+def _rounded_over(target: str, grid: Grid) -> Over | None:
+    """Over what an engine rounds the inputs of a product with such a matrix to 8 bits; None where it does not.
+
+    A fixed range, which an export finds by calibration, is taken for that of each text.
+    """
+    from targets.groups import RowGrid
+
+    if target == "executorch":
+        return "token"
+    return "text" if target == "onnx" and isinstance(grid, RowGrid) else None
 
 
 def _where(bits: Bits, shape: torch.Size) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from support.grids import ALL, COLUMNS
 from torch import nn
 
-from exporter.compress.quantize.fake import FakeQuantized, rounded
+from exporter.compress.quantize.fake import FakeQuantized, in_eight_bits, rounded
 from targets.gguf.grids import GRIDS
 
 ROWS = 6
@@ -170,3 +170,17 @@ def test_gradients_by_hand() -> None:
     assert scales.grad.item() == pytest.approx(2 - 1.6 + 7)  # LSQ: level minus steps within the range, the level beyond
     assert offsets.grad is not None
     assert offsets.grad.item() == 1.0
+
+
+def test_inputs_in_eight_bits_by_hand() -> None:
+    """255 steps from the least to the greatest, with 0 among them."""
+    x = torch.tensor([[[-1.0, 0.104, 1.55], [0.0, 0.2071, 0.51]], [[0.0, 0.0, 0.0], [-5.1, 0.0, 0.026]]])
+    x.requires_grad_(True)
+    text, token = in_eight_bits(x, "text"), in_eight_bits(x, "token")
+    assert text[0].flatten().tolist() == pytest.approx([-1, 0.1, 1.55, 0, 0.21, 0.51], abs=1e-6)  # in steps of 0.01
+    assert token[0].flatten().tolist() == pytest.approx([-1, 0.1, 1.55, 0, 0.208, 0.51], abs=1e-6)  # then of 0.002
+    last = [0, 0, 0, -254 * 5.126 / 255, 0, 5.126 / 255]
+    assert text[1].flatten().tolist() == pytest.approx(last, abs=1e-6)
+    assert token[1].flatten().tolist() == pytest.approx(last, abs=1e-6)  # a token of zeros has no range
+    (3 * text + token).sum().backward()
+    assert (x.grad == 4).all()
