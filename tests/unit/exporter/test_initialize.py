@@ -15,6 +15,7 @@ from exporter.checkpoint import resolve
 from exporter.compress.initialize.step import run as initialize
 from exporter.compress.job import CompressRequest, compress
 from exporter.compress.mapped import MappedReference
+from exporter.compress.remove.layers import remove_layers
 from exporter.compress.subject import Subject
 from exporter.progress import SilentReporter
 from exporter.recipe import Recipe
@@ -68,6 +69,8 @@ def test_weights_that_fit_are_the_teachers(tiny_llama: Path, tmp_path: Path) -> 
     for name, tensor in subject.model.state_dict().items():
         assert torch.equal(tensor, teacher[name]) if ".mlp." not in name else tensor.shape != teacher[name].shape
     assert [subject.layers, subject.config] == [[], {"intermediate_size": 48}]
+    remove_layers(subject, 1, "magnitude")
+    assert subject.layers == []
     others = [opened_student(tiny_llama, tmp_path, {**narrow, "reuse": False}, seed)[0] for seed in (0, 0, 1)]
     matrices = [one.model.state_dict()["model.layers.0.self_attn.q_proj.weight"] for one in others]
     assert torch.equal(matrices[0], matrices[1])
