@@ -167,8 +167,9 @@ def table(content: dict[str, Any]) -> str:
         for what, one, limit, ok in _rows(name, found):
             share = f"{one['recovered']:.0%} (≥ {limit:.0%})"
             before, after = one["before"], one["after"]
+            minutes = f"{one['minutes']:.0f}" if one is found else ""  # of the training
             lines.append(
-                f"| {what} | {after['n_bytes'] / 1e6:.1f} | {found['tokens'] / 1e3:.0f} | {one['minutes']:.0f} "
+                f"| {what} | {after['n_bytes'] / 1e6:.1f} | {found['tokens'] / 1e3:.0f} | {minutes} "
                 f"| {before['mean_kl']:.4f} | {after['mean_kl']:.4f} | {record.judged(share, ok)} "
                 f"| {before['same_top1']:.1%} | {after['same_top1']:.1%} | `{found['commit'][:12]}` |"
             )

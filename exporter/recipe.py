@@ -52,6 +52,11 @@ class Recipe(Strict):
         found = (getattr(step, "training", None) or step for step in self.steps)
         return tuple(one for one in found if isinstance(one, Training))
 
+    @property
+    def shapes(self) -> tuple[Path, ...]:
+        """Configurations of students, in files of their own."""
+        return tuple(step.config for step in self.steps if step.step == "initialize" and step.config is not None)
+
     @model_validator(mode="after")
     def _ends_with_what_is_final(self) -> Recipe:
         quantizing = [number for number, step in enumerate(self.steps) if step.step == "quantize"]
@@ -68,6 +73,17 @@ class Recipe(Strict):
             learned = [step.train == "all" for step in self.steps[1:2] if step.step == "distill"]
             if names.count("initialize") > 1 or names[0] != "initialize" or learned != [True]:
                 raise ValueError("initialize has to be the first step, and distill with train: all the second")
+        return self
+
+    @model_validator(mode="after")
+    def _follows_in_its_own_space(self) -> Recipe:
+        turned = False
+        for step in self.steps:
+            training = getattr(step, "training", None) or step
+            followed = training.features if isinstance(training, Training) else None
+            if turned and followed is not None and followed.hidden:
+                raise ValueError("features: hidden cannot be followed behind rotate, which turns them; say hidden: 0")
+            turned = turned or (step.step == "rotate" and "residual" in step.spaces)
         return self
 
     @model_validator(mode="after")

@@ -146,13 +146,23 @@ def _made_of(facts: ModelFacts, teachers: Mapping[str, ModelFacts], recipe: Reci
     """What the result depends on, by what the user calls it."""
     contents = _digest(facts)
     taught_by = {f"teacher {name}": _digest(teacher) for name, teacher in teachers.items()}
+    students = {f"student {path}": _digest_of_shape(path) for path in recipe.shapes}
     versions = {f"version of {name}": version(name) for name in ("packlight", "torch", "transformers", "numpy")}
     return {
         "recipe": hashlib.sha256(recipe.model_dump_json().encode()).hexdigest(),
         "model": contents,
         **taught_by,
+        **students,
         **versions,
     }
+
+
+def _digest_of_shape(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        what = f"cannot be read ({error.strerror}); name a config.json"
+        raise UserError(f"--recipe: initialize: {path}: {what}") from error
 
 
 def _digest(facts: ModelFacts) -> str:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exporter.compress.quantize.step import preset_grids
+from exporter.source import refuse_problems
 from runtime.errors import UserError
+from targets.widths import WIDTHS
 
 if TYPE_CHECKING:
     from exporter.compress.subject import Subject
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 CLASS = ("model_type", "architectures", "auto_map")
 TOKENS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a configuration that a student has from its teacher: who loads it, and the tokens of both."""
+WRITTEN = ("dtype", "torch_dtype", "transformers_version", WIDTHS)
+"""Keys that say how weights lie in a directory, and nothing of the student's."""
 
 
 def run(step: Initialize, subject: Subject) -> None:
@@ -30,19 +35,33 @@ def run(step: Initialize, subject: Subject) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(subject.recipe.seed)
             model: Any = type(before)(type(before.config).from_dict(config))
+        with torch.no_grad():  # some shapes can be built and not run
+            model.eval()(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
+        if not len(model.base_model.layers):
+            raise ValueError("it has no layers")
     except Exception as error:  # any of transformers' or huggingface_hub's own
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"--recipe: initialize: no model has this configuration ({reason}); mend it") from error
-    model.requires_grad_(requires_grad=False).eval()
+    model.requires_grad_(requires_grad=False)
     fresh, known = model.state_dict(), before.state_dict()
     kept = [name for name, one in fresh.items() if step.reuse and name in known and known[name].shape == one.shape]
     for name in kept:
         fresh[name].copy_(known[name])
     subject.source.replace(model)
     subject.layers = []
+    _refuse_what_cannot_be_packed(subject)
     weights = subject.weights()
     total, new = (sum(one.numel() for name, one in weights.items() if name not in past) for past in ((), kept))
     subject.notes.append(f"initialize: {new:,} of {total:,} weights are new")
+
+
+def _refuse_what_cannot_be_packed(subject: Subject) -> None:
+    """Raise UserError for a shape that the recipe's format cannot hold: not only when all of the training is over."""
+    if subject.target is not None and subject.options is not None:
+        refuse_problems(subject.target, subject.now(), subject.options)
+    last = subject.recipe.steps[-1]
+    if last.step == "quantize":
+        preset_grids(last, subject)
 
 
 def _changes(step: Initialize, source: dict[str, Any], open_config: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -66,8 +85,9 @@ def _changes(step: Initialize, source: dict[str, Any], open_config: Any) -> dict
         if key in wanted and wanted[key] != getattr(open_config, key):
             said = f"{key} is {wanted[key]!r}, the model's {getattr(open_config, key)!r}"
             raise UserError(f"--recipe: initialize: {where}: {said}; a student has the {what} of its teacher")
-    found = {key: value for key, value in {**gone, **wanted}.items() if key not in (*CLASS, *TOKENS)}
-    return {key: value for key, value in found.items() if key not in source or source[key] != value}
+    found = {key: value for key, value in {**gone, **wanted}.items() if key not in (*CLASS, *TOKENS, *WRITTEN)}
+    found = {key: value for key, value in found.items() if key not in source or source[key] != value}
+    return {**found, WIDTHS: None} if found and WIDTHS in source else found
 
 
 def _kinds_of_layers(wanted: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +104,7 @@ def _read(step: Initialize) -> dict[str, Any]:
     assert step.config is not None, "its own validator has seen to that"
     fix = "name a config.json"
     try:
-        found = json.loads(step.config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--recipe: initialize: {step.config}: cannot be read ({error.strerror}); {fix}") from error
+        found = json.loads(step.config.read_bytes())
     except ValueError as error:
         raise UserError(f"--recipe: initialize: {step.config}: is not JSON in UTF-8 ({error}); {fix}") from error
     if not isinstance(found, dict) or "model_type" not in found:

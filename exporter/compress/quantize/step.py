@@ -84,8 +84,7 @@ def _trained(
     taught = lessons(training, subject)
     whole = training.train == "all"
     rest = [one for one in model.parameters() if whole or one.dim() == 1]
-    assert subject.target is not None
-    rounded = {name: over for name, (grid, _) in blocks.items() if (over := _rounded_over(subject.target.name, grid))}
+    rounded = {name: over for name, (grid, _) in blocks.items() if (over := _rounded_over(grid, subject))}
     fake = FakeQuantized(model, blocks, weights=whole, inputs=rounded)
     while weights:
         fake.lean(*weights.popitem())  # which leave the memory so
@@ -96,16 +95,19 @@ def _trained(
     return fake.packed()
 
 
-def _rounded_over(target: str, grid: Grid) -> Over | None:
+def _rounded_over(grid: Grid, subject: Subject) -> Over | None:
     """Over what an engine rounds the inputs of a product with such a matrix to 8 bits; None where it does not.
 
-    A fixed range, which an export finds by calibration, is taken for that of each text.
+    Not where ranges are fixed, which an export finds by calibration, nor where an engine rounds within blocks of a row.
     """
     from targets.groups import RowGrid
 
-    if target == "executorch":
+    assert subject.target is not None
+    assert subject.options is not None
+    if subject.target.name == "executorch":
         return "token"
-    return "text" if target == "onnx" and isinstance(grid, RowGrid) else None
+    dynamic = subject.target.name == "onnx" and subject.options.quant == "dynamic-int8"
+    return "text" if dynamic and isinstance(grid, RowGrid) else None
 
 
 def _where(bits: Bits, shape: torch.Size) -> torch.Tensor:

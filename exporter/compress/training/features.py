@@ -157,6 +157,8 @@ def followed(step: Training, subject: Subject, example: Tensor) -> Iterator[Foll
     with contextlib.ExitStack() as stack:
         teacher = stack.enter_context(contextlib.closing(subject.teacher(step.teacher))).model
         student = subject.model
+        for model in (student, teacher):
+            _refuse_other_layers(model, maps=said.attention > 0)
         n_student, n_teacher = (len(model.base_model.layers) for model in (student, teacher))
         own = list(range(n_student)) if subject.layers is None else subject.layers or None
         hidden, maps = pairs(said, n_student, n_teacher, own if step.teacher is None else None)
@@ -197,12 +199,27 @@ def pairs(said: Features, n_student: int, n_teacher: int, own: Sequence[int] | N
     return hidden if said.hidden else [], maps if said.attention else []
 
 
+def _refuse_other_layers(model: Any, *, maps: bool) -> None:  # noqa: ANN401 - a model of transformers
+    """Raise UserError where layers, or the attention in them, are not where they are looked for."""
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None or (maps and not all(hasattr(layer, "self_attn") for layer in layers)):
+        what, fix = ("layers", "features") if layers is None else ("attention", "attention")
+        said = f"{type(model).__name__} keeps its {what} where packlight does not look for them"
+        raise UserError(f"--recipe: features: {said}; leave {fix} out")
+
+
 @contextlib.contextmanager
-def _with_maps(model: Any) -> Iterator[None]:  # noqa: ANN401 - a model of transformers
-    """Attention that computes its map as a whole, for whoever looks at it."""
+def _with_maps(model: Any) -> Iterator[None]:  # noqa: ANN401 - as above
+    """Attention that computes its map as a whole and drops nothing of it, for whoever looks at it."""
     before = model.config._attn_implementation
+    dropping = [(layer.self_attn, layer.self_attn.attention_dropout) for layer in model.base_model.layers
+                if hasattr(layer.self_attn, "attention_dropout")]  # fmt: skip
     model.set_attn_implementation("eager")
+    for attention, _ in dropping:
+        attention.attention_dropout = 0.0
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+        for attention, share in dropping:
+            attention.attention_dropout = share

@@ -108,6 +108,8 @@ def _trained(
     work = subject.work  # checkpoints are there, of a run before too
     _refuse_small_disk(student, work)
     arguments = _arguments(step, subject.recipe.seed, work)
+    if features is not None:  # what is followed is seen on one device, as Trainer counts them
+        arguments._n_gpu = min(arguments.n_gpu, 1)
     with (
         quiet(transformers),
         learning(student.model, [*student.parameters, *student.quick]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -249,3 +250,47 @@ def test_a_teacher_of_layers_alone_is_asked() -> None:
     assert recipe(step).steps[0].features == Features(**BOTH)
     with pytest.raises(ValidationError, match="nothing is asked of teacher"):
         recipe({**step, "features": None})
+
+
+def test_what_rotate_has_turned_is_not_followed() -> None:
+    features, rotate = {**DISTILL, "features": {"hidden": 1.0}}, {"step": "rotate"}
+    message = "features: hidden cannot be followed behind rotate, which turns them; say hidden: 0"
+    quantize = {"step": "quantize", "preset": "q4_0"}
+    training = {key: value for key, value in features.items() if key != "step"}
+    for steps in ([rotate, features], [rotate, {**quantize, "training": training}]):
+        with pytest.raises(ValidationError, match=message):
+            recipe(*steps, format="gguf")
+    recipe(features, rotate)
+    recipe({**rotate, "spaces": ["values"]}, features)
+    recipe(rotate, {**DISTILL, "features": {"hidden": 0, "attention": 1}})
+
+
+def test_nothing_is_dropped_from_maps_that_are_followed(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    facts = resolve(str(tiny_model_dir("llama", attention_dropout=0.5)))
+    subject = Subject(facts, MappedReference(facts, tmp_path, threads=1), recipe(DISTILL), lambda *_: None)
+    with followed(subject.recipe.steps[0], subject, IDS[0]) as features, torch.no_grad():
+        subject.model.train()
+        with features.watching():
+            subject.model(input_ids=IDS)
+        assert float(features.loss(IDS)) == pytest.approx(0, abs=1e-5)
+    assert {layer.self_attn.attention_dropout for layer in subject.model.model.layers} == {0.5}
+    subject.source.close()
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (SimpleNamespace(), "SimpleNamespace keeps its layers where .*; leave features out"),
+        (
+            SimpleNamespace(layers=[SimpleNamespace()]),
+            "SimpleNamespace keeps its attention where .*; leave attention out",
+        ),
+    ],
+)
+def test_layers_that_are_built_otherwise(base: Any, message: str, shorter: Subject) -> None:
+    shorter.source._model = SimpleNamespace(base_model=base)
+    with (
+        pytest.raises(UserError, match=f"--recipe: features: {message}"),
+        followed(shorter.recipe.steps[1], shorter, IDS[0]),
+    ):
+        pass

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.killing import killed
-from support.removal import opened
+from support.removal import opened, removed
 
 from exporter.checkpoint import resolve
 from exporter.compress.initialize.step import run as initialize
@@ -20,6 +20,7 @@ from exporter.compress.subject import Subject
 from exporter.progress import SilentReporter
 from exporter.recipe import Recipe
 from runtime.errors import UserError
+from targets.widths import WIDTHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ def test_weights_that_fit_are_the_teachers(tiny_llama: Path, tmp_path: Path) -> 
 
 def test_a_whole_configuration_of_its_own(tiny_llama: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_llama / "config.json").read_text(encoding="utf-8"))
-    theirs = {**config, **SMALLER, "eos_token_id": 77, "architectures": None}
+    theirs = {**config, **SMALLER, "eos_token_id": 77, "architectures": None, "torch_dtype": "bfloat16"}
     del theirs["rms_norm_eps"]
     (tmp_path / "student.json").write_text(json.dumps(theirs), encoding="utf-8")
     subject, _ = opened_student(tiny_llama, tmp_path, {"step": "initialize", "config": str(tmp_path / "student.json")})
@@ -128,6 +129,8 @@ def test_a_kill_changes_nothing_in_the_end(tiny_llama: Path, tmp_path: Path) -> 
         ({"model_type": "qwen2"}, "change: model_type is 'qwen2', the model's 'llama'; a student has the family"),
         ({"num_attention_heads": 5}, r"no model has this configuration \(.*\); mend it"),
         ({"hidden_size": "wide"}, r"no model has this configuration \(.*\); mend it"),
+        ({"num_hidden_layers": 0}, r"no model has this configuration \(it has no layers\); mend it"),
+        ({"num_key_value_heads": 3}, r"no model has this configuration \(.*\); mend it"),
         ({"hidden_size": 64}, "changes nothing; name keys that the student has otherwise"),
     ],
 )
@@ -135,6 +138,48 @@ def test_what_a_student_cannot_have(change: dict[str, Any], message: str, tiny_l
     with pytest.raises(UserError, match=f"^--recipe: initialize: {message}"):
         run(tiny_llama, tmp_path / "out", {"step": "initialize", "change": change}, DISTILL)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("format_name", "preset", "change", "message"),
+    [
+        ("gguf", "q4_0", {"hidden_size": 40, "head_dim": 10, "intermediate_size": 40}, "preset q4_0 keeps floats"),
+        ("onnx", "int4", {"hidden_size": 40, "head_dim": 10, "intermediate_size": 40}, "rows of 40 do not divide"),
+        ("onnx", "dynamic-int8", {"head_dim": 6}, "head_dim"),
+    ],
+)
+def test_what_the_format_cannot_hold_is_said_before_anything_is_learned(
+    format_name: str, preset: str, change: dict[str, Any], message: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    learns = {**DISTILL, "text": {"text": str(tmp_path / "nowhere")}}
+    steps = ({"step": "initialize", "change": change}, learns, {"step": "quantize", "preset": preset})
+    with pytest.raises(UserError, match=message):
+        run(tiny_llama, tmp_path / "out", *steps, format=format_name)
+
+
+def test_a_source_of_uneven_layers(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    source = tmp_path / "uneven"
+    how = {"units": "neurons", "share": 0.4, "widths": "uneven", "scores": "magnitude"}
+    removed(tiny_model_dir("llama", layers=3, intermediate_size=160), source, **how)
+    assert json.loads((source / "config.json").read_text(encoding="utf-8"))[WIDTHS]
+    step = {"step": "initialize", "change": {"num_hidden_layers": 2}}
+    run(source, tmp_path / "out", step, {**DISTILL, "updates": 20})
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert WIDTHS not in config
+    widths = {layer.mlp.up_proj.out_features for layer in opened(tmp_path / "out").model.layers}
+    assert widths == {config["intermediate_size"]}
+
+
+def test_work_is_not_gone_on_with_when_the_students_shape_has_changed(tiny_llama: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_llama / "config.json").read_text(encoding="utf-8"))
+    file = tmp_path / "student.json"
+    file.write_text(json.dumps({**config, **SMALLER}), encoding="utf-8")
+    steps = ({"step": "initialize", "config": str(file)}, {**DISTILL, "learning_rate": 50.0, "updates": 2})
+    with pytest.raises(UserError, match="no better"):
+        run(tiny_llama, tmp_path / "out", *steps)
+    file.write_text(json.dumps({**config, **SMALLER, "num_hidden_layers": 1}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"was begun with another student .*student\.json; leave --resume out"):
+        run(tiny_llama, tmp_path / "out", *steps, resume=True)
 
 
 @pytest.mark.parametrize(

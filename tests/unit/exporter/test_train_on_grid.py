@@ -134,6 +134,25 @@ def test_inputs_are_rounded_as_the_engine_rounds_them(
     assert np.abs(seen[0] - engine).mean() < share * np.abs(floats - engine).mean()
 
 
+def test_fixed_ranges_are_not_guessed(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    """The export finds those of static-int8 later, and leaves products in floats that none holds."""
+    given: list[Any] = []
+
+    class Watched(fake.FakeQuantized):
+        def __init__(self, *arguments: Any, inputs: Any, **options: Any) -> None:
+            given.append(inputs)
+            super().__init__(*arguments, inputs=inputs, **options)
+
+    source = tiny_model_dir("llama", layers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake, "FakeQuantized", Watched)
+        for preset in ("dynamic-int8", "static-int8"):
+            training = {**SHORT, "updates": 12, "learning_rate": 1e-5}
+            run(source, tmp_path / preset, recipe(training, format_name="onnx", preset=preset, method="rtn"))
+    assert [set(one.values()) for one in given] == [{"text"}, set()]
+    assert len(given[0]) == 7  # of one layer; the head's are rounded in blocks
+
+
 @pytest.mark.parametrize("preset", ["tq2_0", "tq1_0"])
 def test_a_ternary_model_is_trained_and_run(preset: str, tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     source, out = tiny_model_dir("llama", hidden=256), tmp_path / "ternary"
