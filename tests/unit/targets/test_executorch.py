@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,19 @@ VARIANTS = {
 def emit_into(source: Path, out: Path, preset: str) -> Artifact:
     out.mkdir()
     return emit(source, out, "executorch", preset)
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """One for all that only read it: an export takes 20 seconds."""
+    return emit(tiny_llama, tmp_path_factory.mktemp("decoder"), "executorch")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """As `decoder`."""
+    room = tmp_path_factory.mktemp("encoder")
+    return emit_into(make_tiny_bert(room / "source"), room / "out", "fp32")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -81,10 +95,9 @@ def test_embeddings_are_pooled_and_of_length_one(pooling: str, tmp_path: Path) -
     np.testing.assert_allclose(found["sentence_embedding"], expected / np.linalg.norm(expected), atol=1e-5)
 
 
-def test_padding_and_kinds_of_tokens_count(tmp_path: Path) -> None:
-    artifact = emit_into(make_tiny_bert(tmp_path / "source"), tmp_path / "out", "fp32")
-    assert artifact.contract["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
-    session = open_session(artifact, OPTIONS)
+def test_padding_and_kinds_of_tokens_count(encoder: Artifact) -> None:
+    assert encoder.contract["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
+    session = open_session(encoder, OPTIONS)
     row = torch.tensor([IDS])
     ones, zeros = torch.ones_like(row), torch.zeros_like(row)
     call = session._call  # type: ignore[attr-defined]
@@ -107,8 +120,8 @@ def test_int8_of_an_encoder(tmp_path: Path) -> None:
     assert 0.99 < cosine < 0.9999999
 
 
-def test_pieces_of_a_prompt_are_the_prompt(tiny_llama: Path, tmp_path: Path) -> None:
-    session = open_session(emit(tiny_llama, tmp_path, "executorch"), dataclasses.replace(OPTIONS, batch=5))
+def test_pieces_of_a_prompt_are_the_prompt(tiny_llama: Path, decoder: Artifact) -> None:
+    session = open_session(decoder, dataclasses.replace(OPTIONS, batch=5))
     session.prefill(TOKENS)
     expected = torch_logits(tiny_llama, TOKENS)[-1]
     assert np.abs(session.last_logits() - expected).max() <= 1e-5 * np.abs(expected).max()
@@ -117,8 +130,8 @@ def test_pieces_of_a_prompt_are_the_prompt(tiny_llama: Path, tmp_path: Path) -> 
     session.close()
 
 
-def test_the_cache_has_the_tokens_that_were_asked_for(tiny_llama: Path, tmp_path: Path) -> None:
-    facts, target = resolve(str(tiny_llama)), get_target("executorch")
+def test_the_cache_has_the_tokens_that_were_asked_for(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    facts, target = resolve(str(tiny_model_dir("llama", layers=1))), get_target("executorch")
     artifact = target.emit(facts, EmitOptions("fp32", context=32), tmp_path, no_progress)
     assert artifact.context_length == 32
     session = open_session(artifact, dataclasses.replace(OPTIONS, context=32))
@@ -134,21 +147,21 @@ def test_the_cache_has_the_tokens_that_were_asked_for(tiny_llama: Path, tmp_path
 
 
 def test_without_executorch_one_line_says_how_to_install_it(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, decoder: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = emit(tiny_llama, tmp_path, "executorch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     install = r"pip install 'packlight\[executorch\]'"
     with pytest.raises(UserError, match=install):
         get_target("executorch").check(resolve(str(tiny_llama)), EmitOptions("fp32"))
     with pytest.raises(EngineError, match=install):
-        open_session(artifact, OPTIONS)
+        open_session(decoder, OPTIONS)
 
 
-def test_what_cannot_be_done_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_one_line(tiny_llama: Path, decoder: Artifact, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="for executorch; known: fp32, int8, 8da4w"):
         get_target("executorch").check(resolve(str(tiny_llama)), EmitOptions("q4_k_m"))
-    artifact = emit(tiny_llama, tmp_path, "executorch")
+    shutil.copytree(decoder.root, tmp_path / "copy")
+    artifact = dataclasses.replace(decoder, root=tmp_path / "copy")
     with pytest.raises(UserError, match="leave out --no-mmap"):
         open_session(artifact, dataclasses.replace(OPTIONS, mmap=False))
     session = open_session(artifact, OPTIONS)
@@ -162,8 +175,8 @@ def test_what_cannot_be_done_is_one_line(tiny_llama: Path, tmp_path: Path) -> No
         open_session(artifact, OPTIONS)
 
 
-def test_a_text_longer_than_the_encoder_is_one_line(tmp_path: Path) -> None:
-    session = open_session(emit_into(make_tiny_bert(tmp_path / "source"), tmp_path / "out", "fp32"), OPTIONS)
+def test_a_text_longer_than_the_encoder_is_one_line(encoder: Artifact) -> None:
+    session = open_session(encoder, OPTIONS)
     with pytest.raises(EngineError, match="65 tokens are more than the 64 that the model takes"):
         session.encode([5] * 65)  # type: ignore[attr-defined]
     session.close()
