@@ -67,6 +67,14 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
+    def _has_types_of_its_own(self) -> Recipe:
+        last = self.steps[-1]
+        if last.step == "quantize" and self.format != "gguf" and (last.rules or last.types != "preset"):
+            key = "rules" if last.rules else "types: measured"
+            raise ValueError(f"{key} are for format gguf; other presets say themselves which matrix gets what")
+        return self
+
+    @model_validator(mode="after")
     def _learns_what_is_new(self) -> Recipe:
         names = [step.step for step in self.steps]
         if "initialize" in names:

@@ -94,9 +94,10 @@ class Subject:
         names, seen = set(self.facts.tensors), set()
         found: dict[str, torch.Tensor] = {}
         state = self.model.state_dict()
+        again = set() if "tie_word_embeddings" in self.config else names  # some sources store a tied matrix twice
         for name in sorted(state, key=lambda name: name not in names):
             tensor = state[name]
-            if tensor.data_ptr() not in seen or name in names:
+            if tensor.data_ptr() not in seen or name in again:
                 found[name] = tensor.contiguous()
                 seen.add(tensor.data_ptr())
         return found

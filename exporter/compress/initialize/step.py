@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 CLASS = ("model_type", "architectures", "auto_map")
 TOKENS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a configuration that a student has from its teacher: who loads it, and the tokens of both."""
-WRITTEN = ("dtype", "torch_dtype", "transformers_version", WIDTHS)
+WRITTEN = ("dtype", "torch_dtype", "transformers_version", "quantization_config", WIDTHS)
 """Keys that say how weights lie in a directory, and nothing of the student's."""
+ROPE = ("rope_theta", "rope_scaling", "rope_local_base_freq")
+"""Before transformers 5, what `rope_parameters` has."""
 
 
 def run(step: Initialize, subject: Subject) -> None:
@@ -32,18 +35,22 @@ def run(step: Initialize, subject: Subject) -> None:
         raise UserError("--recipe: initialize: changes nothing; name keys that the student has otherwise")
     config = {**subject.configured(source), "dtype": "float32"}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is refused below
             torch.manual_seed(subject.recipe.seed)
             model: Any = type(before)(type(before.config).from_dict(config))
         with torch.no_grad():  # some shapes can be built and not run
             model.eval()(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
-        if not len(model.base_model.layers):
-            raise ValueError("it has no layers")
+        if not len(model.base_model.layers) or not all(one.numel() for one in model.parameters()):
+            raise ValueError("it has no layers, or matrices without weights")
+        _refuse_lost_nulls(step, model.config, config)
+    except UserError:
+        raise
     except Exception as error:  # any of transformers' or huggingface_hub's own
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"--recipe: initialize: no model has this configuration ({reason}); mend it") from error
     model.requires_grad_(requires_grad=False)
-    fresh, known = model.state_dict(), before.state_dict()
+    fresh, known = dict(model.named_parameters()), before.state_dict()  # tied ones once
     kept = [name for name, one in fresh.items() if step.reuse and name in known and known[name].shape == one.shape]
     for name in kept:
         fresh[name].copy_(known[name])
@@ -53,6 +60,17 @@ def run(step: Initialize, subject: Subject) -> None:
     weights = subject.weights()
     total, new = (sum(one.numel() for name, one in weights.items() if name not in past) for past in ((), kept))
     subject.notes.append(f"initialize: {new:,} of {total:,} weights are new")
+
+
+def _refuse_lost_nulls(step: Initialize, built: Any, config: dict[str, Any]) -> None:  # noqa: ANN401
+    """Raise UserError for a null that transformers would take for its own default: a key that is null is left out."""
+    wanted = step.change if step.change is not None else _read(step)
+    nulls = {key: None for key, value in wanted.items() if value is None and key not in (*CLASS, *TOKENS, *WRITTEN)}
+    kept = type(built).from_dict({**config, **nulls})
+    for key in nulls:
+        if (default := getattr(built, key, None)) != getattr(kept, key, None):
+            what = f"{key}: null cannot be kept, it would become {default!r}; give it a value"
+            raise UserError(f"--recipe: initialize: {what}")
 
 
 def _refuse_what_cannot_be_packed(subject: Subject) -> None:
@@ -74,8 +92,10 @@ def _changes(step: Initialize, source: dict[str, Any], open_config: Any) -> dict
         gone = {key: None for key in source if key not in wanted}
     else:
         wanted, where, gone = step.change, "change", {}
-        known = open_config.to_dict()
+        known = {**open_config.to_dict(), **source}
         for key in wanted:
+            if key in (*CLASS[1:], *TOKENS[1:], *WRITTEN):
+                raise UserError(f"--recipe: initialize: change: {key} stays the teacher's; leave it out")
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=2, cutoff=0.5) or ["num_hidden_layers", "hidden_size"]
                 what = f"the model's configuration has no {key}; did you mean {' or '.join(near)}?"
@@ -85,6 +105,8 @@ def _changes(step: Initialize, source: dict[str, Any], open_config: Any) -> dict
         if key in wanted and wanted[key] != getattr(open_config, key):
             said = f"{key} is {wanted[key]!r}, the model's {getattr(open_config, key)!r}"
             raise UserError(f"--recipe: initialize: {where}: {said}; a student has the {what} of its teacher")
+    if "rope_parameters" in wanted:  # what older files have in its place would count beside it
+        gone |= {key: None for key in ROPE if key in source}
     found = {key: value for key, value in {**gone, **wanted}.items() if key not in (*CLASS, *TOKENS, *WRITTEN)}
     found = {key: value for key, value in found.items() if key not in source or source[key] != value}
     return {**found, WIDTHS: None} if found and WIDTHS in source else found

@@ -165,14 +165,13 @@ def _kept_grids(subject: Subject, measure: Callable[[], dict[str, GgufGrid]]) ->
     return grids
 
 
-def _for_onnx(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
+def _for_onnx(_step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     """The blocks and rows of an ONNX preset; two factors have those of their matrix."""
     from targets.groups import RowGrid
     from targets.onnx.blockgrid import CompressionGrid
     from targets.onnx.blocks import BlockGrid
     from targets.onnx.grids import decoder_grids
 
-    _refuse_types(step)
     assert subject.options is not None
     grids = decoder_grids(subject.now(), subject.options)
     for name, module in factored_modules(subject.model):
@@ -192,7 +191,6 @@ def _for_torchscript(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     from targets.pytorch.plan import group_grids
     from targets.torchscript.presets import PRESETS
 
-    _refuse_types(step)
     factors = {
         f"{name}.weight": Factors(*(fact_now(f"{name}.{side}.weight", getattr(module, side).weight) for side in SIDES))
         for name, module in factored_modules(subject.model)
@@ -205,18 +203,10 @@ def _for_executorch(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     from targets.executorch.presets import PRESETS
     from targets.pytorch.plan import group_grids
 
-    _refuse_types(step)
     if n := merge(subject.model):
         what = "ExecuTorch's program has no pairs, its file is no smaller"
         subject.notes.append(f"factors: {n} pairs were multiplied out first: {what}")
     return group_grids(subject.now(), step.preset, "executorch", PRESETS, {})
-
-
-def _refuse_types(step: Quantize) -> None:
-    """Raise UserError for types that are chosen for each matrix: only GGUF stores any type anywhere."""
-    if step.rules or step.types != "preset":
-        key = "rules" if step.rules else "types: measured"
-        raise UserError(f"--recipe: {key} are for format gguf; other presets say themselves which matrix gets what")
 
 
 def preset_grids(step: Quantize, subject: Subject) -> Mapping[str, Grid]:

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from support.parity import emit, no_progress, worst_difference
 
 from exporter.checkpoint import resolve
@@ -334,7 +335,8 @@ def test_what_onnx_presets_cannot_do_is_said(tiny_llama: Path, tmp_path: Path) -
         quantized_for_onnx(tiny_llama, tmp_path / "out", "fp16")
     step = {"step": "quantize", "preset": "int4", "types": "measured"}
     content = {"format": "onnx", "calibration": TEXT.model_dump(exclude_none=True), "steps": [step]}
-    request = CompressRequest(str(tiny_llama), tmp_path / "out", Recipe.model_validate(content), "test", 2)
-    with pytest.raises(UserError, match="--recipe: types: measured are for format gguf"):
-        compress(request, SilentReporter())
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValidationError, match="types: measured are for format gguf; other presets say themselves"):
+        Recipe.model_validate(content)
+    rule = {"tensors": "*", "type": "q5_1"}
+    with pytest.raises(ValidationError, match="rules are for format gguf; other presets say themselves"):
+        Recipe.model_validate({**content, "steps": [{"step": "quantize", "preset": "int4", "rules": [rule]}]})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from support.killing import killed
 from support.removal import opened, removed
 
@@ -81,9 +82,47 @@ def test_weights_that_fit_are_the_teachers(tiny_llama: Path, tmp_path: Path) -> 
         one.source.close()
 
 
+def test_a_null_that_means_something_is_not_lost(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    step = {"step": "initialize", "change": {"sliding_window": None, "intermediate_size": 48}}
+    message = "initialize: sliding_window: null cannot be kept, it would become 4096; give it a value"
+    with pytest.raises(UserError, match=message):
+        run(tiny_model_dir("mistral", sliding_window=16), tmp_path / "out", step, DISTILL)
+
+
+def test_a_head_that_becomes_the_table_is_stored_once(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    change = {"tie_word_embeddings": True, "intermediate_size": 48}
+    new, _ = run(tiny_model_dir("llama2"), tmp_path / "out", {"step": "initialize", "change": change}, DISTILL)
+    model = opened(tmp_path / "out")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert new["n_params"] == sum(one.numel() for one in model.parameters())
+    assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+    subject, teacher = opened_student(tiny_model_dir("llama2"), tmp_path, {"step": "initialize", "change": change})
+    assert torch.equal(subject.model.lm_head.weight, teacher["model.embed_tokens.weight"])
+    subject.source.close()
+
+
+@pytest.mark.parametrize(
+    "change", [{"rope_theta": 5000.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}]
+)
+def test_angles_as_the_public_models_write_them(
+    change: dict[str, Any], tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny_model_dir("llama3", public_config=True)
+    subject, _ = opened_student(source, tmp_path, {"step": "initialize", "change": change})
+    scaled = "rope_theta" in change  # rope_scaling stays then
+    rope = subject.model.config.rope_parameters
+    assert [rope["rope_theta"], rope["rope_type"]] == [5000.0, "llama3" if scaled else "default"]
+    config = subject.configured(subject.facts.config)
+    assert ("rope_scaling" in config) == scaled
+    again = type(subject.model.config).from_dict(config).rope_parameters
+    assert [again["rope_theta"], again["rope_type"]] == [rope["rope_theta"], rope["rope_type"]]
+    subject.source.close()
+
+
 def test_a_whole_configuration_of_its_own(tiny_llama: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_llama / "config.json").read_text(encoding="utf-8"))
-    theirs = {**config, **SMALLER, "eos_token_id": 77, "architectures": None, "torch_dtype": "bfloat16"}
+    theirs = {**config, **SMALLER, "eos_token_id": 77, "architectures": None, "torch_dtype": "bfloat16",
+              "quantization_config": {"quant_method": "awq"}}  # fmt: skip
     del theirs["rms_norm_eps"]
     (tmp_path / "student.json").write_text(json.dumps(theirs), encoding="utf-8")
     subject, _ = opened_student(tiny_llama, tmp_path, {"step": "initialize", "config": str(tmp_path / "student.json")})
@@ -129,7 +168,12 @@ def test_a_kill_changes_nothing_in_the_end(tiny_llama: Path, tmp_path: Path) -> 
         ({"model_type": "qwen2"}, "change: model_type is 'qwen2', the model's 'llama'; a student has the family"),
         ({"num_attention_heads": 5}, r"no model has this configuration \(.*\); mend it"),
         ({"hidden_size": "wide"}, r"no model has this configuration \(.*\); mend it"),
-        ({"num_hidden_layers": 0}, r"no model has this configuration \(it has no layers\); mend it"),
+        ({"num_hidden_layers": 0}, r"no model has this configuration \(it has no layers, or .*\); mend it"),
+        ({"intermediate_size": 0}, r"no model has this configuration \(.*matrices without weights\); mend it"),
+        ({"hidden_size": 0}, r"no model has this configuration \(.*\); mend it"),
+        ({"hidden_size": None}, r"no model has this configuration \(.*hidden_size.*\); mend it"),
+        ({"eos_token_id": 7, **SMALLER}, "change: eos_token_id stays the teacher's; leave it out"),
+        ({"dtype": "float16", **SMALLER}, "change: dtype stays the teacher's; leave it out"),
         ({"num_key_value_heads": 3}, r"no model has this configuration \(.*\); mend it"),
         ({"hidden_size": 64}, "changes nothing; name keys that the student has otherwise"),
     ],
