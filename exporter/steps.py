@@ -316,6 +316,6 @@ class Initialize(Strict):
 
 
 Step = Annotated[
-    Initialize | Quantize | Prune | Remove | Factorize | ShareWeights | Smooth | Rotate | Distill,
+    Quantize | Prune | Remove | Factorize | ShareWeights | Smooth | Rotate | Distill | Initialize,
     Field(discriminator="step"),
 ]
