@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from support.parity import emit, no_progress, worst_difference
 
 from exporter.checkpoint import resolve
 from exporter.compress.job import CompressRequest, compress
 from exporter.progress import SilentReporter
 from exporter.recipe import Recipe
-from runtime.errors import ModelError, UnsupportedError, UserError
+from runtime.errors import ModelError, UnsupportedError
 from targets import get_target
 from targets.base import EmitOptions
 from targets.ongrid import EXECUTORCH, RECIPE, TORCHSCRIPT
@@ -268,7 +269,7 @@ def test_what_presets_cannot_do_is_said(tiny_llama: Path, tmp_path: Path) -> Non
             quantized(tiny_llama, tmp_path / "out", format_name, preset)
     for format_name, preset in (("torchscript", "int4"), ("executorch", "8da4w")):
         for key, value in (("types", "measured"), ("rules", [{"tensors": "*", "type": "q8_0"}])):
-            with pytest.raises(UserError, match=f"--recipe: {key}.* for format gguf"):
+            with pytest.raises(ValidationError, match=f"{key}.* for format gguf"):
                 quantized(tiny_llama, tmp_path / "out", format_name, preset, **{key: value})
     assert list(tmp_path.iterdir()) == []
 
