@@ -175,10 +175,10 @@ def test_torchscript_runs_them_as_two_and_is_smaller(
 
 @pytest.mark.parametrize(("format_name", "quant"), [("gguf", "f32"), ("executorch", "fp32")])
 def test_other_formats_have_the_product_and_say_so(
-    format_name: str, quant: str, tiny_llama: Path, tmp_path: Path
+    format_name: str, quant: str, tiny_model_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
     out, artifact = tmp_path / "out", tmp_path / "artifact"
-    factorized(tiny_llama, out)
+    factorized(tiny_model_dir("llama", layers=1), out)
     artifact.mkdir()
     made = emit(out, artifact, format_name, quant)
     assert "the file is no smaller for it" in made.contract["notes"][-1]

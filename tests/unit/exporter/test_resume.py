@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from support.killing import killed_in
 
 from exporter.checkpoint import resolve
 from exporter.compress import journal as journals
@@ -56,9 +56,9 @@ ONNX = {
     ],
 }
 KILLED = """
-import os, signal, sys
+import os, signal
 from exporter.compress.journal import Journal
-what, when = sys.argv[1].split(":")
+what, when = {at!r}.split(":")
 note, seen = Journal.note, []
 def killing(self, name, **content):
     seen.append(name)
@@ -69,9 +69,6 @@ def killing(self, name, **content):
     if last:
         os.kill(os.getpid(), signal.SIGKILL)
 Journal.note = killing
-from exporter.cli import main
-sys.argv = ["packlight", *sys.argv[2:]]
-main()
 """
 
 
@@ -82,9 +79,7 @@ def write(path: Path, recipe: dict[str, Any]) -> Path:
 
 def killed(at: str, source: Path, recipe: Path, out: Path, *more: str) -> None:
     """A run that SIGKILL ends at the n-th line of a name, "name:n", or before that line is written, "name:-n"."""
-    command = [sys.executable, "-c", KILLED, at, "compress", str(source), "--recipe", str(recipe), "-o", str(out)]
-    done = subprocess.run([*command, "--threads", "1", *more], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed_in(KILLED.format(at=at), source, recipe, out, *more)
 
 
 def run(source: Path, recipe: dict[str, Any], out: Path, *, resume: bool = False) -> Path:
