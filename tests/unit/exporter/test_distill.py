@@ -14,6 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.killing import killed
+from support.recipes import TEXT, recipe, run
 from support.removal import logits, opened
 
 from exporter.by_recipe import NamedRecipe
@@ -30,7 +31,6 @@ from exporter.compress.training.losses import likeliest
 from exporter.compress.training.trainer import COMPLETE, FINISHED, learning
 from exporter.pipeline import ExportRequest, export
 from exporter.progress import SilentReporter
-from exporter.recipe import Recipe
 from exporter.verify import VerifyOptions
 from runtime.errors import ModelError, UserError
 from targets.ongrid import RECIPE
@@ -39,22 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TEXT = {"source": "help", "chunks": 64, "tokens": 32}
 SHORTER = {"step": "remove", "units": "layers", "count": 1, "scores": "magnitude"}
 PRUNE = {"step": "prune", "method": "magnitude", "sparsity": 0.5}
 DISTILL = {"step": "distill", "updates": 40, "batch": 4, "learning_rate": 1e-3, "top": 1000, "text": TEXT}
 """Of every token: a model of random weights holds all of them possible."""
 SHORT = {**DISTILL, "text": {**TEXT, "chunks": 20}}
-
-
-def recipe(*steps: dict[str, Any], **more: Any) -> Recipe:
-    return Recipe.model_validate({"calibration": {**TEXT, "chunks": 3}, **more, "steps": list(steps)})
-
-
-def run(source: Path, out: Path, *steps: dict[str, Any], resume: bool = False, **more: Any) -> list[dict[str, Any]]:
-    made = recipe(*steps, **more)
-    report = compress(CompressRequest(str(source), out, made, "test", 1, resume=resume), SilentReporter())
-    return report.to_json()["steps"]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])

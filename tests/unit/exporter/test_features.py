@@ -10,17 +10,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.killing import killed
+from support.recipes import TEXT, recipe, run
 from support.removal import opened
 
 from exporter.checkpoint import resolve
-from exporter.compress.job import CompressRequest, compress
 from exporter.compress.mapped import MappedReference
 from exporter.compress.remove.step import run as remove
 from exporter.compress.subject import Subject
 from exporter.compress.training.features import Followed, followed, pairs
 from exporter.compress.training.losses import DISTANCES
-from exporter.progress import SilentReporter
-from exporter.recipe import Recipe
 from exporter.steps import Features
 from runtime.errors import UserError
 
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-TEXT = {"source": "help", "chunks": 64, "tokens": 32}
 SPACED = {"step": "remove", "units": "layers", "count": 1, "scores": "spaced"}
 """Of four layers, counted from 0: 0, 2 and 3 stay."""
 BOTH = {"hidden": 1.0, "attention": 1.0}
@@ -36,16 +33,6 @@ DISTILL = {
     "step": "distill", "updates": 40, "batch": 4, "learning_rate": 1e-3, "top": 1000, "text": TEXT, "features": BOTH
 }  # fmt: skip
 IDS = torch.randint(500, (2, 24), generator=torch.Generator().manual_seed(0))
-
-
-def recipe(*steps: dict[str, Any], **more: Any) -> Recipe:
-    return Recipe.model_validate({"calibration": {**TEXT, "chunks": 3}, **more, "steps": list(steps)})
-
-
-def run(source: Path, out: Path, *steps: dict[str, Any], resume: bool = False, **more: Any) -> list[dict[str, Any]]:
-    made = recipe(*steps, **more)
-    report = compress(CompressRequest(str(source), out, made, "test", 1, resume=resume), SilentReporter())
-    return report.to_json()["steps"]
 
 
 @pytest.fixture

@@ -10,16 +10,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from support.killing import killed
+from support.recipes import TEXT, recipe, run
 from support.removal import opened, removed
 
 from exporter.checkpoint import resolve
 from exporter.compress.initialize.step import run as initialize
-from exporter.compress.job import CompressRequest, compress
 from exporter.compress.mapped import MappedReference
 from exporter.compress.remove.layers import remove_layers
 from exporter.compress.subject import Subject
-from exporter.progress import SilentReporter
-from exporter.recipe import Recipe
 from runtime.errors import UserError
 from targets.widths import WIDTHS
 
@@ -27,20 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TEXT = {"source": "help", "chunks": 64, "tokens": 32}
 SMALLER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 STUDENT = {"step": "initialize", "change": SMALLER}
 DISTILL = {"step": "distill", "updates": 40, "batch": 4, "learning_rate": 3e-3, "top": 1000, "text": TEXT}
-
-
-def recipe(*steps: dict[str, Any], **more: Any) -> Recipe:
-    return Recipe.model_validate({**more, "steps": list(steps)})
-
-
-def run(source: Path, out: Path, *steps: dict[str, Any], resume: bool = False, **more: Any) -> list[dict[str, Any]]:
-    made = recipe(*steps, **more)
-    report = compress(CompressRequest(str(source), out, made, "test", 1, resume=resume), SilentReporter())
-    return report.to_json()["steps"]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

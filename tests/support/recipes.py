@@ -1,0 +1,28 @@
+"""Recipes of tiny models, made and run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from exporter.compress.job import CompressRequest, compress
+from exporter.progress import SilentReporter
+from exporter.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXT = {"source": "help", "chunks": 64, "tokens": 32}
+"""What tiny models learn from."""
+
+
+def recipe(*steps: dict[str, Any], **more: Any) -> Recipe:
+    """Steps as a YAML file has them; more: keys of the recipe."""
+    return Recipe.model_validate({"calibration": {**TEXT, "chunks": 3}, **more, "steps": list(steps)})
+
+
+def run(source: Path, out: Path, *steps: dict[str, Any], resume: bool = False, **more: Any) -> list[dict[str, Any]]:
+    """The reports of the steps."""
+    made = recipe(*steps, **more)
+    report = compress(CompressRequest(str(source), out, made, "test", 1, resume=resume), SilentReporter())
+    found: list[dict[str, Any]] = report.to_json()["steps"]
+    return found
