@@ -69,7 +69,7 @@ def nmse(teacher: Tensor, student: Tensor) -> Tensor:
     """Squared difference as a share of the teacher's square, of each token: 1 where the student says nothing.
 
     Hidden states, (…, width); found: (…). TinyBERT's loss (https://arxiv.org/abs/1909.10351) but for the share: a
-    decoder's first token is a thousand times as large as others, and its later layers as its first ones.
+    decoder's first token can be a hundred times as large as others (SmolLM2), and its later layers as its first ones.
     """
     tiny = torch.finfo(torch.float32).tiny
     return (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp_min(tiny)
