@@ -46,7 +46,7 @@ def restore(subject: Subject, journal: Journal) -> list[dict[str, Any]]:
     known = journal.find(STEP)
     if known is None:
         return []
-    subject.config, subject.layers = dict(known["config"]), known.get("layers")
+    subject.config, subject.layers = dict(known["config"]), known["layers"]
     _open(subject, journal.room / known["directory"])
     done: list[dict[str, Any]] = known["done"]
     return done

@@ -35,8 +35,7 @@ class Subject:
     target, options: what the recipe's quantize step is for; None where it has none
     config: keys of config.json that are not the source's any more; None for one that is gone
     files: more safetensors files by name, tensors by name: matrices on a grid, factors
-    layers: the source's layer, from 0, that each of the model's was; None where none has gone, empty where the model is
-        not made of the source's
+    layers: the source's layer, from 0, that each of the model's was; none where the model is not made of them
     teachers: other models that steps name, by those names
     notes: what the user should know of the step that runs
     kept: what a step may tell of its finished work, for a run after a kill
@@ -51,11 +50,14 @@ class Subject:
     options: EmitOptions | None = None
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Mapping[str, npt.NDArray[np.generic]]] = field(default_factory=dict)
-    layers: list[int] | None = None
+    layers: list[int] = field(init=False)
     teachers: Mapping[str, ModelFacts] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     kept: Kept = field(default_factory=Kept)
     number: int = 0
+
+    def __post_init__(self) -> None:
+        self.layers = list(range(len(getattr(self.model.base_model, "layers", ()))))
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - a model of transformers

@@ -15,6 +15,8 @@ from runtime.errors import UserError
 from targets.widths import WIDTHS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from exporter.compress.subject import Subject
     from exporter.steps import Initialize
 
@@ -30,25 +32,27 @@ ROPE = ("rope_theta", "rope_scaling", "rope_local_base_freq")
 def run(step: Initialize, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`."""
     source, before = subject.facts.config, subject.model
-    subject.config = _changes(step, source, before.config)
+    wanted = _wanted(step, source, before.config)
+    subject.config = _changes(wanted, source, whole=step.change is None)
     if not subject.config:
         raise UserError("--recipe: initialize: changes nothing; name keys that the student has otherwise")
     config = {**subject.configured(source), "dtype": "float32"}
+    nulls = {key: None for key, value in wanted.items() if value is None}
+    made = type(before.config).from_dict
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused below
             torch.manual_seed(subject.recipe.seed)
-            model: Any = type(before)(type(before.config).from_dict(config))
+            model: Any = type(before)(made(config))
         with torch.no_grad():  # some shapes can be built and not run
             model.eval()(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
         if not len(model.base_model.layers) or not all(one.numel() for one in model.parameters()):
             raise ValueError("it has no layers, or matrices without weights")
-        _refuse_lost_nulls(step, model.config, config)
-    except UserError:
-        raise
+        as_said = made({**config, **nulls})
     except Exception as error:  # any of transformers' or huggingface_hub's own
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"--recipe: initialize: no model has this configuration ({reason}); mend it") from error
+    _refuse_lost(nulls, model.config, as_said)
     model.requires_grad_(requires_grad=False)
     fresh, known = dict(model.named_parameters()), before.state_dict()  # tied ones once
     kept = [name for name, one in fresh.items() if step.reuse and name in known and known[name].shape == one.shape]
@@ -62,13 +66,10 @@ def run(step: Initialize, subject: Subject) -> None:
     subject.notes.append(f"initialize: {new:,} of {total:,} weights are new")
 
 
-def _refuse_lost_nulls(step: Initialize, built: Any, config: dict[str, Any]) -> None:  # noqa: ANN401
+def _refuse_lost(nulls: Iterable[str], built: Any, as_said: Any) -> None:  # noqa: ANN401 - configurations of transformers
     """Raise UserError for a null that transformers would take for its own default: a key that is null is left out."""
-    wanted = step.change if step.change is not None else _read(step)
-    nulls = {key: None for key, value in wanted.items() if value is None and key not in (*CLASS, *TOKENS, *WRITTEN)}
-    kept = type(built).from_dict({**config, **nulls})
     for key in nulls:
-        if (default := getattr(built, key, None)) != getattr(kept, key, None):
+        if (default := getattr(built, key, None)) != getattr(as_said, key, None):
             what = f"{key}: null cannot be kept, it would become {default!r}; give it a value"
             raise UserError(f"--recipe: initialize: {what}")
 
@@ -82,33 +83,41 @@ def _refuse_what_cannot_be_packed(subject: Subject) -> None:
         preset_grids(last, subject)
 
 
-def _changes(step: Initialize, source: dict[str, Any], open_config: Any) -> dict[str, Any]:  # noqa: ANN401
-    """What differs from the source's configuration, None for a key that is gone.
+def _wanted(step: Initialize, source: dict[str, Any], open_config: Any) -> dict[str, Any]:  # noqa: ANN401 - as above
+    """The student's own keys, as the step has them or its file, without those that say nothing of its shape.
 
-    open_config: the same, as transformers has it, defaults too. Raises UserError for what a student cannot have.
+    open_config: the source's configuration as transformers has it, defaults too. Raises UserError for what a student
+    cannot have.
     """
     if step.change is None:
-        wanted, where = _read(step), str(step.config)
-        gone = {key: None for key in source if key not in wanted}
+        found, where = _read(step), str(step.config)
     else:
-        wanted, where, gone = step.change, "change", {}
+        found, where = {**_kinds_of_layers(step.change, source), **step.change}, "change"
         known = {**open_config.to_dict(), **source}
-        for key in wanted:
+        for key in step.change:
             if key in (*CLASS[1:], *TOKENS[1:], *WRITTEN):
                 raise UserError(f"--recipe: initialize: change: {key} stays the teacher's; leave it out")
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=2, cutoff=0.5) or ["num_hidden_layers", "hidden_size"]
                 what = f"the model's configuration has no {key}; did you mean {' or '.join(near)}?"
                 raise UserError(f"--recipe: initialize: {what}")
-        wanted = {**_kinds_of_layers(wanted, source), **wanted}
     for key, what in (("model_type", "family"), ("vocab_size", "tokens")):
-        if key in wanted and wanted[key] != getattr(open_config, key):
-            said = f"{key} is {wanted[key]!r}, the model's {getattr(open_config, key)!r}"
+        if key in found and found[key] != getattr(open_config, key):
+            said = f"{key} is {found[key]!r}, the model's {getattr(open_config, key)!r}"
             raise UserError(f"--recipe: initialize: {where}: {said}; a student has the {what} of its teacher")
+    return {key: value for key, value in found.items() if key not in (*CLASS, *TOKENS, *WRITTEN)}
+
+
+def _changes(wanted: dict[str, Any], source: dict[str, Any], *, whole: bool) -> dict[str, Any]:
+    """What differs from the source's configuration, None for a key that is gone.
+
+    whole: all of the source's keys that are not wanted are gone, but for those that are the teacher's
+    """
+    gone = set(source) - {*CLASS, *TOKENS, *WRITTEN} if whole else set()
     if "rope_parameters" in wanted:  # what older files have in its place would count beside it
-        gone |= {key: None for key in ROPE if key in source}
-    found = {key: value for key, value in {**gone, **wanted}.items() if key not in (*CLASS, *TOKENS, *WRITTEN)}
-    found = {key: value for key, value in found.items() if key not in source or source[key] != value}
+        gone |= source.keys() & set(ROPE)
+    found = {key: value for key, value in {**dict.fromkeys(sorted(gone)), **wanted}.items()
+             if key not in source or source[key] != value}  # fmt: skip
     return {**found, WIDTHS: None} if found and WIDTHS in source else found
 
 

@@ -27,9 +27,7 @@ def remove_layers(subject: Subject, count: int, scores: str) -> None:
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number  # a cache is filled by it
     base.layers = torch.nn.ModuleList(layers)
-    if subject.layers != []:  # of a student that is not made of the source's layers nothing is known
-        before = range(len(found)) if subject.layers is None else subject.layers
-        subject.layers = [before[number] for number in kept]
+    subject.layers = [subject.layers[number] for number in kept] if subject.layers else []
     config.num_hidden_layers = subject.config["num_hidden_layers"] = len(kept)
     subject.config |= said_widths(subject.model)
     kinds = getattr(config, "layer_types", None)

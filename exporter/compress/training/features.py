@@ -62,11 +62,9 @@ class Followed:
                 what = f"layer {number} has {student.shape[1]} heads, layer {of} of the teacher {teacher.shape[1]}"
                 raise UserError(f"--recipe: features: {what}; leave attention out, or pair others with layers")
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> contextlib.AbstractContextManager[None]:
         """Within it the student runs; then `loss` can be asked for."""
-        with self._student.listening():
-            yield
+        return self._student.listening()
 
     def loss(self, ids: Tensor) -> Tensor:
         """How far the student, as it has just run, is from its teacher on the same text, (pieces, tokens)."""
@@ -116,6 +114,7 @@ class Followed:
 class _Watched:
     """What layers of a model give, by number, of the last time that it ran within `listening`."""
 
+    # Any: a model of transformers, and what torch gives to a hook.
     def __init__(self, model: Any, hidden: Sequence[int], maps: Sequence[int]) -> None:  # noqa: ANN401
         self.base = model.base_model
         self.hidden: dict[int, Any] = {}
@@ -160,8 +159,8 @@ def followed(step: Training, subject: Subject, example: Tensor) -> Iterator[Foll
         for model in (student, teacher):
             _refuse_other_layers(model, maps=said.attention > 0)
         n_student, n_teacher = (len(model.base_model.layers) for model in (student, teacher))
-        own = list(range(n_student)) if subject.layers is None else subject.layers or None
-        hidden, maps = pairs(said, n_student, n_teacher, own if step.teacher is None else None)
+        own = subject.layers if step.teacher is None else []
+        hidden, maps = pairs(said, n_student, n_teacher, own or None)
         watched = []
         for model, side in ((student, 0), (teacher, 1)):
             if maps:

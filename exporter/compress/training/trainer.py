@@ -92,34 +92,32 @@ def train(student: Student, taught: tuple[Lessons, Lessons], step: Training, sub
     taught: see `lessons`; what: for the note that the subject gets. Raises UserError where nothing was learned.
     """
     learned, held_out = taught
-    over = (subject.work / FINISHED).is_file()
-    nothing = contextlib.nullcontext()
-    with nothing if over else followed(step, subject, held_out[0]["input_ids"]) as features:
-        if features is not None:
-            student = dataclasses.replace(student, quick=(*student.quick, *features.projections.values()))
-        found = _trained(student, (learned, held_out), step, subject, features)
+    found = _trained(student, learned, held_out, step, subject)
     student.model.eval()
     subject.notes.append(f"{what}: {found.said(len(held_out))}")
 
 
-def _trained(
-    student: Student, taught: tuple[Lessons, Lessons], step: Training, subject: Subject, features: Followed | None
-) -> Trained:
+def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Training, subject: Subject) -> Trained:
     work = subject.work  # checkpoints are there, of a run before too
-    _refuse_small_disk(student, work)
-    arguments = _arguments(step, subject.recipe.seed, work)
-    if features is not None:  # what is followed is seen on one device, as Trainer counts them
-        arguments._n_gpu = min(arguments.n_gpu, 1)
-    with (
-        quiet(transformers),
-        learning(student.model, [*student.parameters, *student.quick]),
-        _zeros_stay(student),
-        _activations_computed_again(student.model, on=step.gradient_checkpointing),
-    ):
-        learned, held_out = taught
+    over = (work / FINISHED).is_file()
+    with contextlib.ExitStack() as stack:
+        features = None if over else stack.enter_context(followed(step, subject, held_out[0]["input_ids"]))
+        if features is not None:
+            student = dataclasses.replace(student, quick=(*student.quick, *features.projections.values()))
+        _refuse_small_disk(student, work)
+        arguments = _arguments(step, subject.recipe.seed, work)
+        if features is not None:  # what is followed is seen on one device, as Trainer counts them
+            arguments._n_gpu = min(arguments.n_gpu, 1)
+        for entered in (
+            quiet(transformers),
+            learning(student.model, [*student.parameters, *student.quick]),
+            _zeros_stay(student),
+            _activations_computed_again(student.model, on=step.gradient_checkpointing),
+        ):
+            stack.enter_context(entered)
         trainer = _Distilling(student, step, features, args=arguments, train_dataset=learned, eval_dataset=held_out)
         trainer.remove_callback(transformers.PrinterCallback)
-        if (work / FINISHED).is_file():
+        if over:
             return trainer.again(work)
         with student.before():
             before = float(trainer.evaluate()["eval_loss"])
