@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint import resolve
 from exporter.compress.job import CompressRequest, compress
+from exporter.compress.mapped import MappedReference
+from exporter.compress.subject import Subject
 from exporter.progress import SilentReporter
 from exporter.recipe import Recipe
 
@@ -26,3 +29,9 @@ def run(source: Path, out: Path, *steps: dict[str, Any], resume: bool = False, *
     report = compress(CompressRequest(str(source), out, made, "test", 1, resume=resume), SilentReporter())
     found: list[dict[str, Any]] = report.to_json()["steps"]
     return found
+
+
+def opened_subject(source: Path, room: Path, *steps: dict[str, Any], **more: Any) -> Subject:
+    """The model as a recipe's steps find it; its source is for the caller to close."""
+    facts = resolve(str(source))
+    return Subject(facts, MappedReference(facts, room, threads=1), recipe(*steps, **more), lambda *_: None)

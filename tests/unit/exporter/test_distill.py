@@ -14,7 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.killing import killed
-from support.recipes import TEXT, recipe, run
+from support.recipes import TEXT, opened_subject, recipe, run
 from support.removal import logits, opened
 
 from exporter.by_recipe import NamedRecipe
@@ -177,11 +177,6 @@ def test_a_kill_changes_nothing_in_the_end(
     for path in (tmp_path / "whole").iterdir():
         assert path.name == RECIPE or path.read_bytes() == (out / path.name).read_bytes(), path.name
     assert not work_of(out).exists()
-
-
-def opened_subject(source: Path, room: Path, step: dict[str, Any]) -> Subject:
-    facts = resolve(str(source))
-    return Subject(facts, MappedReference(facts, room, threads=1), recipe(step), lambda *_: None)
 
 
 def test_lessons_are_what_the_source_predicts(tiny_llama: Path, tmp_path: Path) -> None:

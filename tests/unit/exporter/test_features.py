@@ -10,13 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.killing import killed
-from support.recipes import TEXT, recipe, run
+from support.recipes import TEXT, opened_subject, recipe, run
 from support.removal import opened
 
-from exporter.checkpoint import resolve
-from exporter.compress.mapped import MappedReference
 from exporter.compress.remove.step import run as remove
-from exporter.compress.subject import Subject
 from exporter.compress.training.features import Followed, followed, pairs
 from exporter.compress.training.losses import DISTANCES
 from exporter.steps import Features
@@ -25,6 +22,8 @@ from runtime.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from exporter.compress.subject import Subject
 
 SPACED = {"step": "remove", "units": "layers", "count": 1, "scores": "spaced"}
 """Of four layers, counted from 0: 0, 2 and 3 stay."""
@@ -43,9 +42,8 @@ def four_layers(tiny_model_dir: Callable[..., Path]) -> Path:
 @pytest.fixture
 def shorter(four_layers: Path, tmp_path: Path) -> Iterator[Subject]:
     """The model without its second layer, whose distill step follows outputs and maps."""
-    facts, made = resolve(str(four_layers)), recipe(SPACED, DISTILL)
-    subject = Subject(facts, MappedReference(facts, tmp_path, threads=1), made, lambda *_: None)
-    remove(made.steps[0], subject)
+    subject = opened_subject(four_layers, tmp_path, SPACED, DISTILL)
+    remove(subject.recipe.steps[0], subject)
     yield subject
     subject.source.close()
 
@@ -253,8 +251,7 @@ def test_what_rotate_has_turned_is_not_followed() -> None:
 
 
 def test_nothing_is_dropped_from_maps_that_are_followed(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
-    facts = resolve(str(tiny_model_dir("llama", attention_dropout=0.5)))
-    subject = Subject(facts, MappedReference(facts, tmp_path, threads=1), recipe(DISTILL), lambda *_: None)
+    subject = opened_subject(tiny_model_dir("llama", attention_dropout=0.5), tmp_path, DISTILL)
     with followed(subject.recipe.steps[0], subject, IDS[0]) as features, torch.no_grad():
         subject.model.train()
         with features.watching():

@@ -10,20 +10,19 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from support.killing import killed
-from support.recipes import TEXT, recipe, run
+from support.recipes import TEXT, opened_subject, recipe, run
 from support.removal import opened, removed
 
-from exporter.checkpoint import resolve
 from exporter.compress.initialize.step import run as initialize
-from exporter.compress.mapped import MappedReference
 from exporter.compress.remove.layers import remove_layers
-from exporter.compress.subject import Subject
 from runtime.errors import UserError
 from targets.widths import WIDTHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from exporter.compress.subject import Subject
 
 SMALLER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 STUDENT = {"step": "initialize", "change": SMALLER}
@@ -45,10 +44,9 @@ def test_a_student_of_another_shape_is_taught(family: str, tiny_model_dir: Calla
 
 def opened_student(source: Path, room: Path, step: dict[str, Any], seed: int = 0) -> tuple[Subject, dict[str, Any]]:
     """A student as the step leaves it, and the weights of its teacher."""
-    facts, made = resolve(str(source)), recipe(step, DISTILL, seed=seed)
-    subject = Subject(facts, MappedReference(facts, room, threads=1), made, lambda *_: None)
+    subject = opened_subject(source, room, step, DISTILL, seed=seed)
     teacher = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
-    initialize(made.steps[0], subject)
+    initialize(subject.recipe.steps[0], subject)
     return subject, teacher
 
 
