@@ -14,16 +14,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
 from runtime.tokenizer_file import load_tokenizer
 from targets.base import Calibration
 from targets.onnx.calibration import CHARACTERS_PER_TOKEN, token_chunks
+from targets.text import default_text, load_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from exporter.steps import Text
+    from exporter.verify.encoder_reference import TransformersEncoder
     from exporter.verify.reference import TransformersReference
     from targets.base import Progress
     from targets.facts import ModelFacts
@@ -48,6 +52,41 @@ def calibration_chunks(
     text = wanted.text if wanted.kind == "text" else None
     chunks, _ = token_chunks(tokenizer, Calibration(text=text, chunks=wanted.chunks, tokens=wanted.tokens))
     return chunks
+
+
+def encoder_texts(source: TransformersEncoder, wanted: Text, longest: int, seed: int) -> list[list[int]]:
+    """Token ids of whole texts, special tokens included, none longer than `longest`: what an encoder learns from.
+
+    Of a JSONL file or a data set each text is one, in its order; any other text is cut behind sentences, into short and
+    long ones, in an order by chance: any of them are of all lengths. Raises UserError for a text that cannot be had.
+    """
+    from exporter.verify.encoder import TEXT_TOKENS, cut_texts, find_frame
+
+    if wanted.kind in ("text", "help"):
+        text = default_text("calibration") if wanted.text is None else load_text(wanted.text)
+        cut = cut_texts(source, text, -(-wanted.chunks // len(TEXT_TOKENS)), longest, spread=True)[: wanted.chunks]
+        return [cut[number] for number in np.random.default_rng(seed).permutation(len(cut))]
+    frame, found = find_frame(source), []
+    for one in _whole_texts(wanted):
+        ids = source.tokenize(one, add_special=False)[: longest - frame.size]
+        if ids:
+            found.append([*frame.before, *ids, *frame.after])
+        if len(found) == wanted.chunks:
+            break
+    if not found:
+        raise UserError(f"--recipe: {wanted.jsonl or wanted.dataset}: has no text; name another")
+    return found
+
+
+def _whole_texts(wanted: Text) -> Iterator[str]:
+    """The texts of a JSONL file or a data set. Raises UserError for what is none."""
+    rows = _rows_of_dataset(wanted) if wanted.kind == "dataset" else _objects(wanted)
+    for where, value in rows:
+        if not isinstance(value, str):
+            raise UserError(
+                f"{where}: {wanted.field} is no text, as an encoder reads it; name another field, or mend it"
+            )
+        yield value
 
 
 def home() -> Path:
@@ -186,7 +225,8 @@ def _of_dataset(tokenizer: Path, wanted: Text) -> list[list[int]]:
     """The first texts of a data set of the hub that fill the pieces, one piece of each long enough."""
     encoder = load_tokenizer(tokenizer, ModelError, "calibration needs it: save the tokenizer there")
     found = []
-    for text in _texts(wanted):
+    for _, value in _rows_of_dataset(wanted):
+        text = str(value)
         ids = encoder.encode(text[: wanted.tokens * CHARACTERS_PER_TOKEN]).ids
         if len(ids) >= wanted.tokens:
             found.append(ids[: wanted.tokens])
@@ -198,7 +238,8 @@ def _of_dataset(tokenizer: Path, wanted: Text) -> list[list[int]]:
     raise UserError(f"--recipe: calibration.dataset: {wanted.dataset} {what}; ask for fewer tokens")
 
 
-def _texts(wanted: Text) -> Iterator[str]:
+def _rows_of_dataset(wanted: Text) -> Iterator[tuple[str, Any]]:
+    """The wanted field of every row, and where it stands. Raises UserError for a data set that cannot be had."""
     try:
         import datasets  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
@@ -206,7 +247,7 @@ def _texts(wanted: Text) -> Iterator[str]:
     try:
         rows: Any = datasets.load_dataset(wanted.dataset, split=wanted.split, streaming=True)
         for row in rows:
-            yield str(row[wanted.field])
+            yield f"--recipe: {wanted.dataset}", row[wanted.field]
     except Exception as error:  # of datasets, of the network, or a KeyError of the field
         reason = " ".join(str(error).split())[:200]
         raise UserError(

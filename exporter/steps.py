@@ -96,7 +96,8 @@ class Training(Strict):
 
     teacher: another model of the same tokens, a directory or a hub id; the model that the recipe began with where none
         is said
-    loss: between the two predictions; temperature: of both; top: the teacher's likeliest tokens that are kept of
+    loss: between the two predictions: "forward-kl" where none is said, "reverse-kl" or "jsd"; between embeddings "nmse"
+        or "cosine", as of `Features`; temperature: of both; top: the teacher's likeliest tokens that are kept of
         each, all others count as one
     hard: share of the loss on the text's own next tokens in place of the teacher's predictions; 1 needs none of them
     updates: of the weights, at most; batch: pieces of text for each; accumulate: in how many parts one is computed
@@ -107,7 +108,7 @@ class Training(Strict):
     """
 
     teacher: str | None = None
-    loss: Literal["forward-kl", "reverse-kl", "jsd"] = "forward-kl"
+    loss: Literal["forward-kl", "reverse-kl", "jsd", "nmse", "cosine"] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top: Annotated[int, Field(ge=1)] = 64
     hard: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -10,6 +10,8 @@ from runtime.errors import UnsupportedError
 from targets.facts import shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from targets.facts import ModelFacts
 
 TEXT_GENERATION = "text-generation"
@@ -59,7 +61,7 @@ def infer_task(facts: ModelFacts) -> str:
     known, task = _by_name(name)
     if task in _CLASSIFIERS:
         return str(task)
-    if facts.source == "huggingface" and any((facts.path / entry).exists() for entry in _SENTENCE_TRANSFORMERS):
+    if facts.source == "huggingface" and is_sentence_transformer(facts.path):
         return FEATURE_EXTRACTION
     if not name:
         _refuse(facts, "names no model class", "set 'architectures' to the class that the model was saved from")
@@ -68,6 +70,11 @@ def infer_task(facts: ModelFacts) -> str:
     if task in TASKS:
         return task
     return _refuse(facts, f"{shown(name)} is for {shown(task)}", "use a model for another task")
+
+
+def is_sentence_transformer(directory: Path) -> bool:
+    """Whether the directory is one of sentence-transformers."""
+    return any((directory / entry).exists() for entry in _SENTENCE_TRANSFORMERS)
 
 
 def _by_name(name: str) -> tuple[bool, str | None]:

@@ -94,14 +94,16 @@ def compress(job: CompressJob, output: Output) -> int:
     elif not output.quiet:
         rows = [
             (step.said, format_bytes(step.n_bytes), f"{step.n_params:,}", f"{step.sparsity:.0%}",
-             f"{step.mean_kl:.4f}", f"{step.same_top1:.1%}", f"{step.seconds:.0f} s")
+             *step.drift.values(), f"{step.seconds:.0f} s")
             for step in report.steps
         ]  # fmt: skip
-        show_rows(("step", "bytes", "parameters", "zeros", "KL divergence", "same top-1", "time"), rows)
+        moved = report.steps[0].drift
+        show_rows(("step", "bytes", "parameters", "zeros", *moved, "time"), rows)
         for note in (note for step in report.steps for note in step.notes):
             typer.echo(f"note: {note}")
         typer.echo(f"written: {report.out}")
-        typer.echo(f"next: packlight export {report.out} --format {report.format or 'gguf'} -o ARTIFACT --no-verify")
+        usual = "gguf" if report.steps[0].mean_kl is not None else "onnx"
+        typer.echo(f"next: packlight export {report.out} --format {report.format or usual} -o ARTIFACT --no-verify")
         typer.echo(f"      packlight verify ARTIFACT --against {report.model}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pth", ".pt", ".gguf", ".onnx")
 
+_MODULE = re.compile(r"\d+_[A-Za-z]+")
+"""Directories of sentence-transformers, such as 1_Pooling."""
+
 
 def refuse_unknown_weights(subject: Subject) -> None:
     """Raise ModelError where the directory has weights that the open model has not: they would be lost."""
-    if missing := sorted(set(subject.facts.tensors) - set(subject.model.state_dict())):
+    known = subject.model.state_dict().keys() | dict(subject.model.named_buffers()).keys()  # older files have positions
+    if missing := sorted(subject.facts.tensors.keys() - known):
         raise ModelError(f"{subject.facts.requested}: transformers has no weight {missing[0]}; it cannot be compressed")
 
 
@@ -42,6 +47,8 @@ def write_directory(room: Path, subject: Subject) -> None:
     for path in source.iterdir():
         if path.is_file() and not path.name.endswith(_WEIGHTS) and path.name != RECIPE:
             shutil.copyfile(path, room / path.name)
+        elif path.is_dir() and _MODULE.fullmatch(path.name):
+            shutil.copytree(path, room / path.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
     write_json(room / "config.json", {**subject.configured(config), "dtype": "float32"})

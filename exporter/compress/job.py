@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.calibration import file_digests
 from exporter.compress.directory import refuse_unknown_weights, write_directory
 from exporter.compress.journal import working
+from exporter.compress.tasks import refuse_other_tasks, task_of
 from exporter.quant import known_quant
 from exporter.source import refuse_problems, resolve_model
 from exporter.staging import publish, refuse_occupied, staging
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from exporter.compress.drift import TorchDrift
+    from exporter.compress.drift import Drifting
     from exporter.compress.journal import Journal
     from exporter.compress.subject import Subject
     from exporter.progress import Reporter
@@ -61,7 +62,9 @@ class StepReport:
     options: of the step, as the recipe has them
     n_bytes: of the weights in float32; after a quantize step, of the file that an export makes of the result
     n_params: weights; sparsity: share of zeros in the matrices of the layers
-    mean_kl, perplexity_ratio, same_top1: of the model so far against the source, on the evaluation text
+    mean_kl, perplexity_ratio, same_top1: of the model so far against the source, on the evaluation text; None for
+        encoders
+    mean_cosine, rank_correlation, label_agreement: of an encoder, as `targets.encoder_drift` has them
     """
 
     step: str
@@ -70,15 +73,28 @@ class StepReport:
     n_bytes: int
     n_params: int
     sparsity: float
-    mean_kl: float
-    perplexity_ratio: float
-    same_top1: float
+    mean_kl: float | None = None
+    perplexity_ratio: float | None = None
+    same_top1: float | None = None
+    mean_cosine: float | None = None
+    rank_correlation: float | None = None
+    label_agreement: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def said(self) -> str:
         """The step in a few words."""
         return " ".join([self.step, *(str(value) for value in self.options.values() if isinstance(value, str | float))])
+
+    @property
+    def drift(self) -> dict[str, str]:
+        """The numbers against the source that people look at, by what they call them."""
+        known = (
+            ("KL divergence", self.mean_kl, ".4f"), ("same top-1", self.same_top1, ".1%"),
+            ("cosine", self.mean_cosine, ".4f"), ("rank correlation", self.rank_correlation, ".4f"),
+            ("label agreement", self.label_agreement, ".1%"),
+        )  # fmt: skip
+        return {name: format(value, form) for name, value, form in known if value is not None}
 
 
 @dataclass(frozen=True)
@@ -104,22 +120,27 @@ class CompressReport:
 def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     """Run the recipe and write OUT. Raises UserError and its kin; OUT is then as it was."""
     wait_briefly()  # before torch is loaded: beside anything else its threads would spin most of the time away
-    from exporter.compress.drift import TorchDrift
+    from exporter.compress.drift import drifting
     from exporter.compress.settled import restore, settle
+    from exporter.compress.training.predictions import refuse_untrainable
 
     out, recipe = request.out.absolute(), request.recipe
     refuse_occupied(out, overwrite=False)
     preset = _preset(recipe)
     reporter.step(f"reading {request.model}")
     facts = _source(request)
-    teachers = _teachers(request, facts)
+    task = task_of(facts)
+    refuse_other_tasks(recipe, facts, task)
+    teachers = _teachers(request, facts, task)
     with (
         staging(out) as room,
         working(out, _made_of(facts, teachers, recipe), resume=request.resume) as journal,
-        _opened(facts, request, preset, journal, reporter) as subject,
+        _opened(facts, task, request, preset, journal, reporter) as subject,
     ):
         subject.teachers = teachers
-        drift = TorchDrift(subject.source)
+        for training in recipe.trainings:
+            refuse_untrainable(training, subject)
+        drift = drifting(subject.source)
         if any(_looks_at_text(step) for step in recipe.steps):
             reporter.step(f"calibration: {recipe.calibration.kind}")
             _look_at_same_text(subject, journal)
@@ -169,13 +190,15 @@ def _digest(facts: ModelFacts) -> str:
     return hashlib.sha256(b"".join(file_digests(facts))).hexdigest()
 
 
-def _teachers(request: CompressRequest, facts: ModelFacts) -> dict[str, ModelFacts]:
+def _teachers(request: CompressRequest, facts: ModelFacts, task: str) -> dict[str, ModelFacts]:
     """The models that the recipe's trainings name. Raises UserError for one that cannot teach this one."""
     found: dict[str, ModelFacts] = {}
     for name in {one.teacher for one in request.recipe.trainings if one.teacher is not None}:
         found[name] = resolve_model(name, trust_remote_code=request.trust_remote_code)
         if found[name].source != "huggingface":
             raise UserError(f"--recipe: teacher {name}: a .gguf file cannot teach; name a Hugging Face directory")
+        if (other := task_of(found[name])) != task:
+            raise UserError(f"--recipe: teacher {name}: is for {other}, not {task}; name a model for the same")
         if _vocabulary(found[name]) != _vocabulary(facts):
             what = f"has other tokens than {request.model}"
             raise UserError(f"--recipe: teacher {name}: {what}; name a model with the same tokenizer")
@@ -224,25 +247,27 @@ def _source(request: CompressRequest) -> ModelFacts:
 
 @contextlib.contextmanager
 def _opened(
-    facts: ModelFacts, request: CompressRequest, preset: str | None, journal: Journal, reporter: Reporter
+    facts: ModelFacts, task: str, request: CompressRequest, preset: str | None, journal: Journal, reporter: Reporter
 ) -> Iterator[Subject]:
-    from exporter.compress.mapped import MappedReference
+    from exporter.compress.mapped import open_mapped
+    from exporter.compress.stack import layers_of
     from exporter.compress.subject import Subject
 
     target, options = None, None
     if request.recipe.format is not None and preset is not None:
         target, options = get_target(request.recipe.format), EmitOptions(preset, request.threads)
         refuse_problems(target, facts, options)
-    reference = MappedReference(
-        facts, journal.room, threads=request.threads, trust_remote_code=request.trust_remote_code
+    reference = open_mapped(
+        facts, journal.room, task, threads=request.threads, trust_remote_code=request.trust_remote_code
     )
     with contextlib.closing(reference):
         subject = Subject(facts, reference, request.recipe, reporter.advance, target, options, kept=journal)
         refuse_unknown_weights(subject)
+        layers_of(subject.model)  # where they are not found, nothing can be told of them
         yield subject
 
 
-def _run(step: Step, subject: Subject, drift: TorchDrift, reporter: Reporter) -> StepReport:
+def _run(step: Step, subject: Subject, drift: Drifting, reporter: Reporter) -> StepReport:
     from exporter.compress.registry import runner
 
     options = step.model_dump(mode="json", exclude={"step"}, exclude_defaults=True)
@@ -253,7 +278,6 @@ def _run(step: Step, subject: Subject, drift: TorchDrift, reporter: Reporter) ->
     runner(step.step)(step, subject)
     seconds = time.monotonic() - start
     n_params = sum(tensor.numel() for tensor in subject.weights().values())
-    mean_kl, perplexity_ratio, same_top1 = drift.now()
     return StepReport(
         step=step.step,
         options=options,
@@ -261,10 +285,8 @@ def _run(step: Step, subject: Subject, drift: TorchDrift, reporter: Reporter) ->
         n_bytes=4 * n_params,
         n_params=n_params,
         sparsity=subject.sparsity(),
-        mean_kl=mean_kl,
-        perplexity_ratio=perplexity_ratio,
-        same_top1=same_top1,
         notes=tuple(subject.notes),
+        **drift.now(),
     )
 
 

@@ -177,10 +177,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _mapped(path: Path) -> Arrays:
+    whole = np.memmap(path, np.uint8, "r")  # one: each keeps a file open
     return {
-        fact.name: np.memmap(path, np.uint8, "r", fact.offset, fact.shape).view(np.ndarray)
-        if fact.n_elements
-        else np.empty(fact.shape, np.uint8)
+        fact.name: whole[fact.offset : fact.offset + fact.n_elements].reshape(fact.shape).view(np.ndarray)
         for fact in read_header(path)
     }
 

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import mmap
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporter.verify.reference import DECODER, TransformersReference, quiet
+from exporter.compress.stack import layers_of, name_of_layers
+from exporter.verify.encoder_reference import AUTO_CLASSES, TransformersEncoder
+from exporter.verify.reference import TorchSource, TransformersReference, quiet
 from runtime.errors import ModelError, UserError
 from runtime.units import format_bytes
+from targets.task import FEATURE_EXTRACTION
 from targets.weights import WeightReader, row_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
     from targets.facts import ModelFacts, TensorFact
@@ -33,41 +37,41 @@ CHUNK = 1 << 22
 DROPPED_FROM = 1 << 30
 """Bytes of a model from which on pages are given back after every layer; below it costs more time than memory."""
 PAGE = mmap.ALLOCATIONGRANULARITY
+_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 
 
-class MappedReference(TransformersReference):
-    """A decoder's directory in float32, its weights in a file in `room`. Raises UserError where the disk is small.
+class Mapped(TorchSource):
+    """A directory in float32, its weights in a file in `room`. Raises UserError where the disk is small.
 
     room: a directory, for what else is large as well
     """
 
-    def __init__(
-        self, facts: ModelFacts, room: Path, *, threads: int | None = None, trust_remote_code: bool = False
-    ) -> None:
-        self._facts, self.room, self._trusted = facts, room, trust_remote_code
-        super().__init__(facts.path, dtype="float32", threads=threads, trust_remote_code=trust_remote_code)
+    _facts: ModelFacts
+    room: Path
+    _trusted: bool
+    _kind: str
 
     def load(self, transformers: Any, kind: str, options: dict[str, Any]) -> tuple[Any, list[str]]:  # noqa: ANN401
         """See `TorchSource.load`."""
+        self._kind = kind
         common = {key: options[key] for key in ("local_files_only", "trust_remote_code")}
         config = transformers.AutoConfig.from_pretrained(self._facts.path, **common)
         with _parameters_without_memory():
             model = getattr(transformers, kind).from_config(
                 config, dtype=torch.float32, trust_remote_code=common["trust_remote_code"]
             )
-        places, total = _places(self._facts)
-        self._file = _write(self._facts, self.room, places, total)
         owners = dict(model.named_parameters(remove_duplicate=False))
+        places, total = _places(self._facts, owners)
+        self._file = _write(self._facts, self.room, places, total)
         for name, offset in places.items():
-            if name in owners:
-                path, _, own = name.rpartition(".")
-                module = model.get_submodule(path)
-                shape = self._facts.tensors[name].shape
-                values = np.frombuffer(self._file, np.float32, int(np.prod(shape)), offset).reshape(shape)
-                parameter = nn.Parameter(torch.from_numpy(values), requires_grad=False)
-                setattr(module, own, parameter)
-                if isinstance(module, nn.Linear) and own == "weight":  # a layer may be narrower than the configuration
-                    module.out_features, module.in_features = shape
+            path, _, own = name.rpartition(".")
+            module = model.get_submodule(path)
+            shape = self._facts.tensors[name].shape
+            values = np.frombuffer(self._file, np.float32, int(np.prod(shape)), offset).reshape(shape)
+            parameter = nn.Parameter(torch.from_numpy(values), requires_grad=False)
+            setattr(module, own, parameter)
+            if isinstance(module, nn.Linear) and own == "weight":  # a layer may be narrower than the configuration
+                module.out_features, module.in_features = shape
         model.tie_weights()
         missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
         if total >= DROPPED_FROM:
@@ -82,7 +86,7 @@ class MappedReference(TransformersReference):
         gc.collect()  # the file before goes with the last that looks at it
         with quiet(transformers):
             options = {"local_files_only": True, "trust_remote_code": self._trusted}
-            self._model, missing = self.load(transformers, DECODER, options)
+            self._model, missing = self.load(transformers, self._kind, options)
         if missing:
             raise ModelError(f"{facts.path}: {len(missing)} weights are missing, the first is {missing[0]}")
         self._model.eval()
@@ -91,10 +95,6 @@ class MappedReference(TransformersReference):
         """Another model of the same tokens in place of this one, in memory until `reopen`."""
         self._model = model
 
-    def again(self, facts: ModelFacts) -> MappedReference:
-        """Another directory, opened in the same way and the same room."""
-        return MappedReference(facts, self.room, trust_remote_code=self._trusted)
-
     def give_back(self) -> None:
         """Give all pages back to the kernel, for who looks at weights without running the model."""
         if len(self._file) >= DROPPED_FROM:
@@ -102,8 +102,8 @@ class MappedReference(TransformersReference):
 
     def _drop_after_use(self, model: Any, places: dict[str, int]) -> None:  # noqa: ANN401
         """Give a layer's pages back to the kernel once it has run: the file keeps what is in them."""
-        prefix = f"{model.base_model_prefix}.layers."
-        for number, layer in enumerate(model.base_model.layers):
+        prefix = name_of_layers(model)
+        for number, layer in enumerate(layers_of(model)):
             starts = [offset for name, offset in places.items() if name.startswith(f"{prefix}{number}.")]
             ends = [
                 offset + 4 * self._facts.tensors[name].n_elements
@@ -120,6 +120,56 @@ class MappedReference(TransformersReference):
             self._file.madvise(mmap.MADV_DONTNEED, start, min(length, len(self._file) - start))
 
         return drop
+
+
+class MappedReference(Mapped, TransformersReference):
+    """A decoder's directory. See `Mapped`."""
+
+    def __init__(
+        self, facts: ModelFacts, room: Path, *, threads: int | None = None, trust_remote_code: bool = False
+    ) -> None:
+        self._facts, self.room, self._trusted = facts, room, trust_remote_code
+        super().__init__(facts.path, dtype="float32", threads=threads, trust_remote_code=trust_remote_code)
+
+    def again(self, facts: ModelFacts) -> MappedReference:
+        """Another directory, opened in the same way and the same room."""
+        return MappedReference(facts, self.room, trust_remote_code=self._trusted)
+
+
+class MappedEncoder(Mapped, TransformersEncoder):
+    """An encoder's directory; task: see `TransformersEncoder`. See `Mapped`."""
+
+    def __init__(
+        self, facts: ModelFacts, room: Path, task: str, *, threads: int | None = None, trust_remote_code: bool = False
+    ) -> None:
+        self._facts, self.room, self._trusted, self.task = facts, room, trust_remote_code, task
+        super().__init__(facts.path, task, dtype="float32", threads=threads, trust_remote_code=trust_remote_code)
+
+    def again(self, facts: ModelFacts) -> MappedEncoder:
+        """Another directory, opened in the same way and the same room."""
+        return MappedEncoder(facts, self.room, self.task, trust_remote_code=self._trusted)
+
+    def load(self, transformers: Any, kind: str, options: dict[str, Any]) -> tuple[Any, list[str]]:  # noqa: ANN401
+        """See `TorchSource.load`. A pooler that is missing, and that an embedding does not read, is not there."""
+        model, missing = super().load(transformers, kind, options)
+        pooler = getattr(model, "pooler", None) if self.task == FEATURE_EXTRACTION else None
+        without = [name for name in missing if not name.startswith("pooler.")]
+        if pooler is not None and len(missing) - len(without) == len(list(pooler.parameters())):
+            model.pooler, missing = None, without
+        named = {f"{model.base_model_prefix}.{missing[0]}", missing[0].replace("weight", "gamma")} if missing else set()
+        if other := sorted(named & self._facts.tensors.keys()):
+            what = f"calls a weight {other[0]} that transformers calls {missing[0]}"
+            raise UserError(f"{self._facts.requested}: {what}; load it with {kind} and save it anew")
+        return model, missing
+
+
+def open_mapped(
+    facts: ModelFacts, room: Path, task: str, *, threads: int | None = None, trust_remote_code: bool = False
+) -> MappedReference | MappedEncoder:
+    """A model of that task, one of `targets.task.TASKS`, open."""
+    if task in AUTO_CLASSES:
+        return MappedEncoder(facts, room, task, threads=threads, trust_remote_code=trust_remote_code)
+    return MappedReference(facts, room, threads=threads, trust_remote_code=trust_remote_code)
 
 
 @contextlib.contextmanager
@@ -139,15 +189,18 @@ def _parameters_without_memory() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _places(facts: ModelFacts) -> tuple[dict[str, int], int]:
-    """Where each weight begins in the file, on a page of its own and a layer's beside each other; the file's length."""
+def _places(facts: ModelFacts, owners: Container[str]) -> tuple[dict[str, int], int]:
+    """Where each weight begins in the file, on a page of its own and a layer's beside each other; the file's length.
+
+    owners: names of weights that the model has
+    """
 
     def order(name: str) -> tuple[int, str]:
-        parts = name.split(".layers.")
-        return (int(parts[1].split(".")[0]) if len(parts) > 1 else -1, name)
+        layer = _LAYER.search(name)
+        return (int(layer[1]) if layer else -1, name)
 
     places, position = {}, 0
-    for name in sorted(facts.tensors, key=order):
+    for name in sorted((name for name in facts.tensors if name in owners), key=order):
         places[name] = position
         position += -(-4 * facts.tensors[name].n_elements // PAGE) * PAGE
     return places, position

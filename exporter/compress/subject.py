@@ -13,6 +13,8 @@ import torch
 from exporter.calibration import calibration_chunks
 from exporter.compress.factored import factored_modules
 from exporter.compress.journal import Kept
+from exporter.compress.mapped import MappedReference
+from exporter.compress.stack import find_layers, name_of_layers
 from targets.facts import TensorFact
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from exporter.compress.mapped import MappedReference
+    from exporter.compress.mapped import MappedEncoder
     from exporter.recipe import Recipe
     from targets.base import EmitOptions, Progress, Target
     from targets.facts import ModelFacts
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Subject:
-    """A causal language model in float32 in torch, and what the directory that it becomes has to hold beside it.
+    """A model in float32 in torch, and what the directory that it becomes has to hold beside it.
 
     facts: of the source; source: its tokenizer and its model, open
     target, options: what the recipe's quantize step is for; None where it has none
@@ -43,7 +45,7 @@ class Subject:
     """
 
     facts: ModelFacts
-    source: MappedReference
+    source: MappedReference | MappedEncoder
     recipe: Recipe
     progress: Progress
     target: Target | None = None
@@ -57,7 +59,7 @@ class Subject:
     number: int = 0
 
     def __post_init__(self) -> None:
-        self.layers = list(range(len(getattr(self.model.base_model, "layers", ()))))
+        self.layers = list(range(len(find_layers(self.model) or ())))
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - a model of transformers
@@ -65,11 +67,17 @@ class Subject:
         return self.source.model
 
     @property
+    def decoder(self) -> MappedReference:
+        """The source, for what only decoders have: `exporter.compress.tasks` refuses it for others."""
+        assert isinstance(self.source, MappedReference)
+        return self.source
+
+    @property
     def work(self) -> Path:
         """Where the step that runs may keep files of its own, for a run after a kill; gone once the step is over."""
         return self.source.room / f"work-{self.number}"
 
-    def teacher(self, name: str | None) -> MappedReference:
+    def teacher(self, name: str | None) -> MappedReference | MappedEncoder:
         """A model that a step names, or the source as it was, opened once more; for the caller to close."""
         return self.source.again(self.taught_by(name))
 
@@ -80,7 +88,7 @@ class Subject:
     @cached_property
     def chunks(self) -> list[list[int]]:
         """Token ids to gather statistics on, in pieces. Asked for first before a step has changed anything."""
-        return calibration_chunks(self.source, self.facts, self.recipe.calibration, self.recipe.seed, self.progress)
+        return calibration_chunks(self.decoder, self.facts, self.recipe.calibration, self.recipe.seed, self.progress)
 
     def sparsity(self) -> float:
         """The share of zeros in the matrices of the layers."""
@@ -134,8 +142,8 @@ class Subject:
         return {key: value for key, value in now.items() if value is not None or key not in self.config}
 
     def matrices(self) -> Iterator[tuple[str, Any]]:
-        """The linear modules of the decoder's layers, by the names of their weights."""
-        prefix = f"{self.model.base_model_prefix}.layers."
+        """The linear modules of the layers, by the names of their weights."""
+        prefix = name_of_layers(self.model)
         for name, module in self.model.named_modules():
             if isinstance(module, torch.nn.Linear) and name.startswith(prefix):
                 yield f"{name}.weight", module

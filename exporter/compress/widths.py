@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from exporter.compress.stack import find_layers
 from targets.widths import KV_HEADS, NEURONS, WIDTHS
 
 
@@ -25,7 +26,7 @@ def query_groups(config: Any) -> int:  # noqa: ANN401
 
 def found_widths(model: Any) -> dict[str, list[int]]:  # noqa: ANN401 - a model of transformers
     """The layers' widths by the configuration's key; of a layer that is built otherwise nothing is known."""
-    layers = model.base_model.layers
+    layers = find_layers(model)
     found = {}
     try:
         found[NEURONS] = [int(layer.mlp.down_proj.in_features) for layer in layers]

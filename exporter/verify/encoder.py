@@ -17,7 +17,7 @@ from runtime.errors import CheckFailed, ModelError, UserError
 from targets.encoder_drift import EncoderDrift, EncoderDriftAccumulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import numpy.typing as npt
 
@@ -75,7 +75,7 @@ def compare_encoders(
         progress("comparing outputs", index, len(texts))
         source, artifact = reference.encode(ids), session.encode(ids)
         _check_outputs(source, artifact, f"text {index + 1} of {len(texts)} of {text.name} ({len(ids)} tokens)")
-        _add(accumulator, source, artifact, frame)
+        add_outputs(accumulator, source, artifact, frame)
         accumulator.count(len(ids))
         if index == 0:
             notes += _pooling_notes(source, artifact)
@@ -87,19 +87,24 @@ def compare_encoders(
     )  # fmt: skip
 
 
-def cut_texts(reference: EncoderReference, text: EvalText, rounds: int, longest: int) -> list[list[int]]:
+def cut_texts(
+    reference: EncoderReference, text: EvalText, rounds: int, longest: int, *, spread: bool = False
+) -> list[list[int]]:
     """Token ids of texts, special tokens included, none longer than `longest`; whole sentences where they fit.
 
+    spread: rounds begin evenly apart where the text is longer than all of them; else one follows the other
     Raises UserError where the text gives fewer than MIN_TEXTS.
     """
     frame = find_frame(reference)
     if longest <= frame.size:
         raise UserError(f"the model takes {longest} tokens, of which {frame.size} are special: none is left for a text")
-    sentences = _sentences(text.text)
+    sentences = _Sentences(text.text)
     # The longest texts are filled to the last position: a wrong bound of the artifact shows there and nowhere else.
     full = min(TEXT_TOKENS[-1], longest) - frame.size
     texts = []
     for number in range(rounds * len(TEXT_TOKENS)):
+        if spread and number % len(TEXT_TOKENS) == 0:
+            sentences.skip_to(number // len(TEXT_TOKENS) * len(text.text) // rounds)
         room = max(1, min(TEXT_TOKENS[number % len(TEXT_TOKENS)], longest) - frame.size)
         ids = _next_text(reference, sentences, room, room if room >= full else room // 2)
         if not ids:
@@ -119,18 +124,33 @@ def find_frame(reference: EncoderReference) -> Frame:
     raise ModelError(f"{reference.description}: its tokenizer gives other tokens where special ones are added")
 
 
-def _sentences(text: str) -> Iterator[str]:
+class _Sentences:
     """The text in order, cut behind sentence ends and line ends, with the white space that stands there."""
-    start = 0
-    for end in _SENTENCE_END.finditer(text):
-        if text[start : end.start()].strip():
-            yield text[start : end.end()]
-            start = end.end()
-    if text[start:].strip():
-        yield text[start:]
+
+    def __init__(self, text: str) -> None:
+        self._text, self._ends, self._at = text, _SENTENCE_END.finditer(text), 0
+
+    def __iter__(self) -> _Sentences:
+        return self
+
+    def __next__(self) -> str:
+        text, start = self._text, self._at
+        for end in self._ends:
+            if text[start : end.start()].strip():
+                self._at = end.end()
+                return text[start : end.end()]
+        if text[start:].strip():
+            self._at = len(text)
+            return text[start:]
+        raise StopIteration
+
+    def skip_to(self, position: int) -> None:
+        """Leave out what begins before that character."""
+        while self._at < position and next(self, None) is not None:
+            pass
 
 
-def _next_text(reference: EncoderReference, sentences: Iterator[str], room: int, least: int) -> list[int]:
+def _next_text(reference: EncoderReference, sentences: _Sentences, room: int, least: int) -> list[int]:
     """Token ids of the sentences that come next, from `least` to `room` of them; fewer or none at the text's end."""
     joined = ""
     ids: list[int] = []
@@ -143,7 +163,7 @@ def _next_text(reference: EncoderReference, sentences: Iterator[str], room: int,
     return ids[:room]
 
 
-def _add(accumulator: EncoderDriftAccumulator, source: Outputs, artifact: Outputs, frame: Frame) -> None:
+def add_outputs(accumulator: EncoderDriftAccumulator, source: Outputs, artifact: Outputs, frame: Frame) -> None:
     """One text's outputs. Labels of special tokens mean nothing and are left out."""
     if "logits" in source:
         logits, theirs = source["logits"], artifact["logits"]
@@ -152,16 +172,21 @@ def _add(accumulator: EncoderDriftAccumulator, source: Outputs, artifact: Output
             logits, theirs = logits[inner], theirs[inner]
         accumulator.add_logits(logits, theirs)
         return
-    accumulator.add_embeddings(*_embeddings(source, artifact))
+    both = "sentence_embedding" in source and "sentence_embedding" in artifact
+    accumulator.add_embeddings(*(embedding(side, pooled=both) for side in (source, artifact)))
     if "last_hidden_state" in artifact:
         accumulator.add_states(source["last_hidden_state"], artifact["last_hidden_state"])
 
 
-def _embeddings(source: Outputs, artifact: Outputs) -> tuple[Floats, Floats]:
-    """The two sentence embeddings, or where not both sides have one the means of the last hidden states."""
-    if "sentence_embedding" in source and "sentence_embedding" in artifact:
-        return source["sentence_embedding"], artifact["sentence_embedding"]
-    return source["last_hidden_state"].mean(axis=0), artifact["last_hidden_state"].mean(axis=0)
+def embedding(outputs: Outputs, *, pooled: bool = True) -> Floats:
+    """What a text is judged by: its sentence embedding, or where there is none the mean of its last hidden states.
+
+    pooled: False leaves the sentence embedding out of it
+    """
+    if pooled and "sentence_embedding" in outputs:
+        return outputs["sentence_embedding"]
+    found: Floats = outputs["last_hidden_state"].mean(axis=0)
+    return found
 
 
 def _pooling_notes(source: Outputs, artifact: Outputs) -> list[str]:

@@ -64,7 +64,7 @@ class TransformersEncoder(TorchSource):
             path, AUTO_CLASSES[task], dtype=dtype, trust_remote_code=trust_remote_code, unused=_UNUSED.get(task)
         )
         self.use_threads(threads)
-        self._pooling = read_pooling(path) if task == "feature-extraction" else None
+        self.pooling = read_pooling(path) if task == "feature-extraction" else None
         self.n_vocab = int(self._model.get_input_embeddings().weight.shape[0])
         self.max_tokens = self._longest()
 
@@ -74,9 +74,9 @@ class TransformersEncoder(TorchSource):
         if hasattr(output, "logits"):
             return {"logits": self.as_float32(output.logits[0])}
         states = self.as_float32(output.last_hidden_state[0])
-        if self._pooling is None:
+        if self.pooling is None:
             return {"last_hidden_state": states}
-        return {"last_hidden_state": states, "sentence_embedding": self._pooling(states)}
+        return {"last_hidden_state": states, "sentence_embedding": self.pooling(states)}
 
     def _longest(self) -> int:
         """Positions that the model has. RoBERTa and its kin count theirs from behind the padding token's id."""

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint import resolve
 from exporter.compress.job import CompressRequest, compress
-from exporter.compress.mapped import MappedReference
+from exporter.compress.mapped import open_mapped
 from exporter.compress.subject import Subject
+from exporter.compress.tasks import task_of
 from exporter.progress import SilentReporter
 from exporter.recipe import Recipe
 
@@ -34,4 +35,5 @@ def run(source: Path, out: Path, *steps: dict[str, Any], resume: bool = False, *
 def opened_subject(source: Path, room: Path, *steps: dict[str, Any], **more: Any) -> Subject:
     """The model as a recipe's steps find it; its source is for the caller to close."""
     facts = resolve(str(source))
-    return Subject(facts, MappedReference(facts, room, threads=1), recipe(*steps, **more), lambda *_: None)
+    source = open_mapped(facts, room, task_of(facts), threads=1)
+    return Subject(facts, source, recipe(*steps, **more), lambda *_: None)

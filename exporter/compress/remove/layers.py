@@ -1,4 +1,4 @@
-"""Whole layers out of a decoder: those that change the hidden state least (ShortGPT, https://arxiv.org/abs/2403.03853)."""
+"""Whole layers out of a model: those that change the hidden state least (ShortGPT, https://arxiv.org/abs/2403.03853)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from exporter.compress.remove.scores import felt, growth, influence
+from exporter.compress.stack import layers_of, put_layers
 from exporter.compress.walk import Walk
 from exporter.compress.widths import said_widths
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from exporter.compress.subject import Subject
@@ -19,16 +21,21 @@ def remove_layers(subject: Subject, count: int, scores: str) -> None:
     """Take `count` layers out, and say so in the configuration."""
     found = _spaced(subject, count) if scores == "spaced" else _SCORES[scores](subject)
     out = set(np.argsort(found, kind="stable")[:count].tolist())
-    base, config = subject.model.base_model, subject.model.config
+    before, config = layers_of(subject.model), subject.model.config
     kept = [number for number in range(len(found)) if number not in out]
-    layers = [base.layers[number] for number in kept]
+    layers = [before[number] for number in kept]
+    for there, layer in zip(before, layers, strict=False):
+        if [name for name, _ in there.named_parameters()] != [name for name, _ in layer.named_parameters()]:
+            what = "would put a layer where transformers builds another kind of layer"
+            raise UserError(f"--recipe: remove layers with scores {scores} {what}; say other scores, or another count")
     for number, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number  # a cache is filled by it
-    base.layers = torch.nn.ModuleList(layers)
+    put_layers(subject.model, torch.nn.ModuleList(layers))
     subject.layers = [subject.layers[number] for number in kept] if subject.layers else []
-    config.num_hidden_layers = subject.config["num_hidden_layers"] = len(kept)
+    key = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")  # DistilBERT's file calls it n_layers
+    config.num_hidden_layers = subject.config[key] = len(kept)
     subject.config |= said_widths(subject.model)
     kinds = getattr(config, "layer_types", None)
     if kinds:
@@ -43,7 +50,7 @@ def _spaced(subject: Subject, count: int) -> list[float]:
 
     Source: https://arxiv.org/abs/1910.01108, section 3
     """
-    total = len(subject.model.base_model.layers)
+    total = len(layers_of(subject.model))
     found = np.zeros(total)
     found[np.linspace(0, total - 1, total - count).round().astype(int)] = 1
     return [float(one) for one in found]
@@ -60,7 +67,7 @@ def _by_activation(subject: Subject) -> list[float]:
 def _by_magnitude(subject: Subject) -> list[float]:
     return [
         float(sum(parameter.detach().square().sum() for parameter in layer.parameters() if parameter.dim() == 2))
-        for layer in subject.model.base_model.layers
+        for layer in layers_of(subject.model)
     ]
 
 

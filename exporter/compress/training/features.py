@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from exporter.compress.training.losses import DISTANCES, attention_loss
+from exporter.compress.stack import find_attention, find_layers, layers_of
+from exporter.compress.training.losses import DISTANCES, attention_divergence
+from exporter.compress.training.predictions import arguments
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -43,11 +45,11 @@ class Followed:
         self.projections: dict[int, torch.nn.Parameter] = {}
         self._said, self._student, self._teacher = said, student, teacher
 
-    def prepare(self, ids: Tensor, seed: int) -> None:
-        """Look at one piece of text, (1, tokens), for what there is. Raises UserError for maps that do not compare."""
+    def prepare(self, inputs: Mapping[str, Tensor], seed: int) -> None:
+        """Look at one piece of text for what there is. Raises UserError for maps that do not compare."""
         with torch.no_grad(), self.watching():
-            self._student.base(input_ids=ids, use_cache=False)
-        self._teach(ids)
+            self._student.base(**arguments(inputs))
+        self._teach(inputs)
         generator = torch.Generator().manual_seed(seed)
         for number, of in self.hidden:
             narrow, wide = (one.shape[-1] for one in (self._student.hidden[number], self._teacher.hidden[of]))
@@ -66,22 +68,26 @@ class Followed:
         """Within it the student runs; then `loss` can be asked for."""
         return self._student.listening()
 
-    def loss(self, ids: Tensor) -> Tensor:
-        """How far the student, as it has just run, is from its teacher on the same text, (pieces, tokens)."""
-        self._teach(ids)
+    def loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """How far the student, as it has just run, is from its teacher on the same text; inputs: see `Lessons`."""
+        self._teach(inputs)
+        ids = inputs["input_ids"]
+        there = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         found = torch.zeros((), device=ids.device)
         if self.hidden:
             distance = DISTANCES[self._said.distance]
             far = [distance(self._teacher.hidden[of].float(), self._projected(number)) for number, of in self.hidden]
-            found = found + self._said.hidden * torch.stack(far).mean()
+            found = found + self._said.hidden * torch.stack([one[there].mean() for one in far]).mean()
         if self.maps:
-            maps = [attention_loss(self._teacher.maps[of], self._student.maps[number]) for number, of in self.maps]
-            found = found + self._said.attention * torch.stack(maps).mean()
+            maps = [
+                attention_divergence(self._teacher.maps[of], self._student.maps[number]) for number, of in self.maps
+            ]
+            found = found + self._said.attention * torch.stack([one[there].mean() for one in maps]).mean()
         return found
 
-    def _teach(self, ids: Tensor) -> None:
+    def _teach(self, inputs: Mapping[str, Tensor]) -> None:
         with torch.no_grad(), self._teacher.listening():
-            self._teacher.base(input_ids=ids, use_cache=False)
+            self._teacher.base(**arguments(inputs))
 
     def _projected(self, number: int) -> Tensor:
         found: Tensor = self._student.hidden[number].float()
@@ -119,16 +125,20 @@ class _Watched:
         self.base = model.base_model
         self.hidden: dict[int, Any] = {}
         self.maps: dict[int, Any] = {}
-        layers = self.base.layers
+        layers = layers_of(model)
         self._on = False
         self._handles = [
             *(layers[one].register_forward_hook(partial(self._keep, self.hidden, one, 0)) for one in set(hidden)),
-            *(layers[one].self_attn.register_forward_hook(partial(self._keep, self.maps, one, 1)) for one in set(maps)),
+            *(
+                find_attention(layers[one]).register_forward_hook(partial(self._keep, self.maps, one, 1))
+                for one in set(maps)
+            ),
         ]
 
     def _keep(self, found: dict[int, Any], number: int, part: int, _module: Any, _args: Any, output: Any) -> None:  # noqa: ANN401
         if self._on:  # and not where gradient checkpointing computes a layer again
-            found[number] = output[part] if isinstance(output, tuple) else output
+            parts = output if isinstance(output, tuple) else (output,)
+            found[number] = parts[part] if part < len(parts) else None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -144,10 +154,11 @@ class _Watched:
 
 
 @contextlib.contextmanager
-def followed(step: Training, subject: Subject, example: Tensor) -> Iterator[Followed | None]:
+def followed(step: Training, subject: Subject, example: Mapping[str, Tensor]) -> Iterator[Followed | None]:
     """What the step wants followed, None for nothing; the teacher is open within it.
 
-    example: one piece of text, (tokens,). Raises UserError for layers that there are not, or that cannot be followed.
+    example: one piece of text, see `Lessons`.
+    Raises UserError for layers that there are not, or that cannot be followed.
     """
     said = step.features
     if said is None:
@@ -158,7 +169,7 @@ def followed(step: Training, subject: Subject, example: Tensor) -> Iterator[Foll
         student = subject.model
         for model in (student, teacher):
             _refuse_other_layers(model, maps=said.attention > 0)
-        n_student, n_teacher = (len(model.base_model.layers) for model in (student, teacher))
+        n_student, n_teacher = (len(layers_of(model)) for model in (student, teacher))
         own = subject.layers if step.teacher is None else []
         hidden, maps = pairs(said, n_student, n_teacher, own or None)
         watched = []
@@ -169,7 +180,7 @@ def followed(step: Training, subject: Subject, example: Tensor) -> Iterator[Foll
             stack.callback(watching.close)
             watched.append(watching)
         found = Followed(said, hidden, maps, *watched)
-        found.prepare(example[None], subject.recipe.seed)
+        found.prepare(example, subject.recipe.seed)
         yield found
 
 
@@ -200,8 +211,8 @@ def pairs(said: Features, n_student: int, n_teacher: int, own: Sequence[int] | N
 
 def _refuse_other_layers(model: Any, *, maps: bool) -> None:  # noqa: ANN401 - a model of transformers
     """Raise UserError where layers, or the attention in them, are not where they are looked for."""
-    layers = getattr(model.base_model, "layers", None)
-    if layers is None or (maps and not all(hasattr(layer, "self_attn") for layer in layers)):
+    layers = find_layers(model)
+    if layers is None or (maps and any(find_attention(layer) is None for layer in layers)):
         what, fix = ("layers", "features") if layers is None else ("attention", "attention")
         said = f"{type(model).__name__} keeps its {what} where packlight does not look for them"
         raise UserError(f"--recipe: features: {said}; leave {fix} out")
@@ -209,16 +220,10 @@ def _refuse_other_layers(model: Any, *, maps: bool) -> None:  # noqa: ANN401 - a
 
 @contextlib.contextmanager
 def _with_maps(model: Any) -> Iterator[None]:  # noqa: ANN401 - as above
-    """Attention that computes its map as a whole and drops nothing of it, for whoever looks at it."""
+    """Attention that computes its map as a whole, for whoever looks at it."""
     before = model.config._attn_implementation
-    dropping = [(layer.self_attn, layer.self_attn.attention_dropout) for layer in model.base_model.layers
-                if hasattr(layer.self_attn, "attention_dropout")]  # fmt: skip
     model.set_attn_implementation("eager")
-    for attention, _ in dropping:
-        attention.attention_dropout = 0.0
     try:
         yield
     finally:
         model.set_attn_implementation(before)
-        for attention, share in dropping:
-            attention.attention_dropout = share

@@ -1,6 +1,6 @@
-"""What a student learns from: pieces of text and what its teacher predicts behind every token, on the disk.
+"""What a student learns from: pieces of text and what its teacher predicts of them, on the disk.
 
-The teacher runs once, whatever the number of epochs; of each prediction the likeliest tokens are kept.
+The teacher runs once, whatever the number of epochs; of what it expects behind a token the likeliest ones are kept.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from exporter.calibration import calibration_chunks
-from exporter.compress.training.losses import likeliest
+from exporter.compress.training.predictions import predictions
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,23 +26,26 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from exporter.compress.journal import Arrays
+    from exporter.compress.mapped import MappedEncoder, MappedReference
     from exporter.compress.subject import Subject
     from exporter.steps import Training
-    from exporter.verify.reference import TransformersReference
 
 AT_A_TIME = 16
 """Pieces whose predictions are kept together: a run that is killed loses no more."""
-NEVER = -1e4
-"""The logit of a token that a teacher has no row for."""
+NOTHING = -1
+"""Stands in for a token behind the end of a text."""
 HELD_OUT = 16
 """One piece in so many is not learned from and judges what was learned."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some pieces. ids: (pieces, tokens); tokens: the teacher's, (pieces, tokens, k); outcomes: see `losses.outcomes`.
+    """Some pieces.
 
-    tokens and outcomes are None where only the text itself teaches.
+    ids: (pieces, tokens); tokens: the teacher's, (pieces, tokens, k); outcomes: see `losses.outcomes`; both None where
+        only the text itself teaches
+    Of an encoder shorter pieces end in NOTHING, and outcomes, without tokens, are embeddings or logits:
+    (pieces, width), (pieces, labels) or (pieces, tokens, labels).
     """
 
     ids: npt.NDArray[np.int32]
@@ -53,22 +55,26 @@ class Batch:
     def bytes(self) -> Arrays:
         """As a journal keeps them."""
         found: dict[str, npt.NDArray[Any]] = {"ids": self.ids}
-        if self.tokens is not None and self.outcomes is not None:
-            found |= {"tokens": self.tokens, "outcomes": self.outcomes}
+        found |= {} if self.tokens is None else {"tokens": self.tokens}
+        found |= {} if self.outcomes is None else {"outcomes": self.outcomes}
         return {name: np.ascontiguousarray(array).view(np.uint8) for name, array in found.items()}
 
     @classmethod
     def of(cls, arrays: Arrays) -> Batch:
         """From what `bytes` gave."""
-        rest = (arrays["tokens"].view(np.int32), arrays["outcomes"].view(np.float32)) if "tokens" in arrays else ()
-        return cls(arrays["ids"].view(np.int32), *(rest or (None, None)))
+        tokens = arrays["tokens"].view(np.int32) if "tokens" in arrays else None
+        outcomes = arrays["outcomes"].view(np.float32) if "outcomes" in arrays else None
+        return cls(arrays["ids"].view(np.int32), tokens, outcomes)
 
 
 class Lessons(Dataset[dict[str, torch.Tensor]]):
-    """Pieces by number, each as the arguments of a training step. chosen: numbers over all batches."""
+    """Pieces by number, each as the arguments of a training step.
 
-    def __init__(self, batches: Sequence[Batch], chosen: Sequence[int]) -> None:
-        self._batches, self._chosen = batches, chosen
+    chosen: numbers over all batches; pad: see `Predictions`
+    """
+
+    def __init__(self, batches: Sequence[Batch], chosen: Sequence[int], pad: int | None = None) -> None:
+        self._batches, self._chosen, self._pad = batches, chosen, pad
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -76,10 +82,22 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         batch, row = divmod(self._chosen[number], AT_A_TIME)
         piece = self._batches[batch]
-        found = {"input_ids": torch.from_numpy(piece.ids[row].astype(np.int64))}
-        if piece.tokens is not None and piece.outcomes is not None:
+        length = int((piece.ids[row] != NOTHING).sum())
+        found = {"input_ids": torch.from_numpy(piece.ids[row, :length].astype(np.int64))}
+        if piece.tokens is not None:
             found["tokens"] = torch.from_numpy(piece.tokens[row].astype(np.int64))
-            found["outcomes"] = torch.from_numpy(np.array(piece.outcomes[row]))
+        if piece.outcomes is not None:
+            outcomes = piece.outcomes[row, :length] if piece.outcomes.ndim == 3 else piece.outcomes[row]
+            found["outcomes"] = torch.from_numpy(np.array(outcomes))
+        return found
+
+    def collate(self, pieces: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Some pieces as one; shorter ones are filled up, and then attention_mask is 1 for what is theirs."""
+        found = {key: pad_sequence([one[key] for one in pieces], batch_first=True) for key in pieces[0]}
+        if self._pad is not None:
+            ids = [one["input_ids"] for one in pieces]
+            found["input_ids"] = pad_sequence(ids, batch_first=True, padding_value=self._pad)
+            found["attention_mask"] = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
         return found
 
 
@@ -88,7 +106,8 @@ def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
     with _Teacher(step, subject) as teacher:
         n_pieces = teacher.pieces()
         if n_pieces < 2:
-            what = f"training needs two pieces of {step.text.tokens} tokens, one to judge by; there are {n_pieces}"
+            of = "texts" if teacher.predictions.pad is not None else f"pieces of {step.text.tokens} tokens"
+            what = f"training needs two {of}, one to judge by; there are {n_pieces}"
             raise UserError(f"--recipe: {what}; raise text.chunks, lower text.tokens, or name a longer text")
         count = -(-n_pieces // AT_A_TIME)
         batches = []
@@ -99,7 +118,9 @@ def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
             batches.append(Batch.of(subject.kept.save(name, teacher.batch(number).bytes()) if kept is None else kept))
         subject.progress("teacher", count, count)
     held_out = range(0, n_pieces, HELD_OUT)
-    return Lessons(batches, [one for one in range(n_pieces) if one not in held_out]), Lessons(batches, held_out)
+    learned = [one for one in range(n_pieces) if one not in held_out]
+    pad = teacher.predictions.pad
+    return Lessons(batches, learned, pad), Lessons(batches, held_out, pad)
 
 
 class _Teacher:
@@ -107,6 +128,7 @@ class _Teacher:
 
     def __init__(self, step: Training, subject: Subject) -> None:
         self._step, self._subject = step, subject
+        self.predictions = predictions(step, subject)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> _Teacher:
@@ -116,7 +138,7 @@ class _Teacher:
         self._open.close()
 
     @cached_property
-    def _source(self) -> TransformersReference:
+    def _source(self) -> MappedReference | MappedEncoder:
         return self._open.enter_context(contextlib.closing(self._subject.teacher(self._step.teacher)))
 
     @cached_property
@@ -124,9 +146,7 @@ class _Teacher:
         subject, text = self._subject, self._step.text
         # It writes the text itself, where one is to be written: what is trained may be able to no more.
         reader = self._source if text.kind == "model" else subject.source
-        facts = subject.taught_by(self._step.teacher)
-        found = calibration_chunks(reader, facts, text, subject.recipe.seed, subject.progress)
-        found = [ids for ids in found if len(ids) == text.tokens]  # a text's last piece is shorter
+        found = self.predictions.texts(reader)
         digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
         name = f"lessons-{subject.number}"
         known = subject.kept.find(name)
@@ -145,14 +165,8 @@ class _Teacher:
     def batch(self, number: int) -> Batch:
         """Pieces and predictions, batch `number` of all."""
         chunks = self._chunks[number * AT_A_TIME : (number + 1) * AT_A_TIME]
-        ids = np.array(chunks, np.int32)
+        longest = max(map(len, chunks))
+        ids = np.array([[*one, *[NOTHING] * (longest - len(one))] for one in chunks], np.int32)
         if self._step.hard == 1:
             return Batch(ids, None, None)
-        found = [likeliest(self._logits(one), self._step.top, self._step.temperature) for one in chunks]
-        tokens, outcomes = (torch.stack(part).numpy() for part in zip(*found, strict=True))
-        return Batch(ids, tokens.astype(np.int32), outcomes)
-
-    def _logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """(tokens, vocabulary of the student): tables may have more or fewer rows than there are tokens."""
-        found = torch.from_numpy(self._source.logits(list(ids)))
-        return functional.pad(found, (0, self._subject.source.n_vocab - found.shape[-1]), value=NEVER)
+        return Batch(ids, *self.predictions.taught(self._source, chunks))

@@ -87,14 +87,30 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"nmse": nmse, "cosin
 """By name: of the teacher's and the student's hidden states."""
 
 
-def attention_loss(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student) of attention maps, a mean over heads and tokens, in nats.
+def attention_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) of attention maps, in nats, a mean over heads; found: (pieces, tokens).
 
     (pieces, heads, tokens, tokens attended to), each row a distribution. Source: MiniLM, https://arxiv.org/abs/2002.10957
     """
     tiny = torch.finfo(torch.float32).tiny  # what is masked has probability 0 in both
     teacher, student = teacher.float(), student.float().clamp_min(tiny)
-    return (teacher * (teacher.clamp_min(tiny).log() - student.log())).sum(-1).mean()
+    return (teacher * (teacher.clamp_min(tiny).log() - student.log())).sum(-1).mean(1)
+
+
+def label_divergence(teacher: Tensor, student: Tensor, loss: str, temperature: float, *, several: bool) -> Tensor:
+    """How far a classifier's labels are from its teacher's; logits, (…, labels), found: (…).
+
+    several: labels that do not exclude each other, each a divergence of its own, added up
+    The divergence counts times the temperature squared, as in `distillation_loss`. A single label is a score and no
+    probability: then it is the squared difference.
+    """
+    if teacher.shape[-1] == 1:
+        return (student - teacher).square()[..., 0]
+    both = [logits / temperature for logits in (teacher, student)]
+    if several:
+        yes_or_no = [functional.logsigmoid(torch.stack((one, -one), -1)) for one in both]
+        return temperature**2 * LOSSES[loss](*yes_or_no).sum(-1)
+    return temperature**2 * LOSSES[loss](*(one.log_softmax(-1) for one in both))
 
 
 def distillation_loss(

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from exporter.compress.training.features import followed
-from exporter.compress.training.losses import distillation_loss
+from exporter.compress.training.predictions import arguments, predictions
 from exporter.verify.reference import quiet
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from exporter.compress.subject import Subject
     from exporter.compress.training.features import Followed
     from exporter.compress.training.lessons import Lessons
+    from exporter.compress.training.predictions import Predictions
     from exporter.steps import Training
     from targets.base import Progress
 
@@ -38,6 +39,8 @@ COMPLETE, FINISHED = "complete.json", "finished.json"
 """Written last, into a checkpoint and beside all of them."""
 WARMUP = 20
 """One update in so many, the first ones, is part of the warm-up."""
+DROPPED = ("attention_dropout", "activation_dropout", "dropout")
+"""Of modules that hand a share to drop to a function."""
 QUICK = 10
 """Times the learning rate, for what learns as a share of what it was: weights are that much below one."""
 
@@ -101,21 +104,25 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
     work = subject.work  # checkpoints are there, of a run before too
     over = (work / FINISHED).is_file()
     with contextlib.ExitStack() as stack:
-        features = None if over else stack.enter_context(followed(step, subject, held_out[0]["input_ids"]))
+        features = None if over else stack.enter_context(followed(step, subject, held_out.collate([held_out[0]])))
         if features is not None:
             student = dataclasses.replace(student, quick=(*student.quick, *features.projections.values()))
         _refuse_small_disk(student, work)
-        arguments = _arguments(step, subject.recipe.seed, work)
+        options = _options(step, subject.recipe.seed, work)
         if features is not None:  # what is followed is seen on one device, as Trainer counts them
-            arguments._n_gpu = min(arguments.n_gpu, 1)
+            options._n_gpu = min(options.n_gpu, 1)
         for entered in (
             quiet(transformers),
             learning(student.model, [*student.parameters, *student.quick]),
             _zeros_stay(student),
+            nothing_dropped(student.model),
             _activations_computed_again(student.model, on=step.gradient_checkpointing),
         ):
             stack.enter_context(entered)
-        trainer = _Distilling(student, step, features, args=arguments, train_dataset=learned, eval_dataset=held_out)
+        trainer = _Distilling(
+            student, predictions(step, subject), features, args=options, train_dataset=learned, eval_dataset=held_out,
+            data_collator=learned.collate,
+        )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
         if over:
             return trainer.again(work)
@@ -144,7 +151,7 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
     return found
 
 
-def _arguments(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401 - a class of transformers
+def _options(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401 - a class of transformers
     """What Trainer is told. Raises UserError for what it cannot do here."""
     every = max(1, step.updates // EVALUATIONS)
     try:
@@ -181,9 +188,9 @@ with quiet(transformers):  # it brings in what logs that it has no GPU
 class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
     """Learns from the teacher's predictions. Any: what transformers hands to its own methods."""
 
-    def __init__(self, student: Student, step: Training, features: Followed | None, **options: Any) -> None:
+    def __init__(self, student: Student, predicted: Predictions, features: Followed | None, **options: Any) -> None:
         super().__init__(model=student.model, **options)
-        self._student, self._step, self._features = student, step, features
+        self._student, self._predictions, self._features = student, predicted, features
         if features is not None:
             features.to(self.args.device)
         # The loss is a mean over a part of a batch, which Trainer has to divide by the number of parts.
@@ -191,15 +198,12 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # noqa: ANN401
         """See `transformers.Trainer`. Where it is judged, predictions alone count."""
-        ids = inputs["input_ids"]
         features = self._features if model.training else None
         with contextlib.nullcontext() if features is None else features.watching():
-            output = model(input_ids=ids, use_cache=False)
-        taught = (inputs["tokens"], inputs["outcomes"]) if "tokens" in inputs else None
-        step = self._step
-        loss = distillation_loss(output.logits, ids, taught, step.loss, step.temperature, step.hard)
+            output = model(**arguments(inputs))
+        loss = self._predictions.loss(output, inputs)
         if features is not None:
-            loss = loss + features.loss(ids)
+            loss = loss + features.loss(inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:  # noqa: ANN401
@@ -326,6 +330,21 @@ def _zeros_stay(student: Student) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def nothing_dropped(model: Any) -> Iterator[None]:  # noqa: ANN401 - a model of transformers
+    """No dropout: a student that is given its teacher's very function is to follow it, and has nothing to overfit."""
+    found = [(module, "p", module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    found += [(module, name, share) for module in model.modules() for name in DROPPED
+              if isinstance(share := getattr(module, name, None), float)]  # fmt: skip
+    for module, name, _ in found:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, share in found:
+            setattr(module, name, share)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from exporter.compress.training.losses import (
     DISTANCES,
     LOSSES,
-    attention_loss,
+    attention_divergence,
     distillation_loss,
     likeliest,
     outcomes,
@@ -131,7 +131,7 @@ def test_distance_of_attention_maps_by_hand() -> None:
     teacher = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]], [[1.0, 0.0], [0.9, 0.1]]]])
     student = torch.tensor([[[[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.9, 0.1]]]], requires_grad=True)
     one_row = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    found = attention_loss(teacher, student)
+    found = attention_divergence(teacher, student).mean()
     assert found.item() == pytest.approx(one_row / 4, rel=1e-5)  # of two heads' two rows
     found.backward()
     assert student.grad.isfinite().all()  # where both are masked too

@@ -16,6 +16,7 @@ from support.removal import opened
 from exporter.compress.remove.step import run as remove
 from exporter.compress.training.features import Followed, followed, pairs
 from exporter.compress.training.losses import DISTANCES
+from exporter.compress.training.trainer import nothing_dropped
 from exporter.steps import Features
 from runtime.errors import UserError
 
@@ -32,6 +33,7 @@ DISTILL = {
     "step": "distill", "updates": 40, "batch": 4, "learning_rate": 1e-3, "top": 1000, "text": TEXT, "features": BOTH
 }  # fmt: skip
 IDS = torch.randint(500, (2, 24), generator=torch.Generator().manual_seed(0))
+EXAMPLE = {"input_ids": IDS[:1]}
 
 
 @pytest.fixture
@@ -62,10 +64,10 @@ def within(model: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def test_the_loss_is_that_of_transformers_own_outputs(shorter: Subject, four_layers: Path) -> None:
     step = shorter.recipe.steps[1].model_copy(update={"features": Features(hidden=2.0, attention=3.0)})
-    with followed(step, shorter, IDS[0]) as features, torch.no_grad():
+    with followed(step, shorter, EXAMPLE) as features, torch.no_grad():
         with features.watching():
             shorter.model(input_ids=IDS)
-        found = float(features.loss(IDS))
+        found = float(features.loss({"input_ids": IDS}))
     assert shorter.model.config._attn_implementation == "sdpa"
     (hidden, maps), (of_teacher, teachers_maps) = within(shorter.model), within(opened(four_layers))
     squares = [
@@ -204,7 +206,7 @@ def test_other_trainings_follow_too(
 )
 def test_layers_that_there_are_not(features: dict[str, Any], message: str, shorter: Subject) -> None:
     step = shorter.recipe.steps[1].model_copy(update={"features": Features(**features)})
-    with pytest.raises(UserError, match=f"--recipe: features: {message}"), followed(step, shorter, IDS[0]):
+    with pytest.raises(UserError, match=f"--recipe: features: {message}"), followed(step, shorter, EXAMPLE):
         pass
 
 
@@ -252,11 +254,11 @@ def test_what_rotate_has_turned_is_not_followed() -> None:
 
 def test_nothing_is_dropped_from_maps_that_are_followed(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     subject = opened_subject(tiny_model_dir("llama", attention_dropout=0.5), tmp_path, DISTILL)
-    with followed(subject.recipe.steps[0], subject, IDS[0]) as features, torch.no_grad():
+    with followed(subject.recipe.steps[0], subject, EXAMPLE) as features, torch.no_grad():
         subject.model.train()
-        with features.watching():
+        with features.watching(), nothing_dropped(subject.model):
             subject.model(input_ids=IDS)
-        assert float(features.loss(IDS)) == pytest.approx(0, abs=1e-5)
+        assert float(features.loss({"input_ids": IDS})) == pytest.approx(0, abs=1e-5)
     assert {layer.self_attn.attention_dropout for layer in subject.model.model.layers} == {0.5}
     subject.source.close()
 
@@ -275,6 +277,6 @@ def test_layers_that_are_built_otherwise(base: Any, message: str, shorter: Subje
     shorter.source._model = SimpleNamespace(base_model=base)
     with (
         pytest.raises(UserError, match=f"--recipe: features: {message}"),
-        followed(shorter.recipe.steps[1], shorter, IDS[0]),
+        followed(shorter.recipe.steps[1], shorter, EXAMPLE),
     ):
         pass

@@ -1,0 +1,88 @@
+"""What a recipe may ask of a model, by what the model is for: said before anything is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exporter.verify.encoder_reference import AUTO_CLASSES
+from runtime.errors import UserError
+from targets.pooling import read_pooling
+from targets.task import (
+    FEATURE_EXTRACTION,
+    TEXT2TEXT_GENERATION,
+    TEXT_GENERATION,
+    infer_task,
+    is_sentence_transformer,
+)
+
+if TYPE_CHECKING:
+    from exporter.recipe import Recipe
+    from exporter.steps import Step, Training
+    from targets.facts import ModelFacts
+
+LOSSES = {TEXT_GENERATION: ("forward-kl", "reverse-kl", "jsd"), FEATURE_EXTRACTION: ("nmse", "cosine")}
+"""By task, the usual one first; classifiers have those of predictions."""
+
+
+def task_of(facts: ModelFacts) -> str:
+    """The task of a model that can be compressed. Raises UserError, and UnsupportedError for tasks nobody exports."""
+    name = facts.architecture
+    if name.endswith(("ForCausalLM", "LMHeadModel")):  # also where sentence-transformers makes embeddings of it
+        return TEXT_GENERATION
+    if not name and not (facts.path / "modules.json").exists():  # transformers knows it by its model_type
+        return TEXT_GENERATION
+    task = infer_task(facts)
+    if task == TEXT2TEXT_GENERATION:
+        what = "is an encoder and a decoder in one, which cannot be compressed"
+        raise UserError(f"{facts.requested}: {what}; name a model that is either")
+    return task
+
+
+def loss_of(training: Training, task: str) -> str:
+    """The loss by name, said or usual. Raises UserError for one of another task."""
+    known = LOSSES.get(task, LOSSES[TEXT_GENERATION])
+    if training.loss is not None and training.loss not in known:
+        raise UserError(f"--recipe: loss {training.loss} is not for {task}; say {' or '.join(known)}")
+    return training.loss or known[0]
+
+
+def refuse_other_tasks(recipe: Recipe, facts: ModelFacts, task: str) -> None:
+    """Raise UserError for what the recipe asks and a model of this task has not."""
+    for training in recipe.trainings:
+        loss_of(training, task)
+    if task not in AUTO_CLASSES:
+        return
+    for step in recipe.steps:
+        if said := _of_decoders(step):
+            what = "remove layers with scores spaced or magnitude, prune by magnitude, distill, and export --quant"
+            raise UserError(f"--recipe: {said} is for decoders, {facts.requested} is for {task}; say {what}")
+    if recipe.kv_cache is not None:
+        raise UserError(f"--recipe: kv_cache: {facts.requested} is for {task} and has none; leave it out")
+    for training in recipe.trainings:
+        _refuse_for_encoders(training, facts, task)
+
+
+def _refuse_for_encoders(training: Training, facts: ModelFacts, task: str) -> None:
+    if training.text.kind == "model":
+        what = f"{facts.requested} writes no text itself"
+        raise UserError(f"--recipe: text: {what}; name a text, a jsonl file, a dataset, or source: help")
+    unread = ("hard", "top", "temperature") if task == FEATURE_EXTRACTION else ("hard", "top")
+    for key in unread:
+        if getattr(training, key) != type(training).model_fields[key].default:
+            raise UserError(f"--recipe: {key}: says nothing to a model that is for {task}; leave it out")
+    if task == FEATURE_EXTRACTION and is_sentence_transformer(facts.path) and read_pooling(facts.path) is None:
+        what = "makes its embeddings in a way that packlight does not know, and cannot train"
+        raise UserError(f"--recipe: {facts.requested}: {what}; train another model")
+
+
+def _of_decoders(step: Step) -> str | None:
+    """A step that goes through a decoder's layers, in words; None for one that does not."""
+    if step.step == "distill":
+        return None
+    if step.step == "prune":
+        return None if step.method == "magnitude" else f"prune with method {step.method}"
+    if step.step != "remove":
+        return step.step
+    if step.units != "layers":
+        return f"remove {step.units}"
+    return None if step.scores in ("spaced", "magnitude") else f"remove with scores {step.scores or 'influence'}"

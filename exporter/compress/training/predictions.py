@@ -1,0 +1,187 @@
+"""What a student predicts, by what it is for: next tokens, embeddings or labels; and how far its teacher's are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from exporter.calibration import calibration_chunks, encoder_texts
+from exporter.compress.mapped import MappedEncoder
+from exporter.compress.tasks import loss_of
+from exporter.compress.training.losses import DISTANCES, distillation_loss, label_divergence, likeliest
+from exporter.verify.encoder import embedding, find_frame
+from runtime.errors import UserError
+from targets.task import FEATURE_EXTRACTION, TEXT_GENERATION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from exporter.compress.mapped import MappedReference
+    from exporter.compress.subject import Subject
+    from exporter.steps import Training
+    from targets.pooling import Pooling
+
+    Ids = Sequence[Sequence[int]]
+    Taught = tuple[npt.NDArray[np.int32] | None, npt.NDArray[np.float32]]
+
+NEVER = -1e4
+"""The logit of a token that a teacher has no row for."""
+
+
+class Predictions(Protocol):
+    """Predictions of one task. Any: models and outputs of transformers.
+
+    pad: the token that shorter texts of a batch are filled up with; None where all are of one length
+    """
+
+    pad: int | None
+
+    def texts(self, reader: Any) -> list[list[int]]:  # noqa: ANN401
+        """Token ids of the pieces that are learned from, by an open model that reads them, or writes them."""
+
+    def taught(self, teacher: Any, pieces: Ids) -> Taught:  # noqa: ANN401
+        """What the teacher predicts for some pieces: tokens and outcomes as `lessons.Batch` has them."""
+
+    def loss(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
+        """How far the student's are, a mean; inputs: see `lessons.Lessons`."""
+
+
+def predictions(step: Training, subject: Subject) -> Predictions:
+    """Those of the subject's task."""
+    if isinstance(subject.source, MappedEncoder):
+        return Encoded(step, subject)
+    return NextTokens(step, subject)
+
+
+def refuse_untrainable(step: Training, subject: Subject) -> None:
+    """Raise UserError for a model, or a teacher, that this training cannot have: before any step is done."""
+    predictions(step, subject)
+    if step.gradient_checkpointing and not subject.model.supports_gradient_checkpointing:
+        what = f"transformers computes no activations of {type(subject.model).__name__} again"
+        raise UserError(f"--recipe: gradient_checkpointing: {what}; leave it out")
+
+
+def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a model is called with."""
+    if "attention_mask" in inputs:
+        return {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    return {"input_ids": inputs["input_ids"], "use_cache": False}
+
+
+@dataclass
+class NextTokens:
+    """See `Predictions`: of a decoder, for every token."""
+
+    step: Training
+    subject: Subject
+    pad: int | None = None
+
+    def texts(self, reader: MappedReference) -> list[list[int]]:
+        """See `Predictions`."""
+        subject, text = self.subject, self.step.text
+        facts = subject.taught_by(self.step.teacher)
+        found = calibration_chunks(reader, facts, text, subject.recipe.seed, subject.progress)
+        return [ids for ids in found if len(ids) == text.tokens]  # a text's last piece is shorter
+
+    def taught(self, teacher: MappedReference, pieces: Ids) -> Taught:
+        """See `Predictions`."""
+        step = self.step
+        found = [likeliest(self._logits(teacher, one), step.top, step.temperature) for one in pieces]
+        tokens, outcomes = (torch.stack(part).numpy() for part in zip(*found, strict=True))
+        return tokens.astype(np.int32), outcomes
+
+    def _logits(self, teacher: MappedReference, ids: Sequence[int]) -> Tensor:
+        """(tokens, vocabulary of the student): tables may have more or fewer rows than there are tokens."""
+        found = torch.from_numpy(teacher.logits(list(ids)))
+        return functional.pad(found, (0, self.subject.source.n_vocab - found.shape[-1]), value=NEVER)
+
+    def loss(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
+        """See `Predictions`."""
+        step = self.step
+        taught = (inputs["tokens"], inputs["outcomes"]) if "tokens" in inputs else None
+        loss = loss_of(step, TEXT_GENERATION)
+        return distillation_loss(output.logits, inputs["input_ids"], taught, loss, step.temperature, step.hard)
+
+
+class Encoded:
+    """See `Predictions`: of an encoder, an embedding or labels of a text, or labels of its tokens."""
+
+    def __init__(self, step: Training, subject: Subject) -> None:
+        assert isinstance(subject.source, MappedEncoder)
+        self._step, self._source, self._seed = step, subject.source, subject.recipe.seed
+        self._frame = find_frame(subject.source)
+        config = subject.model.config
+        self.pad: int | None = getattr(config, "pad_token_id", None)
+        if self.pad is None:
+            if self._source.task != FEATURE_EXTRACTION:  # it would not know where a text ends
+                what = "config.json names no pad_token_id, without which texts are not trained together"
+                raise UserError(f"{subject.facts.requested}: {what}; write it there")
+            self.pad = 0
+        if step.teacher is not None:
+            _refuse_other_outputs(step.teacher, subject.taught_by(step.teacher).config, subject.facts.config)
+        self._several = getattr(config, "problem_type", None) == "multi_label_classification"
+
+    def texts(self, reader: MappedEncoder) -> list[list[int]]:
+        """See `Predictions`."""
+        text = self._step.text
+        return encoder_texts(reader, text, min(text.tokens, reader.max_tokens), self._seed)
+
+    def taught(self, teacher: MappedEncoder, pieces: Ids) -> Taught:
+        """See `Predictions`. Raises UserError for a teacher that takes shorter texts."""
+        if max(map(len, pieces)) > teacher.max_tokens:
+            what = f"takes {teacher.max_tokens} tokens"
+            raise UserError(f"--recipe: teacher {self._step.teacher}: {what}; say text.tokens: {teacher.max_tokens}")
+        found = [_judged(teacher.encode(ids)) for ids in pieces]
+        if found[0].ndim == 1:
+            return None, np.stack(found)
+        longest = max(map(len, found))
+        return None, np.stack([np.pad(one, ((0, longest - len(one)), (0, 0))) for one in found])
+
+    def loss(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
+        """See `Predictions`."""
+        teacher, mask = inputs["outcomes"], inputs["attention_mask"]
+        loss, temperature = loss_of(self._step, self._source.task), self._step.temperature
+        if self._source.task == FEATURE_EXTRACTION:
+            return DISTANCES[loss](teacher, pooled(output.last_hidden_state.float(), mask, self._source.pooling)).mean()
+        found = label_divergence(teacher, output.logits.float(), loss, temperature, several=self._several)
+        return found.mean() if found.dim() == 1 else found[self._within(mask)].mean()
+
+    def _within(self, mask: Tensor) -> Tensor:
+        """(texts, tokens): those of the text itself, for labels of special tokens mean nothing."""
+        place, length = torch.arange(mask.shape[1], device=mask.device), mask.sum(1, keepdim=True)
+        return (place >= len(self._frame.before)) & (place < length - len(self._frame.after))
+
+
+def _refuse_other_outputs(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise UserError for a teacher whose embeddings or labels are others; both are configurations."""
+    for keys, what in ((("hidden_size", "dim"), "embeddings of {} numbers"), (("id2label",), "labels {}")):
+        of_both = [next((config[key] for key in keys if key in config), None) for config in (theirs, ours)]
+        if None not in of_both and of_both[0] != of_both[1]:
+            said = [what.format(", ".join(map(str, one.values())) if isinstance(one, dict) else one) for one in of_both]
+            raise UserError(
+                f"--recipe: teacher {name}: gives {said[0]}, the model {said[1]}; name one that gives these"
+            )
+
+
+def _judged(outputs: dict[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    return outputs["logits"] if "logits" in outputs else embedding(outputs)
+
+
+def pooled(states: Tensor, mask: Tensor, pooling: Pooling | None) -> Tensor:
+    """Embeddings, (texts, width), of the last hidden states of texts, (texts, tokens, width); mask: 1 for its tokens.
+
+    See `Pooling`. Where that is None, the mean is taken, as for verifying.
+    """
+    if pooling is not None and pooling.mode == "cls":
+        found = states[:, 0]
+    else:
+        weights = mask.to(states.dtype)[..., None]
+        found = (states * weights).sum(1) / weights.sum(1)
+    return functional.normalize(found, dim=-1) if pooling is not None and pooling.normalize else found
