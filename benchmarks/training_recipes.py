@@ -87,12 +87,12 @@ CASES = {
 }  # fmt: skip
 
 
-def text_file() -> Path:
-    """What is learned from, in a file that carries its hash."""
+def text_file(kept: Path, docstrings: int) -> Path:
+    """What is learned from, in a file of the directory `kept` that carries its hash. docstrings: characters, about"""
     found = documents()
-    chosen = found[:: max(1, sum(map(len, found)) // DOCSTRINGS)]
+    chosen = found[:: max(1, sum(map(len, found)) // docstrings)]
     text = "\n\n".join([default_text("calibration").text, *chosen])
-    path = KEPT / f"text-{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
+    path = kept / f"text-{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
     if not path.is_file():
         path.write_text(text, encoding="utf-8")
     return path
@@ -185,7 +185,7 @@ def main() -> None:
     model = offgrid(smollm2())
     content: dict[str, Any] = record.provenance()
     KEPT.mkdir(parents=True, exist_ok=True)
-    text = text_file()
+    text = text_file(KEPT, DOCSTRINGS)
     recipes = {name: CASES[name].recipes(text) for name in names}
     found = finished(
         KEPT, content["code_sha256"], recipes, lambda name, work: run(CASES[name], recipes[name], model, work, content)

@@ -1,0 +1,158 @@
+"""What half of an embedding model's layers keep of its ranking, trained and in a file, on the real MiniLM.
+
+    python -m benchmarks.training_encoders [--only NAME …]
+
+Every case takes layers evenly apart out of all-MiniLM-L6-v2 by `packlight compress`, without and with `distill` behind
+it; both are exported to ONNX and judged by `packlight verify` against the whole model, on texts cut from the second
+half of Python's own help, which was not learned from: Spearman's correlation between the similarities of all pairs of
+texts. What is learned from: the first half, and docstrings of CPython's library and of packages that constraints.txt
+pins. A run that was stopped goes on where it was; a finished case is kept in .cache and not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import record
+from benchmarks.cases import chosen, finished
+from benchmarks.compression_methods import ENVIRONMENT, PACKLIGHT
+from benchmarks.models import minilm
+from benchmarks.paths import CACHE
+from benchmarks.training_recipes import text_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEPT = CACHE / "training-encoders"
+DOCSTRINGS = 6_000_000
+"""Characters, about: as many texts as the longest case learns from."""
+ROUNDS = "8"
+"""Of texts that an artifact is judged on, eight each, from 8 tokens to 512."""
+QUANT = "dynamic-int8"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Layers that go, and the training behind it.
+
+    what: in words; count: of layers that go; trained: what the distill step says but for its text; texts: how many, at
+    most, and tokens of the longest; rank: the least rank correlation of the file
+    """
+
+    what: str
+    count: int
+    trained: dict[str, Any]
+    texts: tuple[int, int]
+    rank: float
+
+    def recipes(self, text: Path) -> list[list[dict[str, Any]]]:
+        """The steps, without and with training."""
+        removed = {"step": "remove", "units": "layers", "count": self.count, "scores": "spaced"}
+        chunks, tokens = self.texts
+        lessons = {"text": str(text), "chunks": chunks, "tokens": tokens}
+        return [[removed], [removed, {"step": "distill", **self.trained, "text": lessons}]]
+
+
+CASES = {
+    "half": Case(
+        "3 of 6 layers", 3,
+        {"updates": 1500, "batch": 16, "learning_rate": 1e-3, "features": {"hidden": 1.0}},
+        (12_800, 128), rank=0.97,
+    ),
+}  # fmt: skip
+
+
+def run(recipes: list[list[dict[str, Any]]], work: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Compress, or go on with it, export and verify. work: a directory of the case's own, removed at the end."""
+    work.mkdir(exist_ok=True)
+    without, trained = [_judged(steps, work / str(number)) for number, steps in enumerate(recipes)]
+    shutil.rmtree(work)
+    return {
+        **{key: provenance[key] for key in ("commit", "code_sha256", "date")},
+        "minutes": trained["step"]["seconds"] / 60,
+        "notes": trained["step"]["notes"],
+        "before": without,
+        "after": trained,
+    }
+
+
+def _judged(steps: list[dict[str, Any]], work: Path) -> dict[str, Any]:
+    """The report of the last step, and what `verify` says of the file by the names of its lines."""
+    work.mkdir(exist_ok=True)
+    recipe, between, out = work / "recipe.yaml", work / "between", work / "out"
+    report, source = work / "report.json", str(minilm())
+    recipe.write_text(json.dumps({"steps": steps}), encoding="utf-8")  # JSON is YAML
+    if not report.is_file():
+        done = _ran("compress", source, "--recipe", str(recipe), "-o", str(between), "--threads", "2", "--resume")
+        report.write_text(json.dumps(done), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    _ran("export", str(between), "--format", "onnx", "--quant", QUANT, "--no-verify", "--no-measure", "-o", str(out))
+    # Limits are for files that shall give what their source gives; this one is smaller on purpose.
+    free = ("--min-cosine", "-1", "--min-rank-correlation", "-1")
+    verified = _ran("verify", str(out), "--against", source, "--chunks", ROUNDS, *free)
+    found = {line["name"]: line["value"] for line in verified["lines"]}
+    return {
+        "step": json.loads(report.read_text(encoding="utf-8"))["steps"][-1],
+        "n_bytes": sum(path.stat().st_size for path in (out / "onnx").iterdir()),
+        "n_texts": verified["drift"]["n_texts"],
+        **{key: found[key] for key in ("cosine", "rank correlation")},
+    }
+
+
+def _ran(verb: str, *arguments: str) -> dict[str, Any]:
+    command = [PACKLIGHT, verb, *arguments, "--json"]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}: status {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def holds(name: str, found: dict[str, Any]) -> bool:
+    """Whether the file ranks as it has to."""
+    return bool(found["after"]["rank correlation"] >= CASES[name].rank)
+
+
+def table(content: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = [
+        "| removed | file, MB | of the whole model in float32 | minutes of training | cosine without | with "
+        "| rank correlation without | with (limit) | the same in floats | commit |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, found in content["cases"].items():
+        before, after, case = found["before"], found["after"], CASES[name]
+        judged = record.judged(f"{after['rank correlation']:.3f} (≥ {case.rank})", holds(name, found))
+        lines.append(
+            f"| {case.what} | {after['n_bytes'] / 1e6:.1f} | 1/{content['source_bytes'] / after['n_bytes']:.1f} "
+            f"| {found['minutes']:.0f} | {before['cosine']:.3f} | {after['cosine']:.3f} "
+            f"| {before['rank correlation']:.3f} | {judged} | {after['step']['rank_correlation']:.3f} "
+            f"| `{found['commit'][:12]}` |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is not there yet, print the table, write the result; exit status 1 where a limit does not hold."""
+    names = chosen("training_encoders", __doc__.splitlines()[0], CASES)
+    content: dict[str, Any] = record.provenance()
+    content["source_bytes"] = (minilm() / "model.safetensors").stat().st_size
+    KEPT.mkdir(parents=True, exist_ok=True)
+    text = text_file(KEPT, DOCSTRINGS)
+    recipes = {name: CASES[name].recipes(text) for name in names}
+    found = finished(KEPT, content["code_sha256"], recipes, lambda name, work: run(recipes[name], work, content))
+    earlier = record.load("training_encoders")
+    known = {**(earlier["cases"] if earlier is not None else {}), **found}
+    content["cases"] = {name: known[name] for name in CASES if name in known}
+    record.save("training_encoders", content)
+    print(table(content))
+    sys.exit(not all(holds(name, one) for name, one in found.items()))
+
+
+if __name__ == "__main__":
+    main()
