@@ -112,6 +112,8 @@ def test_layers_are_taken_out(family: str, task: str, encoder: Callable[..., Pat
         expected = model(torch.tensor([ids]))
     expected = (expected.logits if task == LABELS else expected.last_hidden_state)[0].numpy()
     np.testing.assert_allclose(outputs(out, ids), expected, atol=1e-5)
+    key = "n_layers" if family == "DistilBert" else "num_hidden_layers"  # other readers know one name alone
+    assert json.loads((out / "config.json").read_text())[key] == 2
     assert report["mean_kl"] is report["perplexity_ratio"] is report["same_top1"] is None
     assert (report["label_agreement"] is None) == (task == EMBEDDINGS)
     assert (report["mean_cosine"] is None) == (task == LABELS)
@@ -211,6 +213,29 @@ def test_texts_of_a_batch_do_not_see_each_other(task: str, family: str, subject:
     assert together[0] > 0
     assert together[0] == pytest.approx(np.average(alone[:, 0], weights=of_each), rel=1e-4)
     assert together[1] == pytest.approx(np.average(alone[:, 1], weights=tokens), rel=1e-4)
+
+
+def test_decoders_that_classify_see_where_a_text_ends(encoder: Callable[..., Path], tmp_path: Path) -> None:
+    """Its label is that of a text's last token, which is found by what texts are filled up with."""
+    import transformers
+
+    source = changed(encoder("Bert", LABELS), tmp_path / "source")
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 3}
+    config = transformers.LlamaConfig(vocab_size=200, num_labels=3, pad_token_id=1, initializer_range=0.2, **shape)
+    torch.manual_seed(0)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(source)
+    room = tmp_path / "room"
+    room.mkdir()
+    one = opened_subject(source, room, DISTILL)
+    learned, _ = lessons(one.recipe.steps[0], one)
+    batch = learned.collate([learned[number] for number in range(8)])
+    assert batch["attention_mask"].min() == 0
+    with torch.no_grad():
+        found = predictions(one.recipe.steps[0], one).loss(one.model(**arguments(batch)), batch)
+    one.source.close()
+    assert float(found) == pytest.approx(0, abs=1e-6)
+    removed, distilled = run(source, tmp_path / "out", {**SPACED, "count": 1, "share": None}, DISTILL)
+    assert distilled["label_agreement"] >= removed["label_agreement"]
 
 
 @pytest.mark.parametrize("task", [EMBEDDINGS, LABELS, TOKENS])
