@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +102,17 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Any]:
+    """The content that a recipe ends in where nothing kills it, made once each."""
+
+    @cache
+    def make(recipe: str) -> dict[str, Any]:
+        return content(run(tiny_llama, json.loads(recipe), tmp_path_factory.mktemp("undisturbed") / "whole"))
+
+    return lambda recipe: make(json.dumps(recipe))
+
+
 @pytest.mark.parametrize(
     ("recipe", "kills"),
     [
@@ -111,15 +123,17 @@ def names(directory: Path) -> list[str]:
         (ONNX, ["step:2", "layer-0:-1", "head:-1"]),
     ],
 )
-def test_the_result_is_the_same(recipe: dict[str, Any], kills: list[str], tiny_llama: Path, tmp_path: Path) -> None:
-    expected = content(run(tiny_llama, recipe, tmp_path / "whole"))
+def test_the_result_is_the_same(
+    recipe: dict[str, Any], kills: list[str], undisturbed: Callable[[dict[str, Any]], Any], tiny_llama: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     file, out = write(tmp_path / "recipe.yaml", recipe), tmp_path / "out"
     for number, kill in enumerate(kills):
         killed(kill, tiny_llama, file, out, *(["--resume"] if number else []))
         assert not out.exists()
         assert work_of(out).is_dir()
-    assert content(run(tiny_llama, recipe, out, resume=True)) == expected
-    assert names(tmp_path) == ["out", "recipe.yaml", "whole"]
+    assert content(run(tiny_llama, recipe, out, resume=True)) == undisturbed(recipe)
+    assert names(tmp_path) == ["out", "recipe.yaml"]
 
 
 def test_what_is_finished_is_not_computed_again(
@@ -148,8 +162,9 @@ def test_measured_types_are_not_measured_again(
     assert list(run(tiny_llama, recipe, out, resume=True).glob("*.safetensors"))
 
 
-def test_what_is_damaged_is_done_again(tiny_llama: Path, tmp_path: Path) -> None:
-    expected = content(run(tiny_llama, ONE, tmp_path / "whole"))
+def test_what_is_damaged_is_done_again(
+    undisturbed: Callable[[dict[str, Any]], Any], tiny_llama: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     killed("layer-1:1", tiny_llama, write(tmp_path / "recipe.yaml", ONE), out)
     with (work_of(out) / "layer-0.safetensors").open("r+b") as file:
@@ -157,7 +172,7 @@ def test_what_is_damaged_is_done_again(tiny_llama: Path, tmp_path: Path) -> None
         file.write(b"???")
     with (work_of(out) / journals.NAME).open("ab") as file:
         file.write(b'{"what": "layer-')  # a kill within a line
-    assert content(run(tiny_llama, ONE, out, resume=True)) == expected
+    assert content(run(tiny_llama, ONE, out, resume=True)) == undisturbed(ONE)
 
 
 def test_a_line_that_a_kill_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
