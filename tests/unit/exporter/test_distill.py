@@ -119,7 +119,7 @@ def test_a_batch_in_parts_is_the_whole_batch(tiny_llama: Path, tmp_path: Path) -
     found = []
     for number, accumulate in enumerate((1, 4)):
         out = tmp_path / str(number)
-        run(tiny_llama, out, SHORTER, {**DISTILL, "updates": 10, "accumulate": accumulate})
+        run(tiny_llama, out, SHORTER, {**SHORT, "updates": 10, "accumulate": accumulate})
         found.append(opened(out).state_dict())
     run(tiny_llama, tmp_path / "before", SHORTER)
     before = opened(tmp_path / "before").state_dict()
@@ -154,7 +154,7 @@ def test_a_kill_changes_nothing_in_the_end(
     train: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantize = {"step": "quantize", "preset": "q4_0"}
-    steps, text = (SHORTER, {**DISTILL, "train": train}, quantize), {"format": "gguf"}
+    steps, text = (SHORTER, {**SHORT, "train": train}, quantize), {"format": "gguf"}
     whole = run(tiny_llama, tmp_path / "whole", *steps, **text)
     file, out = tmp_path / "recipe.yaml", tmp_path / "out"
     file.write_text(recipe(*steps, **text).model_dump_json(), encoding="utf-8")
@@ -433,12 +433,13 @@ def test_zeros_come_little_by_little(scope: str, tiny_llama: Path, tmp_path: Pat
 
 
 def test_a_pruning_that_is_killed_goes_on_to_the_same_weights(tiny_llama: Path, tmp_path: Path) -> None:
-    whole = run(tiny_llama, tmp_path / "whole", GRADUAL)
+    gradual = {**GRADUAL, "training": {**GRADUAL["training"], "text": SHORT["text"]}}
+    whole = run(tiny_llama, tmp_path / "whole", gradual)
     file, out = tmp_path / "recipe.yaml", tmp_path / "out"
-    file.write_text(recipe(GRADUAL).model_dump_json(), encoding="utf-8")
+    file.write_text(recipe(gradual).model_dump_json(), encoding="utf-8")
     killed(20, tiny_llama, file, out)
     killed(45, tiny_llama, file, out, "--resume")
-    resumed = run(tiny_llama, out, GRADUAL, resume=True)
+    resumed = run(tiny_llama, out, gradual, resume=True)
     assert [{**one, "seconds": 0} for one in resumed] == [{**one, "seconds": 0} for one in whole]
     weights = "model.safetensors"
     assert (out / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()

@@ -134,7 +134,7 @@ def test_a_wider_teacher_is_followed_through_projections_that_a_kill_keeps(
     tiny_model_dir: Callable[..., Path], four_layers: Path, tmp_path: Path
 ) -> None:
     teacher = tiny_model_dir("llama", hidden=128, layers=3, seed=1)
-    step = {**DISTILL, "teacher": str(teacher), "learning_rate": 3e-3}
+    step = {**DISTILL, "teacher": str(teacher), "learning_rate": 3e-3, "text": {**TEXT, "chunks": 20}}
     whole = run(four_layers, tmp_path / "whole", SPACED, step)
     file, out = tmp_path / "recipe.yaml", tmp_path / "out"
     file.write_text(recipe(SPACED, step).model_dump_json(), encoding="utf-8")
@@ -147,7 +147,7 @@ def test_a_wider_teacher_is_followed_through_projections_that_a_kill_keeps(
 
 
 def test_a_kill_between_steps_keeps_which_layers_are_left(four_layers: Path, tmp_path: Path) -> None:
-    step = {**DISTILL, "updates": 4}
+    step = {**DISTILL, "updates": 4, "text": {**TEXT, "chunks": 20}}
     run(four_layers, tmp_path / "whole", SPACED, step)
     file, out = tmp_path / "recipe.yaml", tmp_path / "out"
     file.write_text(recipe(SPACED, step).model_dump_json(), encoding="utf-8")
@@ -160,7 +160,7 @@ def test_a_kill_between_steps_keeps_which_layers_are_left(four_layers: Path, tmp
 def test_activations_that_are_computed_again_are_the_same(four_layers: Path, tmp_path: Path) -> None:
     found = []
     for again in (False, True):
-        step = {**DISTILL, "updates": 6, "gradient_checkpointing": again}
+        step = {**DISTILL, "updates": 6, "gradient_checkpointing": again, "text": {**TEXT, "chunks": 20}}
         run(four_layers, tmp_path / str(again), SPACED, step)
         found.append(opened(tmp_path / str(again)).state_dict())
     for name, tensor in found[0].items():
