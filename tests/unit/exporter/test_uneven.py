@@ -91,8 +91,11 @@ def test_heads_go_where_they_matter_least(scores: str, lopsided: Callable[[str],
 ENGINES = [("gguf", "f32"), ("onnx", "fp32"), ("torchscript", "fp32"), ("executorch", "fp32")]
 
 
-@pytest.mark.parametrize(("format_name", "quant"), ENGINES)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize(("family", "format_name", "quant"), [
+    (family, *engine) for family in ("llama", "qwen2", "gemma3") for engine in ENGINES
+    # The slowest export; what is Qwen's own, biases of q, k and v, has no neurons.
+    if (family, engine[0]) != ("qwen2", "executorch")
+])  # fmt: skip
 def test_every_engine_runs_uneven_neurons(
     family: str, format_name: str, quant: str, lopsided: Callable[..., Path], tmp_path: Path
 ) -> None:
