@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
+# As little text as is enough for the limit below: 0.039 nats are lost. With four times as much it is half of that.
 RECIPE = """\
 format: gguf
 calibration:
   source: help
-  chunks: 8
+  chunks: 2
   tokens: 256
 steps:
   - step: quantize
@@ -35,10 +36,11 @@ def test_a_recipe_keeps_more_of_the_model_in_the_bytes_of_a_preset(tmp_path: Pat
     ran = packlight("compress", source, "--recipe", recipe, "-o", between, "--json")
     assert ran.returncode == 0, ran.stderr
     step = json.loads(ran.stdout)["steps"][0]
-    status, lines = export("gguf", between, out, "--no-measure")
+    # Against the original it is verified below.
+    status, lines = export("gguf", between, out, "--no-measure", "--no-verify")
     assert status == 0, lines
     assert lines["size"]["value"] == step["n_bytes"]
-    ran = packlight("verify", out, "--against", source, "--json")
+    ran = packlight("verify", out, "--against", source, "--chunks", "4", "--json")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = {line["name"]: line["value"] for line in json.loads(ran.stdout)["lines"]}
     # Rounded by the preset's own types it is 93.5 MB and 0.18 nats (shared/FIELD.md).
