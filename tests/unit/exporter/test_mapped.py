@@ -55,19 +55,22 @@ import resource, sys
 from pathlib import Path
 import exporter.compress.mapped as mapped
 from exporter.checkpoint import resolve
-mapped.DROPPED_FROM = int(sys.argv[3])
-source = mapped.MappedReference(resolve(sys.argv[1]), Path(sys.argv[2]), threads=1)
 status = lambda: dict(line.split(":") for line in open("/proc/self/status"))
-before = int(status()["RssShmem"].split()[0]) + int(status()["RssFile"].split()[0])
-if sys.argv[4] == "run":
-    source.logits(list(range(10, 40)))
-else:
-    for layer in source.model.base_model.layers:
-        for parameter in layer.parameters():
-            parameter.sum()
-            source.give_back()
-after = int(status()["RssShmem"].split()[0]) + int(status()["RssFile"].split()[0])
-print(after - before)
+for asked in sys.argv[3:]:
+    how, dropped_from = asked.split(":")
+    mapped.DROPPED_FROM = int(dropped_from)
+    source = mapped.MappedReference(resolve(sys.argv[1]), Path(sys.argv[2]), threads=1)
+    before = int(status()["RssShmem"].split()[0]) + int(status()["RssFile"].split()[0])
+    if how == "run":
+        source.logits(list(range(10, 40)))
+    else:
+        for layer in source.model.base_model.layers:
+            for parameter in layer.parameters():
+                parameter.sum()
+                source.give_back()
+    after = int(status()["RssShmem"].split()[0]) + int(status()["RssFile"].split()[0])
+    print(after - before)
+    source.close()
 """
 
 
@@ -75,15 +78,12 @@ def test_layers_that_have_run_are_not_in_memory(tiny_model_dir: Callable[..., Pa
     source = tiny_model_dir("llama", hidden=512)
     n_bytes = 4 * sum(fact.n_elements for name, fact in resolve(str(source)).tensors.items() if ".layers." in name)
 
-    def grown(dropped_from: int, how: str = "run") -> int:
-        command = [sys.executable, "-c", SCRIPT, str(source), str(tmp_path), str(dropped_from), how]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return 1024 * int(done.stdout.split()[-1])
-
-    assert grown(1 << 60) > 0.9 * n_bytes
-    assert grown(0) < 0.6 * n_bytes
-    assert grown(1 << 60, "look") > 0.9 * n_bytes
-    assert grown(0, "look") < 0.6 * n_bytes
+    asked = [f"{how}:{dropped_from}" for how in ("run", "look") for dropped_from in (1 << 60, 0)]
+    command = [sys.executable, "-c", SCRIPT, str(source), str(tmp_path), *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    grown = [1024 * int(line) for line in done.stdout.splitlines()[-4:]]
+    assert [grown[0] > 0.9 * n_bytes, grown[1] < 0.6 * n_bytes] == [True, True], grown
+    assert [grown[2] > 0.9 * n_bytes, grown[3] < 0.6 * n_bytes] == [True, True], grown
 
 
 def test_what_is_missing_is_said(tiny_llama: Path, tmp_path: Path) -> None:
