@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,22 +60,34 @@ def on_grid(out: Path, format_name: str) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(out / SIDE_FILES[format_name])
 
 
+@pytest.fixture(scope="module")
+def by_gptq(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, Any], Path]]:
+    """The report and the directory of a format's codes that no training has changed, made once each."""
+
+    @cache
+    def make(format_name: str) -> tuple[dict[str, Any], Path]:
+        out = tmp_path_factory.mktemp("gptq") / "out"
+        return run(tiny_llama, out, recipe(None, format_name=format_name)), out
+
+    return make
+
+
 @pytest.mark.parametrize("format_name", PRESETS)
 @pytest.mark.parametrize("train", ["all", "scales"])
 def test_more_is_kept_in_the_same_bytes(
-    format_name: str, train: str, tiny_model_dir: Callable[..., Path], tmp_path: Path
-) -> None:
-    source = tiny_model_dir("llama")
+    format_name: str, train: str, by_gptq: Callable[[str], tuple[dict[str, Any], Path]], tiny_llama: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     rate = 1e-4 if train == "all" else 1e-3
-    gptq = run(source, tmp_path / "gptq", recipe(None, format_name=format_name))
+    gptq, untrained = by_gptq(format_name)
     training = {**TRAINING, "train": train, "learning_rate": rate}
-    trained = run(source, tmp_path / "out", recipe(training, format_name=format_name))
+    trained = run(tiny_llama, tmp_path / "out", recipe(training, format_name=format_name))
     (said,) = (note for note in trained["notes"] if note.startswith("training on the grid: loss on 8 held-out pieces "))
     lost, left = (float(word) for word in said.split() if "." in word)
     assert left < 0.98 * lost  # weights that are random leave little to learn
     assert format_name != "gguf" or trained["mean_kl"] < gptq["mean_kl"]
     assert trained["n_bytes"] == gptq["n_bytes"]
-    before, after = (on_grid(tmp_path / name, format_name) for name in ("gptq", "out"))
+    before, after = (on_grid(directory, format_name) for directory in (untrained, tmp_path / "out"))
     assert {name: one.shape for name, one in before.items()} == {name: one.shape for name, one in after.items()}
     if format_name != "gguf":  # whose bytes hold both
         for name, one in before.items():
@@ -155,7 +168,8 @@ def test_fixed_ranges_are_not_guessed(tiny_model_dir: Callable[..., Path], tmp_p
 
 @pytest.mark.parametrize("preset", ["tq2_0", "tq1_0"])
 def test_a_ternary_model_is_trained_and_run(preset: str, tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
-    source, out = tiny_model_dir("llama", hidden=256), tmp_path / "ternary"
+    # As narrow as a block of 256 weights lets it be.
+    source, out = tiny_model_dir("llama", hidden=256, intermediate_size=256), tmp_path / "ternary"
     rounded = run(source, tmp_path / "rounded", recipe(None, preset=preset))
     training = {**TRAINING, "updates": 60, "learning_rate": 1e-3}
     trained = run(source, out, recipe(training, preset=preset))
@@ -196,7 +210,9 @@ def test_what_was_pruned_stays_zero(train: str, tiny_llama: Path, tmp_path: Path
     prune = {"step": "prune", "method": "magnitude", "sparsity": 0.5}
     pruned = recipe(None, prune).model_copy(update={"steps": recipe(None, prune).steps[:1]})
     run(tiny_llama, tmp_path / "pruned", pruned)
-    trained = run(tiny_llama, tmp_path / "out", recipe({**TRAINING, "learning_rate": 3e-3, "train": train}, prune))
+    trained = run(
+        tiny_llama, tmp_path / "out", recipe({**SHORT, "updates": 40, "learning_rate": 3e-3, "train": train}, prune)
+    )
     before, after = (opened(tmp_path / name).state_dict() for name in ("pruned", "out"))
     assert not any(note.startswith("zeros:") for note in trained["notes"])
     for name, tensor in before.items():
@@ -216,7 +232,7 @@ def test_what_was_pruned_and_stays_in_floats_keeps_its_zeros(tiny_llama: Path, t
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(quantize_step._GRIDS, "gguf", without)
-        run(tiny_llama, tmp_path / "out", recipe({**TRAINING, "learning_rate": 3e-3}, prune))
+        run(tiny_llama, tmp_path / "out", recipe({**SHORT, "learning_rate": 3e-3}, prune))
     assert not any(one.startswith(name) for one in on_grid(tmp_path / "out", "gguf"))
     weight = opened(tmp_path / "out").state_dict()[name]
     assert float((weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
@@ -235,7 +251,7 @@ def test_factors_are_trained_on_their_grids(tiny_model_dir: Callable[..., Path],
 def test_a_kill_changes_nothing_in_the_end(
     train: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = recipe({**TRAINING, "train": train})
+    made = recipe({**SHORT, "updates": 40, "train": train})
     whole = run(tiny_llama, tmp_path / "whole", made)
     file, out = tmp_path / "recipe.yaml", tmp_path / "out"
     file.write_text(made.model_dump_json(), encoding="utf-8")
