@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
-# As little text as is enough for the limit below: 0.039 nats are lost. With four times as much it is half of that.
+# As little text as is enough for the limit below: 0.039 nats are lost. With four times as much it is 0.6 of that.
 RECIPE = """\
 format: gguf
 calibration:
