@@ -15,6 +15,7 @@ from targets.base import EmitOptions
 from targets.pytorch import plan as planning
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 FORMATS = ("torchscript", "ptl", "executorch")
@@ -37,10 +38,10 @@ def test_a_module_larger_than_the_memory_at_hand_is_refused_with_what_to_do(
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_long_trained_context_is_cut_and_said_or_left_to_the_user(
-    format_name: str, tiny_llama: Path, tmp_path: Path
+    format_name: str, tiny_model_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    shutil.copytree(tiny_llama, source)
+    shutil.copytree(tiny_model_dir("llama", layers=1), source)
     out.mkdir()
     config = json.loads((source / "config.json").read_text(encoding="utf-8")) | {"max_position_embeddings": 40000}
     (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
