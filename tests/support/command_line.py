@@ -12,7 +12,7 @@ from typing import Any
 def packlight(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run packlight, whatever its exit status."""
     program = Path(sys.executable).with_name("packlight")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=1400, check=False)
 
 
 def export(format_name: str, source: Path, out: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
