@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.calibration import file_digests
 from exporter.compress.directory import refuse_unknown_weights, write_directory
 from exporter.compress.journal import working
-from exporter.compress.tasks import refuse_other_tasks, task_of
+from exporter.compress.tasks import refuse_other_tasks, refuse_unknown_pooling, task_of
 from exporter.quant import known_quant
 from exporter.source import refuse_problems, resolve_model
 from exporter.staging import publish, refuse_occupied, staging
@@ -199,6 +199,7 @@ def _teachers(request: CompressRequest, facts: ModelFacts, task: str) -> dict[st
             raise UserError(f"--recipe: teacher {name}: a .gguf file cannot teach; name a Hugging Face directory")
         if (other := task_of(found[name])) != task:
             raise UserError(f"--recipe: teacher {name}: is for {other}, not {task}; name a model for the same")
+        refuse_unknown_pooling(found[name], task)
         if _vocabulary(found[name]) != _vocabulary(facts):
             what = f"has other tokens than {request.model}"
             raise UserError(f"--recipe: teacher {name}: {what}; name a model with the same tokenizer")

@@ -70,9 +70,14 @@ def _refuse_for_encoders(training: Training, facts: ModelFacts, task: str) -> No
     for key in unread:
         if getattr(training, key) != type(training).model_fields[key].default:
             raise UserError(f"--recipe: {key}: says nothing to a model that is for {task}; leave it out")
+    refuse_unknown_pooling(facts, task)
+
+
+def refuse_unknown_pooling(facts: ModelFacts, task: str) -> None:
+    """Raise UserError for embeddings that cannot be computed here, of a student or a teacher."""
     if task == FEATURE_EXTRACTION and is_sentence_transformer(facts.path) and read_pooling(facts.path) is None:
         what = "makes its embeddings in a way that packlight does not know, and cannot train"
-        raise UserError(f"--recipe: {facts.requested}: {what}; train another model")
+        raise UserError(f"--recipe: {facts.requested}: {what}; name another model")
 
 
 def _of_decoders(step: Step) -> str | None:

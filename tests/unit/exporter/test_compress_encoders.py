@@ -515,6 +515,8 @@ def test_another_pooling_is_not_trained(mode: str, encoder: Callable[..., Path],
     (source / "1_Pooling" / "config.json").write_text(json.dumps({mode: True}))
     with pytest.raises(UserError, match="makes its embeddings in a way that packlight does not know, and cannot train"):
         run(source, tmp_path / "out", DISTILL)
+    with pytest.raises(UserError, match=f"{source}: makes its embeddings in a way that .*; name another model"):
+        run(encoder(), tmp_path / "out", {**DISTILL, "teacher": str(source)})
     run(source, tmp_path / "out", SPACED)  # the mean is compared
 
 

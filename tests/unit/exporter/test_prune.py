@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from support.recipes import opened_subject
 
 from exporter.compress.job import CompressRequest, compress
 from exporter.compress.prune.magnitude import smallest, smallest_of_all
@@ -234,18 +235,11 @@ def test_every_matrix_loses_its_share_and_nothing_else_changes(method: str, tiny
 def test_a_layer_sees_the_pruned_ones_before_it(tiny_llama: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from exporter.checkpoint import resolve
-    from exporter.compress.subject import Subject
-    from exporter.verify.reference import TransformersReference
-
-    weights, _ = pruned(tiny_llama, tmp_path / "out", {"step": "prune", "method": "wanda", "sparsity": 0.5})
-    facts = resolve(str(tiny_llama))
-    recipe = Recipe.model_validate(
-        {"calibration": TEXT, "steps": [{"step": "prune", "method": "wanda", "sparsity": 0.5}]}
-    )
-    reference = TransformersReference(facts.path, dtype="float32", threads=1)
-    chunks = Subject(facts, reference, recipe, lambda *_: None).chunks
-    reference.close()
+    by_wanda = {"step": "prune", "method": "wanda", "sparsity": 0.5}
+    weights, _ = pruned(tiny_llama, tmp_path / "out", by_wanda)
+    subject = opened_subject(tiny_llama, tmp_path, by_wanda, calibration=TEXT)
+    chunks = subject.chunks
+    subject.source.close()
     name = "model.layers.1.self_attn.q_proj.weight"
     masks = []
     for source in (tmp_path / "out", tiny_llama):
