@@ -27,6 +27,7 @@ from benchmarks import (
     quality_per_byte,
     record,
     startup,
+    training_encoders,
     training_recipes,
 )
 from benchmarks import thresholds as room_to_thresholds
@@ -117,6 +118,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "compress_memory": _result("compress_memory", compress_memory.table),
         "compression_methods": _result("compression_methods", compression_methods.table),
         "training_recipes": _result("training_recipes", training_recipes.table),
+        "training_encoders": _result("training_encoders", training_encoders.table),
         "quality_per_byte": _result("quality_per_byte", quality_per_byte.table),
     },
     "how-to/devices.md": {"devices": devices},
