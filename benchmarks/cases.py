@@ -8,6 +8,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import record
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
@@ -19,6 +21,13 @@ def chosen(name: str, description: str, cases: Iterable[str]) -> list[str]:
     parser.add_argument("--only", nargs="+", choices=list(cases), default=list(cases))
     found: list[str] = parser.parse_args().only
     return found
+
+
+def with_earlier(name: str, cases: Iterable[str], found: Mapping[str, Any]) -> dict[str, Any]:
+    """`found`, and what the kept result of a benchmark has of cases that this run was not asked for, in their order."""
+    earlier = record.load(name)
+    known = {**(earlier["cases"] if earlier is not None else {}), **found}
+    return {case: known[case] for case in cases if case in known}
 
 
 def finished(

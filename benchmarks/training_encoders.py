@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import record
-from benchmarks.cases import chosen, finished
-from benchmarks.compression_methods import ENVIRONMENT, PACKLIGHT
+from benchmarks.cases import chosen, finished, with_earlier
 from benchmarks.models import minilm
 from benchmarks.paths import CACHE
-from benchmarks.training_recipes import text_file
+from benchmarks.training_recipes import ran, text_file
+from runtime.atomic import write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,16 +84,15 @@ def _judged(steps: list[dict[str, Any]], work: Path) -> dict[str, Any]:
     """The report of the last step, and what `verify` says of the file by the names of its lines."""
     work.mkdir(exist_ok=True)
     recipe, between, out = work / "recipe.yaml", work / "between", work / "out"
-    report, source = work / "report.json", str(minilm())
+    report, source = work / "report.json", minilm()
     recipe.write_text(json.dumps({"steps": steps}), encoding="utf-8")  # JSON is YAML
     if not report.is_file():
-        done = _ran("compress", source, "--recipe", str(recipe), "-o", str(between), "--threads", "2", "--resume")
-        report.write_text(json.dumps(done), encoding="utf-8")
+        write_json(report, ran("compress", source, "--recipe", recipe, "-o", between, "--threads", "2", "--resume"))
     shutil.rmtree(out, ignore_errors=True)
-    _ran("export", str(between), "--format", "onnx", "--quant", QUANT, "--no-verify", "--no-measure", "-o", str(out))
+    ran("export", between, "--format", "onnx", "--quant", QUANT, "--no-verify", "--no-measure", "-o", out)
     # Limits are for files that shall give what their source gives; this one is smaller on purpose.
     free = ("--min-cosine", "-1", "--min-rank-correlation", "-1")
-    verified = _ran("verify", str(out), "--against", source, "--chunks", ROUNDS, *free)
+    verified = ran("verify", out, "--against", source, "--chunks", ROUNDS, *free)
     found = {line["name"]: line["value"] for line in verified["lines"]}
     return {
         "step": json.loads(report.read_text(encoding="utf-8"))["steps"][-1],
@@ -102,15 +100,6 @@ def _judged(steps: list[dict[str, Any]], work: Path) -> dict[str, Any]:
         "n_texts": verified["drift"]["n_texts"],
         **{key: found[key] for key in ("cosine", "rank correlation")},
     }
-
-
-def _ran(verb: str, *arguments: str) -> dict[str, Any]:
-    command = [PACKLIGHT, verb, *arguments, "--json"]
-    done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}: status {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def holds(name: str, found: dict[str, Any]) -> bool:
@@ -146,9 +135,7 @@ def main() -> None:
     text = text_file(KEPT, DOCSTRINGS)
     recipes = {name: CASES[name].recipes(text) for name in names}
     found = finished(KEPT, content["code_sha256"], recipes, lambda name, work: run(recipes[name], work, content))
-    earlier = record.load("training_encoders")
-    known = {**(earlier["cases"] if earlier is not None else {}), **found}
-    content["cases"] = {name: known[name] for name in CASES if name in known}
+    content["cases"] = with_earlier("training_encoders", CASES, found)
     record.save("training_encoders", content)
     print(table(content))
     sys.exit(not all(holds(name, one) for name, one in found.items()))

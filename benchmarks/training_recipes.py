@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import record
-from benchmarks.cases import chosen, finished
+from benchmarks.cases import chosen, finished, with_earlier
 from benchmarks.compression_methods import ENVIRONMENT, PACKLIGHT
 from benchmarks.models import offgrid
 from benchmarks.paths import CACHE
@@ -131,14 +131,20 @@ def _compressed(recipe: dict[str, Any], model: Path, work: Path) -> list[dict[st
     file, out, report = work / "recipe.yaml", work / "out", work / "report.json"
     if not report.is_file():
         file.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
-        command = [PACKLIGHT, "compress", str(model), "--recipe", str(file), "-o", str(out), "--threads", "2", "--json"]
-        done = subprocess.run([*command, "--resume"], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: status {done.returncode}")
-        write_json(report, json.loads(done.stdout))
+        write_json(report, ran("compress", model, "--recipe", file, "-o", out, "--threads", "2", "--resume"))
         shutil.rmtree(out)
     steps: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))["steps"]
     return steps
+
+
+def ran(verb: str, *arguments: str | Path) -> dict[str, Any]:
+    """What packlight prints for machines; what it says to people goes on to the terminal."""
+    command = [PACKLIGHT, verb, *map(str, arguments), "--json"]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: status {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def holds(name: str, found: dict[str, Any]) -> bool:
@@ -190,9 +196,7 @@ def main() -> None:
     found = finished(
         KEPT, content["code_sha256"], recipes, lambda name, work: run(CASES[name], recipes[name], model, work, content)
     )
-    earlier = record.load("training_recipes")
-    known = {**(earlier["cases"] if earlier is not None else {}), **found}
-    content["cases"] = {name: known[name] for name in CASES if name in known}
+    content["cases"] = with_earlier("training_recipes", CASES, found)
     record.save("training_recipes", content)
     print(table(content))
     sys.exit(not all(holds(name, one) for name, one in found.items()))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.func import functional_call
 
+from exporter.compress.stack import layers_of
 from runtime.errors import ModelError
 
 if TYPE_CHECKING:
@@ -39,16 +40,15 @@ class Inputs:
 class Walk:
     """A model in float32 and the hidden states before the layer that is next.
 
-    model: a causal language model of transformers whose layers are `base_model.layers`
+    model: a causal language model of transformers whose layers `layers_of` finds
     chunks: token ids
     """
 
     def __init__(self, model: nn.Module, chunks: Sequence[Sequence[int]]) -> None:
         self.model: Any = model
-        base = self.model.base_model
-        if not hasattr(base, "layers") or not hasattr(base, "norm"):
-            raise ModelError(f"{type(model).__name__} keeps its layers where packlight does not look for them")
-        self.layers: Any = base.layers
+        self.layers: Any = layers_of(model)
+        if not hasattr(self.model.base_model, "norm"):
+            raise ModelError(f"{type(model).__name__} keeps its norm where packlight does not look for it")
         self.hidden: list[Tensor] = []
         self._arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
         with torch.no_grad():

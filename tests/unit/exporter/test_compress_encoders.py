@@ -48,6 +48,8 @@ EMBEDDINGS, LABELS, TOKENS = "feature-extraction", "text-classification", "token
 SPACED = {"step": "remove", "units": "layers", "share": 0.5, "scores": "spaced"}
 """Of four layers, counted from 0: 0 and 3 stay."""
 TEXT = {"source": "help", "chunks": 64, "tokens": 24}
+SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+"""Of families that support.tiny_encoders does not make."""
 DISTILL = {"step": "distill", "updates": 60, "batch": 8, "learning_rate": 2e-3, "text": TEXT}
 
 
@@ -220,8 +222,9 @@ def test_decoders_that_classify_see_where_a_text_ends(encoder: Callable[..., Pat
     import transformers
 
     source = changed(encoder("Bert", LABELS), tmp_path / "source")
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 3}
-    config = transformers.LlamaConfig(vocab_size=200, num_labels=3, pad_token_id=1, initializer_range=0.2, **shape)
+    config = transformers.LlamaConfig(
+        vocab_size=200, num_labels=3, pad_token_id=1, initializer_range=0.2, num_hidden_layers=3, **SHAPE
+    )
     torch.manual_seed(0)
     transformers.LlamaForSequenceClassification(config).save_pretrained(source)
     room = tmp_path / "room"
@@ -539,8 +542,9 @@ def test_a_layer_that_is_built_otherwise_stays_first(encoder: Callable[..., Path
     import transformers
 
     source = changed(encoder(), tmp_path / "source")
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 4}
-    config = transformers.ModernBertConfig(vocab_size=200, pad_token_id=0, max_position_embeddings=64, **shape)
+    config = transformers.ModernBertConfig(
+        vocab_size=200, pad_token_id=0, max_position_embeddings=64, num_hidden_layers=4, **SHAPE
+    )
     torch.manual_seed(0)
     model = transformers.ModernBertModel(config)
     with torch.no_grad():
@@ -568,9 +572,8 @@ def test_where_families_keep_what_is_looked_for(family: str, more: dict[str, Any
     """maps: whether attention gives one beside its output; None where the layers are not found."""
     import transformers
 
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=99, pad_token_id=0, **(shape if "dim" not in more else {}), **more
+        vocab_size=99, pad_token_id=0, **(SHAPE | {"num_hidden_layers": 2} if "dim" not in more else {}), **more
     )
     model = getattr(transformers, f"{family}Model")(config).eval()
     layers = find_layers(model)
@@ -593,8 +596,9 @@ def test_maps_that_a_family_does_not_give(tmp_path: Path, encoder: Callable[...,
     import transformers
 
     source = changed(encoder(), tmp_path / "source")
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
-    config = transformers.MPNetConfig(vocab_size=200, pad_token_id=0, max_position_embeddings=66, **shape)
+    config = transformers.MPNetConfig(
+        vocab_size=200, pad_token_id=0, max_position_embeddings=66, num_hidden_layers=2, **SHAPE
+    )
     transformers.MPNetModel(config).save_pretrained(source)
     with pytest.raises(UserError, match="this model gives no attention maps; leave attention out"):
         run(source, tmp_path / "maps", {**DISTILL, "features": {"attention": 1.0}})
@@ -606,8 +610,9 @@ def test_layers_that_are_not_found_are_said_before(tmp_path: Path, encoder: Call
     import transformers
 
     source = changed(encoder(), tmp_path / "source")
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "embedding_size": 16}
-    transformers.AlbertModel(transformers.AlbertConfig(vocab_size=200, pad_token_id=0, **shape)).save_pretrained(source)
+    transformers.AlbertModel(
+        transformers.AlbertConfig(vocab_size=200, pad_token_id=0, embedding_size=16, **SHAPE)
+    ).save_pretrained(source)
     with pytest.raises(ModelError, match="AlbertModel keeps its layers where packlight does not look for them"):
         run(source, tmp_path / "out", DISTILL)
 
