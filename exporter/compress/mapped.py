@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import mmap
-import os
 import re
 import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -207,14 +207,12 @@ def _places(facts: ModelFacts, owners: Container[str]) -> tuple[dict[str, int], 
 
 
 def _write(facts: ModelFacts, room: Path, places: dict[str, int], total: int) -> mmap.mmap:
-    """The weights as float32 in a file of `room`, mapped; the file's name is gone at once."""
+    """The weights as float32 in a file of `room`, mapped. It has no name: a killed process leaves nothing."""
     free = shutil.disk_usage(room).free
     if 2 * total > free:  # and once more for the result
         what = f"needs {format_bytes(2 * total)} of disk beside {room.parent}"
         raise UserError(f"{facts.requested}: {what}, {format_bytes(free)} are free; choose another -o")
-    path = room / "weights.f32"
-    with path.open("w+b") as file, WeightReader() as reader:
-        os.unlink(path)  # noqa: PTH108 - open on: a killed process leaves nothing
+    with tempfile.TemporaryFile(dir=room) as file, WeightReader() as reader:
         file.truncate(max(total, PAGE))
         for name, offset in places.items():
             file.seek(offset)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from support.killing import killed
+from support.forked import killed
 from support.recipes import opened_subject, recipe, run
 from support.tiny_encoders import FAMILIES, edit_json, make_tiny_encoder, write_pooling
 
