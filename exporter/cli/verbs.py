@@ -82,7 +82,8 @@ def compress(job: CompressJob, output: Output) -> int:
     here = launched()
     if not here.first:
         with said_after_first(here):
-            follow(_compression(job, here))
+            request = _compression(job, here)
+        follow(request)
         return 0
     request = _compression(job, here)
     try:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from exporter.calibration import file_digests
 from exporter.compress.directory import refuse_unknown_weights, write_directory
 from exporter.compress.journal import ReadJournal, work_of, working
-from exporter.compress.processes import ALONE, joined, refuse_other_disk, refuse_uneven
+from exporter.compress.processes import (
+    ALONE,
+    joined,
+    lost_is_said,
+    refuse_other_disk,
+    refuse_uneven,
+    said_after_first,
+)
 from exporter.compress.tasks import refuse_other_tasks, refuse_unknown_pooling, task_of
 from exporter.progress import SilentReporter
 from exporter.quant import known_quant
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
 
     from exporter.compress.drift import Drifting
     from exporter.compress.journal import Journal
-    from exporter.compress.processes import Launched
+    from exporter.compress.processes import Launched, Meet
     from exporter.compress.subject import Subject
     from exporter.progress import Reporter
     from exporter.recipe import Recipe
@@ -131,13 +138,19 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     Of several processes the first one calls it, the others `follow`.
     """
     wait_briefly()  # before torch is loaded: beside anything else its threads would spin most of the time away
+    refuse_occupied(request.out.absolute(), overwrite=False)
+    refuse_uneven(request.recipe.trainings, request.here)
+    with joined(request.here) as all_met, lost_is_said():
+        return _compress(request, all_met, reporter)
+
+
+def _compress(request: CompressRequest, all_met: Meet, reporter: Reporter) -> CompressReport:
+    """See `compress`. all_met: waits for the other processes."""
     from exporter.compress.drift import drifting
     from exporter.compress.settled import restore, settle
     from exporter.compress.training.predictions import refuse_untrainable
 
     out, recipe = request.out.absolute(), request.recipe
-    refuse_occupied(out, overwrite=False)
-    refuse_uneven(recipe.trainings, request.here)
     preset = _preset(recipe)
     reporter.step(f"reading {request.model}")
     facts = _source(request)
@@ -145,7 +158,6 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     refuse_other_tasks(recipe, facts, task)
     teachers = _teachers(request, facts, task)
     with (
-        joined(request.here) as all_met,
         staging(out) as room,
         working(out, _made_of(facts, teachers, recipe), resume=request.resume) as journal,
         _opened(facts, task, request, preset, journal, reporter) as subject,
@@ -176,6 +188,8 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
         )
         write_json(room / RECIPE, report.to_json())
         publish(room, out)
+        with contextlib.suppress(RuntimeError):  # the result is there, whoever has gone meanwhile
+            journal.meet()  # what the others still look at is removed now
     return report
 
 
@@ -189,7 +203,7 @@ def follow(request: CompressRequest) -> None:
     from exporter.compress.settled import restore
 
     recipe, work = request.recipe, work_of(request.out.absolute())
-    with joined(request.here) as all_met:
+    with joined(request.here) as all_met, said_after_first(request.here), lost_is_said():
         all_met()
         refuse_other_disk(work)
         journal = ReadJournal(work)
@@ -207,6 +221,7 @@ def follow(request: CompressRequest) -> None:
                     journal.meet()
                     restore(subject, journal)
                     journal.meet()
+            journal.meet()
 
 
 def _let_others_open(journal: Journal) -> None:

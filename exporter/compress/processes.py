@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
     Meet = Callable[[], None]
 
-FOUND_WITHIN = timedelta(minutes=5)
-"""All are started at once; where they have not met by then, they never will."""
+FOUND_WITHIN = timedelta(minutes=30)
+"""So long one waits for another that is on its way to the same place, torch's own limit: all are started at once."""
 STEP_WITHIN = timedelta(days=30)
 """So long may a step take that the first process does alone. A process that ends ends the waiting of all others."""
 SAYS_IT_FIRST = 10
 """Seconds. Where the first process fails in the same way, the launcher ends all others within that."""
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+SIZES = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""By any of these accelerate takes a process for one of several."""
 
 
 @dataclass(frozen=True)
@@ -55,58 +57,80 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched:
         found = Launched(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")))
     except ValueError as error:
         raise UserError(f"RANK and WORLD_SIZE are not numbers ({error}); unset them, or use torchrun") from error
-    if found.count > 1 and "MASTER_ADDR" in environment:
-        return found
-    return ALONE
+    if found.count == 1 or "MASTER_ADDR" not in environment:
+        return ALONE
+    if "LOCAL_RANK" not in environment:
+        what = f"WORLD_SIZE says {found.count} processes, and LOCAL_RANK says nothing"
+        raise UserError(f"{what}; start them with torchrun, or unset RANK and WORLD_SIZE")
+    return found
+
+
+def count_now() -> int:
+    """Of the processes that know each other."""
+    from torch import distributed
+
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 @contextlib.contextmanager
 def joined(here: Launched) -> Iterator[Meet]:
     """Meanwhile the processes know each other. Yields what waits until all have called it.
 
-    Raises UserError where they do not find each other, or where weights were to be split over them; EngineError where
-    one of them is gone.
+    Raises UserError where they do not find each other, or where weights were to be split over them.
     """
     if here.count == 1:
-        yield lambda: None
+        with _taken_for_one():
+            yield lambda: None
         return
     for name in SHARDING:
         if os.environ.get(name, "false").lower() == "true":
             what = "splits the weights over processes, which compress does not; every process holds the model"
             raise UserError(f"{name}: {what}: say 'no' to it in 'accelerate config', or use torchrun")
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # it warns that experts of which none was asked are looked for
     import torch
     from torch import distributed
 
-    backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
+    n_gpus, n_local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < n_gpus < n_local:
+        raise UserError(f"{n_local} processes on a machine of {n_gpus} GPUs; start one for each, no more")
     try:
-        distributed.init_process_group(backend, timeout=FOUND_WITHIN)
+        distributed.init_process_group("cuda:nccl,cpu:gloo" if n_gpus else "gloo", timeout=FOUND_WITHIN)
         group = distributed.new_group(backend="gloo", timeout=STEP_WITHIN)
     except (RuntimeError, ValueError) as error:
         what = f"{here.count} processes were announced by WORLD_SIZE and have not met"
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{what} ({reason}); start all with torchrun, or unset RANK and WORLD_SIZE") from error
+        raise UserError(f"{what} ({_short(error)}); start all with torchrun, or unset RANK and WORLD_SIZE") from error
     try:
-        with _lost_is_said():
-            yield partial(distributed.barrier, group)
+        yield partial(distributed.barrier, group)
     finally:
         distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
-def _lost_is_said() -> Iterator[None]:
-    from torch import distributed
+def _taken_for_one() -> Iterator[None]:
+    """What a queue or another launcher has said of sizes is not there meanwhile: libraries would wait for others."""
+    hidden = {name: os.environ.pop(name) for name in SIZES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
+
+@contextlib.contextmanager
+def lost_is_said() -> Iterator[None]:
+    """Meanwhile it is an EngineError that another process is gone."""
     try:
         yield
     except RuntimeError as error:
+        from torch import distributed
+
         kinds: Any = getattr(distributed, "DistError", ())
         if not isinstance(error, kinds) and "gloo" not in str(error).lower():
             raise
         what = "another process of this run has ended, or cannot be reached"
-        raise EngineError(f"{what}; see what it said, and go on with --resume") from error
+        raise EngineError(f"{what} ({_short(error)}); see what it said, and go on with --resume") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def refuse_uneven(trainings: Iterable[Training], here: Launched) -> None:
@@ -123,12 +147,18 @@ def refuse_uneven(trainings: Iterable[Training], here: Launched) -> None:
 @contextlib.contextmanager
 def said_after_first(here: Launched) -> Iterator[None]:
     """An error of a process that is not the first is said with its rank, and only where the first has not failed."""
+    who = f"process {here.rank} of {here.count}"
     try:
         yield
     except PacklightError as error:
         time.sleep(SAYS_IT_FIRST)
-        error.args = (f"process {here.rank} of {here.count}: {error}",)
+        error.args = (f"{who}: {error}",)
         raise
+    except OSError as error:
+        time.sleep(SAYS_IT_FIRST)
+        raise EngineError(f"{who}: {error.filename or 'writing'}: {error.strerror or error}") from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(who) from error
 
 
 def refuse_other_disk(room: Path) -> None:

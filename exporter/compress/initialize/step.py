@@ -43,6 +43,7 @@ def run(step: Initialize, subject: Subject) -> None:
     config = {**subject.configured(source), "dtype": "float32"}
     nulls = {key: None for key, value in wanted.items() if value is None}
     made = type(before.config).from_dict
+    decodes = isinstance(subject.source, MappedReference)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused below
@@ -50,7 +51,7 @@ def run(step: Initialize, subject: Subject) -> None:
             model: Any = type(before)(made(config))
         if getattr(before, "pooler", model) is None:  # no embedding reads it
             model.pooler = None
-        found = _output(model.eval())  # some shapes can be built and not run
+        found = _output(model.eval(), decodes=decodes)  # some shapes can be built and not run
         if not len(find_layers(model) or ()) or not all(one.numel() for one in model.parameters()):
             raise ValueError("it has no layers, or matrices without weights")
         as_said = made({**config, **nulls})
@@ -58,7 +59,7 @@ def run(step: Initialize, subject: Subject) -> None:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(f"--recipe: initialize: no model has this configuration ({reason}); mend it") from error
     _refuse_lost(nulls, model.config, as_said)
-    if found.shape != (wanted_shape := _output(before).shape):
+    if found.shape != (wanted_shape := _output(before, decodes=decodes).shape):
         what = f"gives {found.shape[-1]} numbers a text or token, the model {wanted_shape[-1]}"
         raise UserError(f"--recipe: initialize: {what}; leave the width of what it gives as it is")
     model.requires_grad_(requires_grad=False)
@@ -86,12 +87,13 @@ def _put(model: Any, source: MappedReference | MappedEncoder) -> None:  # noqa: 
         raise UserError(f"--recipe: initialize: {what}; give it as many positions")
 
 
-def _output(model: Any) -> torch.Tensor:  # noqa: ANN401 - a model of transformers
+def _output(model: Any, *, decodes: bool) -> torch.Tensor:  # noqa: ANN401 - a model of transformers
     """What it gives for four tokens: logits, or the last hidden states."""
-    ids = torch.zeros(1, 4, dtype=torch.long)
+    inputs: dict[str, Any] = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
+    inputs |= {"use_cache": False} if decodes else {"attention_mask": torch.ones(1, 4, dtype=torch.long)}
     with torch.no_grad():
-        output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    found: torch.Tensor = output[0]
+        output = model(**inputs)
+    found: torch.Tensor = output.logits if "logits" in output else output.last_hidden_state
     return found
 
 

@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch import distributed
 
+from exporter.compress.processes import count_now
 from exporter.compress.training.features import followed
 from exporter.compress.training.predictions import arguments, predictions
 from exporter.verify.reference import quiet
@@ -164,9 +165,9 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
 def _options(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401 - a class of transformers
     """What Trainer is told. Raises UserError for what it cannot do here."""
     every = max(1, step.updates // EVALUATIONS)
-    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    processes = count_now()
     try:
-        return transformers.TrainingArguments(
+        found = transformers.TrainingArguments(
             output_dir=str(work), max_steps=step.updates, gradient_accumulation_steps=step.accumulate,
             per_device_train_batch_size=step.batch // step.accumulate // processes, per_device_eval_batch_size=1,
             learning_rate=step.learning_rate, lr_scheduler_type="cosine", warmup_steps=step.updates // WARMUP,
@@ -175,12 +176,17 @@ def _options(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401 - a 
             label_names=["input_ids"], remove_unused_columns=False, logging_steps=1, report_to="none",
             disable_tqdm=True, seed=seed, bf16=step.precision == "bfloat16",
             dataloader_pin_memory=torch.cuda.is_available(),
-            use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            use_cpu=not (torch.cuda.is_available() or (processes == 1 and torch.backends.mps.is_available())),
         )  # fmt: skip
     except ImportError as error:
         raise UserError("--recipe: training needs the library 'accelerate'; pip install 'packlight[train]'") from error
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise UserError(f"--recipe: training: {' '.join(str(error).split())[:200]}") from error
+    if found.world_size != processes:  # each would learn alone
+        raise UserError(
+            f"--recipe: training: accelerate sees {found.world_size} of {processes} processes; use torchrun"
+        )
+    return found
 
 
 def _refuse_small_disk(student: Student, work: Path) -> None:

@@ -168,19 +168,32 @@ def test_weights_are_not_split(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_launcher_says() -> None:
-    known = {"RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "here"}
+    known = {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "here"}
     assert launched(known) == Launched(2, 3)
     assert launched({}) == ALONE
     assert launched({**known, "WORLD_SIZE": "1", "RANK": "0"}) == ALONE
     assert launched({"RANK": "1", "WORLD_SIZE": "2"}) == ALONE  # of a queue that starts no torch
-    with pytest.raises(UserError, match="RANK and WORLD_SIZE are not numbers"):
-        launched({**known, "RANK": "first"})
+    for wrong, message in (
+        ({"RANK": "first"}, "RANK and WORLD_SIZE are not numbers"),
+        ({"LOCAL_RANK": None}, "WORLD_SIZE says 3 processes, and LOCAL_RANK says nothing; start them with torchrun"),
+    ):
+        with pytest.raises(UserError, match=message):
+            launched({key: value for key, value in {**known, **wrong}.items() if value is not None})
+
+
+def test_one_process_waits_for_no_others(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a queue that started it has said: accelerate would take the sizes for those of a training."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert run(tiny_llama, tmp_path / "out", SHORTER, DISTILL)[1]["notes"]
+    assert os.environ["WORLD_SIZE"] == "2"
 
 
 def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "0")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes, "FOUND_WITHIN", processes.timedelta(seconds=1))
     with (
@@ -214,12 +227,39 @@ def test_what_the_first_has_kept(tmp_path: Path) -> None:
         refuse_other_disk(journal.room)
 
 
-def test_another_process_fails_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("raised", "said", "message"),
+    [
+        (UserError("no"), UserError, "process 1 of 2: no"),
+        (OSError(28, "No space left", "x"), EngineError, "process 1 of 2: x: No space left"),
+    ],
+)
+def test_another_process_fails_after_the_first(
+    raised: Exception, said: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waited: list[float] = []
     monkeypatch.setattr(processes.time, "sleep", waited.append)
-    with pytest.raises(UserError, match=r"^process 1 of 2: no$"), said_after_first(Launched(1, 2)):
-        raise UserError("no")
+    with pytest.raises(said, match=f"^{message}$"), said_after_first(Launched(1, 2)):
+        raise raised
     assert waited == [processes.SAYS_IT_FIRST]
+
+
+ALONE_IN_TRAINING = """
+from exporter.compress.training import trainer
+from runtime.errors import UserError
+def failing(self, work):
+    raise UserError("its disk is full")
+trainer._Distilling.go_on = failing
+"""
+
+
+def test_what_one_alone_has_to_say_is_heard(tiny_llama: Path, tmp_path: Path) -> None:
+    first, other = together_run(tiny_llama, tmp_path, [SHORTER, DISTILL])(patches={1: ALONE_IN_TRAINING})
+    assert other.status == 2
+    assert other.error.splitlines() == ["error: process 1 of 2: its disk is full"]
+    assert first.status != 0
+    assert "Traceback" not in first.error
+    assert (work_of(tmp_path / "out") / NAME).is_file()
 
 
 def test_export_runs_in_one_process(tiny_llama: Path, tmp_path: Path) -> None:
