@@ -83,19 +83,23 @@ def run(recipes: list[list[dict[str, Any]]], work: Path, provenance: dict[str, A
 def _judged(steps: list[dict[str, Any]], work: Path) -> dict[str, Any]:
     """The report of the last step, and what `verify` says of the file by the names of its lines."""
     work.mkdir(exist_ok=True)
-    recipe, between, out = work / "recipe.yaml", work / "between", work / "out"
-    report, source = work / "report.json", minilm()
+    recipe, between, report = work / "recipe.yaml", work / "between", work / "report.json"
     recipe.write_text(json.dumps({"steps": steps}), encoding="utf-8")  # JSON is YAML
     if not report.is_file():
-        write_json(report, ran("compress", source, "--recipe", recipe, "-o", between, "--threads", "2", "--resume"))
+        write_json(report, ran("compress", minilm(), "--recipe", recipe, "-o", between, "--threads", "2", "--resume"))
+    step = json.loads(report.read_text(encoding="utf-8"))["steps"][-1]
+    return {"step": step, **judged_file(between, QUANT, work / "out")}
+
+
+def judged_file(source: Path, quant: str, out: Path) -> dict[str, Any]:
+    """Export a directory to ONNX, into `out`, and judge the file against the whole MiniLM."""
     shutil.rmtree(out, ignore_errors=True)
-    ran("export", between, "--format", "onnx", "--quant", QUANT, "--no-verify", "--no-measure", "-o", out)
+    ran("export", source, "--format", "onnx", "--quant", quant, "--no-verify", "--no-measure", "-o", out)
     # Limits are for files that shall give what their source gives; this one is smaller on purpose.
     free = ("--min-cosine", "-1", "--min-rank-correlation", "-1")
-    verified = ran("verify", out, "--against", source, "--chunks", ROUNDS, *free)
+    verified = ran("verify", out, "--against", minilm(), "--chunks", ROUNDS, *free)
     found = {line["name"]: line["value"] for line in verified["lines"]}
     return {
-        "step": json.loads(report.read_text(encoding="utf-8"))["steps"][-1],
         "n_bytes": sum(path.stat().st_size for path in (out / "onnx").iterdir()),
         "n_texts": verified["drift"]["n_texts"],
         **{key: found[key] for key in ("cosine", "rank correlation")},

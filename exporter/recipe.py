@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from exporter.steps import Step, Strict, Text, Training
+from exporter.steps import Step, Strict, Text, Training, training_of
 from runtime.errors import UserError
 from runtime.measurement import KvType  # noqa: TC001 - pydantic reads it
 
@@ -49,8 +49,7 @@ class Recipe(Strict):
     @property
     def trainings(self) -> tuple[Training, ...]:
         """What is trained, in order."""
-        found = (getattr(step, "training", None) or step for step in self.steps)
-        return tuple(one for one in found if isinstance(one, Training))
+        return tuple(one for step in self.steps if (one := training_of(step)) is not None)
 
     @property
     def shapes(self) -> tuple[Path, ...]:

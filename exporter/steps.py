@@ -320,3 +320,9 @@ Step = Annotated[
     Quantize | Prune | Remove | Factorize | ShareWeights | Smooth | Rotate | Distill | Initialize,
     Field(discriminator="step"),
 ]
+
+
+def training_of(step: Step) -> Training | None:
+    """What a step trains by; None for one that trains nothing."""
+    found = getattr(step, "training", None) or step
+    return found if isinstance(found, Training) else None

@@ -12,6 +12,7 @@ import typer
 
 from exporter.cli.command import command_line
 from exporter.cli.terminal import progress, show_report, show_rows
+from runtime.errors import UserError
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
         Threads,
         Verifying,
     )
+    from exporter.compress.job import CompressRequest
+    from exporter.compress.processes import Launched
     from exporter.report.report import Report
     from targets.device import Device
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifying, output: Output) -> int:
     """Compress MODEL for a target; verify, measure and report."""
     from exporter.by_recipe import NamedRecipe
+    from exporter.compress.processes import launched
     from exporter.pipeline import ExportRequest
     from exporter.pipeline import export as run
     from exporter.recipe import load_recipe
@@ -43,6 +47,9 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
 
     options, trials = running.options()
     by = NamedRecipe(load_recipe(job.recipe), job.recipe) if job.recipe is not None else None
+    if by is not None and (here := launched()).count > 1:
+        what = f"export --recipe runs in one process, WORLD_SIZE says {here.count}"
+        raise UserError(f"{what}; let them compress, and export what that has written")
     request = ExportRequest(
         model=job.model,
         out=job.out,
@@ -67,21 +74,18 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
 
 def compress(job: CompressJob, output: Output) -> int:
     """Put MODEL through a recipe: a directory that transformers loads and 'export' packs as it is."""
-    from exporter.compress.job import CompressRequest
     from exporter.compress.job import compress as run
+    from exporter.compress.job import follow
     from exporter.compress.journal import work_of
-    from exporter.recipe import load_recipe
+    from exporter.compress.processes import launched, said_after_first
 
-    request = CompressRequest(
-        model=job.model,
-        out=job.out,
-        recipe=load_recipe(job.recipe),
-        recipe_name=job.recipe,
-        threads=job.threads,
-        trust_remote_code=job.trust_remote_code,
-        revision=job.revision,
-        resume=job.resume,
-    )
+    here = launched()
+    if not here.first:
+        with said_after_first(here):
+            request = _compression(job, here)
+        follow(request)
+        return 0
+    request = _compression(job, here)
     try:
         with progress(output) as reporter:
             report = run(request, reporter)
@@ -106,6 +110,23 @@ def compress(job: CompressJob, output: Output) -> int:
         typer.echo(f"next: packlight export {report.out} --format {report.format or usual} -o ARTIFACT --no-verify")
         typer.echo(f"      packlight verify ARTIFACT --against {report.model}")
     return 0
+
+
+def _compression(job: CompressJob, here: Launched) -> CompressRequest:
+    from exporter.compress.job import CompressRequest
+    from exporter.recipe import load_recipe
+
+    return CompressRequest(
+        model=job.model,
+        out=job.out,
+        recipe=load_recipe(job.recipe),
+        recipe_name=job.recipe,
+        threads=job.threads,
+        trust_remote_code=job.trust_remote_code,
+        revision=job.revision,
+        resume=job.resume,
+        here=here,
+    )
 
 
 def recipes(output: Output) -> int:

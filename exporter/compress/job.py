@@ -13,11 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.calibration import file_digests
 from exporter.compress.directory import refuse_unknown_weights, write_directory
-from exporter.compress.journal import working
+from exporter.compress.journal import ReadJournal, work_of, working
+from exporter.compress.processes import (
+    ALONE,
+    joined,
+    lost_is_said,
+    refuse_other_disk,
+    refuse_uneven,
+    said_after_first,
+)
 from exporter.compress.tasks import refuse_other_tasks, refuse_unknown_pooling, task_of
+from exporter.progress import SilentReporter
 from exporter.quant import known_quant
 from exporter.source import refuse_problems, resolve_model
 from exporter.staging import publish, refuse_occupied, staging
+from exporter.steps import training_of
 from runtime.atomic import write_json
 from runtime.errors import UserError
 from runtime.openmp import wait_briefly
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
 
     from exporter.compress.drift import Drifting
     from exporter.compress.journal import Journal
+    from exporter.compress.processes import Launched, Meet
     from exporter.compress.subject import Subject
     from exporter.progress import Reporter
     from exporter.recipe import Recipe
@@ -43,7 +54,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompressRequest:
-    """One compression, as the user asked for it. recipe_name: as typed; threads: None for torch's own choice."""
+    """One compression, as the user asked for it.
+
+    recipe_name: as typed; threads: None for torch's own choice; here: this process, where several were launched
+    """
 
     model: str
     out: Path
@@ -53,6 +67,7 @@ class CompressRequest:
     trust_remote_code: bool = False
     revision: str | None = None
     resume: bool = False
+    here: Launched = ALONE
 
 
 @dataclass(frozen=True)
@@ -118,14 +133,24 @@ class CompressReport:
 
 
 def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
-    """Run the recipe and write OUT. Raises UserError and its kin; OUT is then as it was."""
+    """Run the recipe and write OUT. Raises UserError and its kin; OUT is then as it was.
+
+    Of several processes the first one calls it, the others `follow`.
+    """
     wait_briefly()  # before torch is loaded: beside anything else its threads would spin most of the time away
+    refuse_occupied(request.out.absolute(), overwrite=False)
+    refuse_uneven(request.recipe.trainings, request.here)
+    with joined(request.here) as all_met, lost_is_said():
+        return _compress(request, all_met, reporter)
+
+
+def _compress(request: CompressRequest, all_met: Meet, reporter: Reporter) -> CompressReport:
+    """See `compress`. all_met: waits for the other processes."""
     from exporter.compress.drift import drifting
     from exporter.compress.settled import restore, settle
     from exporter.compress.training.predictions import refuse_untrainable
 
     out, recipe = request.out.absolute(), request.recipe
-    refuse_occupied(out, overwrite=False)
     preset = _preset(recipe)
     reporter.step(f"reading {request.model}")
     facts = _source(request)
@@ -140,6 +165,8 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
         subject.teachers = teachers
         for training in recipe.trainings:
             refuse_untrainable(training, subject)
+        journal.all_met = all_met
+        _let_others_open(journal)  # and not before all is told that can be before the work begins
         drift = drifting(subject.source)
         if any(_looks_at_text(step) for step in recipe.steps):
             reporter.step(f"calibration: {recipe.calibration.kind}")
@@ -150,6 +177,7 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
             done.append(_run(step, subject, drift, reporter))
             if number + 1 < len(recipe.steps):
                 settle(subject, journal, [dataclasses.asdict(one) for one in done])
+                _let_others_open(journal)
         reporter.step("writing the directory")
         write_directory(room, subject)
         if subject.options is not None and preset is not None:
@@ -160,7 +188,46 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
         )
         write_json(room / RECIPE, report.to_json())
         publish(room, out)
+        with contextlib.suppress(RuntimeError):  # the result is there, whoever has gone meanwhile
+            journal.meet()  # what the others still look at is removed now
     return report
+
+
+def follow(request: CompressRequest) -> None:
+    """Train along with the process that calls `compress` of the same request, and change nothing on the disk.
+
+    What is no training it waits for, and goes on with the model as the first process has written it.
+    """
+    wait_briefly()
+    from exporter.compress.registry import runner
+    from exporter.compress.settled import restore
+
+    recipe, work = request.recipe, work_of(request.out.absolute())
+    with joined(request.here) as all_met, said_after_first(request.here), lost_is_said():
+        all_met()
+        refuse_other_disk(work)
+        journal = ReadJournal(work)
+        journal.all_met = all_met
+        facts = _source(request)
+        with _opened(facts, task_of(facts), request, _preset(recipe), journal, SilentReporter()) as subject:
+            subject.teachers = _teachers(request, facts, task_of(facts))
+            done = len(restore(subject, journal))
+            journal.meet()
+            for number, step in enumerate(recipe.steps[done:], done):
+                subject.number = number
+                if training_of(step) is not None:
+                    runner(step.step)(step, subject)
+                if number + 1 < len(recipe.steps):
+                    journal.meet()
+                    restore(subject, journal)
+                    journal.meet()
+            journal.meet()
+
+
+def _let_others_open(journal: Journal) -> None:
+    """Wait until the other processes have come, and have opened the model: this one goes on to change it."""
+    journal.meet()
+    journal.meet()
 
 
 def _made_of(facts: ModelFacts, teachers: Mapping[str, ModelFacts], recipe: Recipe) -> dict[str, str]:

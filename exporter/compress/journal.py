@@ -1,7 +1,8 @@
 """What a compression has finished, on the disk beside OUT, so that one that was killed goes on where it was.
 
 A journal of lines of JSON. A line is on the disk before the next piece of work begins, and a file that it names was
-complete before it: what has no line has not happened.
+complete before it: what has no line has not happened. Where several processes work on one compression, the first one
+keeps it, and the others read it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.atomic import fsync_directory, replacing
-from runtime.errors import ModelError, UserError
+from runtime.errors import EngineError, ModelError, UserError
 from targets.safetensors import read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -32,7 +33,24 @@ NAME = "journal.jsonl"
 
 
 class Kept:
-    """What finished work is told to; this one keeps nothing."""
+    """What finished work is told to; this one keeps nothing.
+
+    first: whether this process writes what a run leaves; others that work on the same one read it
+    """
+
+    first = True
+
+    def meet(self) -> None:
+        """Wait until all processes of the run have come here."""
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first process does what stands within it, and then the others do: who find kept what it has kept."""
+        if not self.first:
+            self.meet()
+        yield
+        if self.first:
+            self.meet()
 
     def find(self, what: str) -> dict[str, Any] | None:
         """What was noted last under that name; None where nothing was."""
@@ -49,11 +67,19 @@ class Kept:
 
 
 class Journal(Kept):
-    """Keeps everything in a directory: small things as lines, arrays in files. room: the directory."""
+    """Keeps everything in a directory: small things as lines, arrays in files.
+
+    room: the directory; all_met: waits for the other processes, where there are any
+    """
 
     def __init__(self, room: Path) -> None:
         self.room = room
-        self._lines = _read(room / NAME)
+        self.all_met: Callable[[], None] = lambda: None
+        self._lines = _read(room / NAME, mend=self.first)
+
+    def meet(self) -> None:
+        """See `Kept`."""
+        self.all_met()
 
     @property
     def worth_keeping(self) -> bool:
@@ -101,6 +127,26 @@ class Journal(Kept):
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
         self.note(piece, file=path.name, sha256=_sha256(path))
         return _mapped(path)
+
+
+class ReadJournal(Journal):
+    """That of the first process, for the others: it is read anew whenever all have met."""
+
+    first = False
+
+    def meet(self) -> None:
+        """See `Kept`."""
+        super().meet()
+        self._lines = _read(self.room / NAME, mend=False)
+
+    def note(self, what: str, **_: Any) -> None:
+        """See `Kept`. The first process has noted it, or has failed."""
+        raise EngineError(f"{self.room}: the first process's {what} cannot be read; go on with --resume")
+
+    def save(self, piece: str, arrays: Arrays) -> Arrays:
+        """See `Kept`. The first process has kept it, or has failed."""
+        self.note(piece)
+        return arrays
 
 
 @contextlib.contextmanager
@@ -157,10 +203,10 @@ def _begun(room: Path, made_of: Mapping[str, str], *, resume: bool) -> Journal:
     return Journal(room)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines; one that a kill cut off is cut out of the file too, so that the next begins where it did."""
+def _read(path: Path, *, mend: bool) -> list[dict[str, Any]]:
+    """The whole lines. mend: one that a kill cut off is cut out of the file, so that the next begins where it did."""
     lines: list[dict[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+    with contextlib.suppress(FileNotFoundError), path.open("r+b" if mend else "rb") as file:
         whole = 0
         for raw in file:
             try:
@@ -172,7 +218,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 break
             lines.append(line)
             whole += len(raw)
-        file.truncate(whole)
+        if mend:
+            file.truncate(whole)
     return lines
 
 

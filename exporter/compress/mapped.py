@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import mmap
-import os
 import re
 import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from exporter.compress.processes import count_now
 from exporter.compress.stack import layers_of, name_of_layers
 from exporter.verify.encoder_reference import AUTO_CLASSES, TransformersEncoder
 from exporter.verify.reference import TorchSource, TransformersReference, quiet
@@ -149,6 +150,16 @@ class MappedEncoder(Mapped, TransformersEncoder):
         """Another directory, opened in the same way and the same room."""
         return MappedEncoder(facts, self.room, self.task, trust_remote_code=self._trusted)
 
+    def reopen(self, facts: ModelFacts) -> None:
+        """See `Mapped.reopen`."""
+        super().reopen(facts)
+        self.max_tokens = self._longest()
+
+    def replace(self, model: Any) -> None:  # noqa: ANN401 - as above
+        """See `Mapped.replace`. It may take longer texts, or shorter ones."""
+        super().replace(model)
+        self.max_tokens = self._longest()
+
     def load(self, transformers: Any, kind: str, options: dict[str, Any]) -> tuple[Any, list[str]]:  # noqa: ANN401
         """See `TorchSource.load`. A pooler that is missing, and that an embedding does not read, is not there."""
         model, missing = super().load(transformers, kind, options)
@@ -207,14 +218,12 @@ def _places(facts: ModelFacts, owners: Container[str]) -> tuple[dict[str, int], 
 
 
 def _write(facts: ModelFacts, room: Path, places: dict[str, int], total: int) -> mmap.mmap:
-    """The weights as float32 in a file of `room`, mapped; the file's name is gone at once."""
-    free = shutil.disk_usage(room).free
-    if 2 * total > free:  # and once more for the result
-        what = f"needs {format_bytes(2 * total)} of disk beside {room.parent}"
+    """The weights as float32 in a file of `room`, mapped. It has no name: a killed process leaves nothing."""
+    free, needed = shutil.disk_usage(room).free, (1 + count_now()) * total  # each has its own; and once for the result
+    if needed > free:
+        what = f"needs {format_bytes(needed)} of disk beside {room.parent}"
         raise UserError(f"{facts.requested}: {what}, {format_bytes(free)} are free; choose another -o")
-    path = room / "weights.f32"
-    with path.open("w+b") as file, WeightReader() as reader:
-        os.unlink(path)  # noqa: PTH108 - open on: a killed process leaves nothing
+    with tempfile.TemporaryFile(dir=room) as file, WeightReader() as reader:
         file.truncate(max(total, PAGE))
         for name, offset in places.items():
             file.seek(offset)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 LOSSES = {TEXT_GENERATION: ("forward-kl", "reverse-kl", "jsd"), FEATURE_EXTRACTION: ("nmse", "cosine")}
 """By task, the usual one first; classifiers have those of predictions."""
+FOR_ENCODERS = (
+    "remove layers with scores spaced or magnitude, prune by magnitude, initialize, distill, or export --quant"
+)
 
 
 def task_of(facts: ModelFacts) -> str:
@@ -54,8 +57,8 @@ def refuse_other_tasks(recipe: Recipe, facts: ModelFacts, task: str) -> None:
         return
     for step in recipe.steps:
         if said := _of_decoders(step):
-            what = "remove layers with scores spaced or magnitude, prune by magnitude, distill, and export --quant"
-            raise UserError(f"--recipe: {said} is for decoders, {facts.requested} is for {task}; say {what}")
+            what = f"{said} is for decoders, {facts.requested} is for {task}"
+            raise UserError(f"--recipe: {what}; say {FOR_ENCODERS}")
     if recipe.kv_cache is not None:
         raise UserError(f"--recipe: kv_cache: {facts.requested} is for {task} and has none; leave it out")
     for training in recipe.trainings:
@@ -82,7 +85,7 @@ def refuse_unknown_pooling(facts: ModelFacts, task: str) -> None:
 
 def _of_decoders(step: Step) -> str | None:
     """A step that goes through a decoder's layers, in words; None for one that does not."""
-    if step.step == "distill":
+    if step.step in ("distill", "initialize"):
         return None
     if step.step == "prune":
         return None if step.method == "magnitude" else f"prune with method {step.method}"

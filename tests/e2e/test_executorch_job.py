@@ -81,8 +81,7 @@ def test_executorchs_own_runner_generates_the_same(decoder: Path) -> None:
     assert ran.stdout.split("=====")[1].strip() == text.strip()
 
 
-@pytest.mark.parametrize(("quant", "least"), [("fp32", 0.999999), ("int8", 0.99)])
-def test_an_encoder(quant: str, least: float, tmp_path: Path) -> None:
-    status, lines = export("executorch", minilm(), tmp_path / "out", "--quant", quant)
+def test_an_encoder(tmp_path: Path) -> None:
+    status, lines = export("executorch", minilm(), tmp_path / "out", "--quant", "int8")
     assert status == 0, lines
-    assert lines["cosine"]["value"] >= least
+    assert lines["cosine"]["value"] >= 0.99

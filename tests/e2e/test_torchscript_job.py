@@ -41,29 +41,26 @@ def test_int8_is_a_quarter_of_the_floats(decoder: Path) -> None:
     assert artifact.model_bytes <= 0.27 * 4 * artifact.n_params
 
 
-@pytest.mark.parametrize("verb", [("measure",), ("check", "--max-memory", "1500MB"), ("verify",)])
+@pytest.mark.parametrize("verb", [("measure",), ("check", "--max-memory", "1500MB")])
 def test_the_other_verbs(verb: tuple[str, ...], decoder: Path) -> None:
-    against = ["--against", str(offgrid(smollm2())), "--chunks", "2"]
-    rest = against if verb[0] == "verify" else ["--context", "256", "--trials", "1"]
-    ran = packlight(verb[0], decoder, *verb[1:], *rest)
+    ran = packlight(verb[0], decoder, *verb[1:], "--context", "256", "--trials", "1")
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_8_bit_activations_cost_a_decoder_more_and_verify_decides(tmp_path: Path) -> None:
     # Without smoothing perplexity goes from 11.6 to 31 (shared/FIELD.md).
     status, lines = export(
-        "torchscript", offgrid(smollm2()), tmp_path / "out", "--quant", "dynamic-int8", "--no-measure"
+        "torchscript", offgrid(smollm2()), tmp_path / "out", "--quant", "dynamic-int8", "--chunks", "2", "--no-measure"
     )
     # Without VNNI activations have 7 bits, see DynamicLinear.
     assert 0.015 < lines["KL divergence"]["value"] < (0.04 if torch.cpu._is_vnni_supported() else 0.12)
     assert status == any(line["ok"] is False for line in lines.values())
 
 
-@pytest.mark.parametrize(("quant", "least"), [("fp32", 0.999999), ("dynamic-int8", 0.99)])
-def test_an_encoder(quant: str, least: float, tmp_path: Path) -> None:
-    status, lines = export("torchscript", minilm(), tmp_path / "out", "--quant", quant)
+def test_an_encoder(tmp_path: Path) -> None:
+    status, lines = export("torchscript", minilm(), tmp_path / "out", "--quant", "dynamic-int8")
     assert status == 0, lines
-    assert lines["cosine"]["value"] >= least
+    assert lines["cosine"]["value"] >= 0.99
 
 
 def test_an_encoder_for_the_lite_interpreter_of_an_arm_board(tmp_path: Path) -> None:

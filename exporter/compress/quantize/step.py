@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from fnmatch import fnmatchcase
 from functools import partial
@@ -39,6 +40,22 @@ ALIGNMENT = 32
 
 def run(step: Quantize, subject: Subject) -> None:
     """See `exporter.compress.registry.Runner`. The codes of every weight go into the subject's files."""
+    with contextlib.nullcontext() if step.training is None else subject.kept.in_turn():
+        before, weights, blocks = _chosen(step, subject)
+    if step.training is not None:
+        blocks = _trained(step.training, subject, blocks, weights, before)
+    _note_lost_zeros(before, blocks, subject)
+    found: dict[str, Any] = {}
+    for name, (grid, packed) in blocks.items():
+        found |= grid.tensors(name, packed)
+    assert subject.target is not None
+    subject.files[SIDE_FILES[subject.target.name]] = found
+
+
+def _chosen(
+    step: Quantize, subject: Subject
+) -> tuple[dict[str, Bits], dict[str, torch.Tensor], dict[str, tuple[Grid, Bits]]]:
+    """Where zeros were, weights as they were where a training needs them, and the bytes of all; by weights' names."""
     from exporter.compress.quantize.autoround import AutoRoundOptions
     from exporter.compress.quantize.run import METHODS, Learned, quantize
     from exporter.compress.walk import Walk
@@ -51,18 +68,13 @@ def run(step: Quantize, subject: Subject) -> None:
     learned = None
     if step.method == "autoround":
         learned = Learned(AutoRoundOptions(step.iterations), subject.recipe.seed)
+    chunks = subject.chunks if subject.kept.first else []  # all that text tells is kept
     try:
-        walk = Walk(subject.model, subject.chunks)
+        walk = Walk(subject.model, chunks)
         blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned, subject.kept)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
-    if step.training is not None:
-        blocks = _trained(step.training, subject, blocks, weights, before)
-    _note_lost_zeros(before, blocks, subject)
-    found: dict[str, Any] = {}
-    for name, (grid, packed) in blocks.items():
-        found |= grid.tensors(name, packed)
-    subject.files[SIDE_FILES[subject.target.name]] = found
+    return before, weights, blocks
 
 
 def _trained(

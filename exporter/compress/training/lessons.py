@@ -103,7 +103,7 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
 
 def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
     """What is learned from, and what is held out. Raises UserError for a text that cannot be had or is too short."""
-    with _Teacher(step, subject) as teacher:
+    with subject.kept.in_turn(), _Teacher(step, subject) as teacher:
         n_pieces = teacher.pieces()
         if n_pieces < 2:
             of = "texts" if teacher.predictions.pad is not None else f"pieces of {step.text.tokens} tokens"

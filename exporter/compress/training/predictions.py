@@ -136,8 +136,8 @@ class Encoded:
     def taught(self, teacher: MappedEncoder, pieces: Ids) -> Taught:
         """See `Predictions`. Raises UserError for a teacher that takes shorter texts."""
         if max(map(len, pieces)) > teacher.max_tokens:
-            what = f"takes {teacher.max_tokens} tokens"
-            raise UserError(f"--recipe: teacher {self._step.teacher}: {what}; say text.tokens: {teacher.max_tokens}")
+            what = f"teacher {self._step.teacher or 'of initialize'}: takes {teacher.max_tokens} tokens"
+            raise UserError(f"--recipe: {what}; say text.tokens: {teacher.max_tokens}")
         found = [_judged(teacher.encode(ids)) for ids in pieces]
         if found[0].ndim == 1:
             return None, np.stack(found)

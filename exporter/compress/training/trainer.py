@@ -1,4 +1,7 @@
-"""A model trained on its lessons by transformers' Trainer, which keeps checkpoints and goes on from the last one."""
+"""A model trained on its lessons by transformers' Trainer, which keeps checkpoints and goes on from the last one.
+
+Of several processes each computes its share of every batch, and the first one writes the checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from torch import distributed
 
+from exporter.compress.processes import count_now
 from exporter.compress.training.features import followed
 from exporter.compress.training.predictions import arguments, predictions
 from exporter.verify.reference import quiet
@@ -26,6 +31,7 @@ from runtime.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from exporter.compress.journal import Kept
     from exporter.compress.subject import Subject
     from exporter.compress.training.features import Followed
     from exporter.compress.training.lessons import Lessons
@@ -96,6 +102,7 @@ def train(student: Student, taught: tuple[Lessons, Lessons], step: Training, sub
     """
     learned, held_out = taught
     found = _trained(student, learned, held_out, step, subject)
+    subject.kept.meet()  # the first process removes what others still read
     student.model.eval()
     subject.notes.append(f"{what}: {found.said(len(held_out))}")
 
@@ -109,10 +116,10 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
             student = dataclasses.replace(student, quick=(*student.quick, *features.projections.values()))
         _refuse_small_disk(student, work)
         options = _options(step, subject.recipe.seed, work)
-        if features is not None:  # what is followed is seen on one device, as Trainer counts them
-            options._n_gpu = min(options.n_gpu, 1)
+        options._n_gpu = min(options.n_gpu, 1)  # more than one are for more processes: Trainer would copy the model
         for entered in (
             quiet(transformers),
+            _without_traces(student.model),
             learning(student.model, [*student.parameters, *student.quick]),
             _zeros_stay(student),
             nothing_dropped(student.model),
@@ -120,12 +127,15 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
         ):
             stack.enter_context(entered)
         trainer = _Distilling(
-            student, predictions(step, subject), features, args=options, train_dataset=learned, eval_dataset=held_out,
-            data_collator=learned.collate,
+            student, predictions(step, subject), features, subject.kept, args=options, train_dataset=learned,
+            eval_dataset=held_out, data_collator=learned.collate,
         )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
         if over:
             return trainer.again(work)
+        # Without DistributedDataParallel: it waits for gradients of a pooler that no loss reads, and does not know what
+        # is no part of the model. See `averaged`.
+        trainer.accelerator.prepare_model(student.model, evaluation_mode=True)
         with student.before():
             before = float(trainer.evaluate()["eval_loss"])
         trainer.add_callback(_Shown(subject.progress))
@@ -145,7 +155,8 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
                     "lower learning_rate, or give it more text"
                 )
             found = Trained(before, after, state.global_step, state.best_global_step)
-            write_json(work / FINISHED, dataclasses.asdict(found))
+            if subject.kept.first:
+                write_json(work / FINISHED, dataclasses.asdict(found))
         except OSError as error:
             raise ModelError(f"{work}: cannot be written ({error}); free space or choose another -o") from error
     return found
@@ -154,21 +165,28 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
 def _options(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401 - a class of transformers
     """What Trainer is told. Raises UserError for what it cannot do here."""
     every = max(1, step.updates // EVALUATIONS)
+    processes = count_now()
     try:
-        return transformers.TrainingArguments(
-            output_dir=str(work), max_steps=step.updates, per_device_train_batch_size=step.batch // step.accumulate,
-            gradient_accumulation_steps=step.accumulate, learning_rate=step.learning_rate, lr_scheduler_type="cosine",
-            warmup_steps=step.updates // WARMUP, per_device_eval_batch_size=1, eval_strategy="steps", eval_steps=every,
-            save_steps=every, load_best_model_at_end=True, metric_for_best_model="eval_loss",
-            greater_is_better=False, prediction_loss_only=True, label_names=["input_ids"], remove_unused_columns=False,
-            logging_steps=1, report_to="none", disable_tqdm=True, seed=seed, bf16=step.precision == "bfloat16",
+        found = transformers.TrainingArguments(
+            output_dir=str(work), max_steps=step.updates, gradient_accumulation_steps=step.accumulate,
+            per_device_train_batch_size=step.batch // step.accumulate // processes, per_device_eval_batch_size=1,
+            learning_rate=step.learning_rate, lr_scheduler_type="cosine", warmup_steps=step.updates // WARMUP,
+            eval_strategy="steps", eval_steps=every, save_steps=every, load_best_model_at_end=True,
+            metric_for_best_model="eval_loss", greater_is_better=False, prediction_loss_only=True,
+            label_names=["input_ids"], remove_unused_columns=False, logging_steps=1, report_to="none",
+            disable_tqdm=True, seed=seed, bf16=step.precision == "bfloat16",
             dataloader_pin_memory=torch.cuda.is_available(),
-            use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            use_cpu=not (torch.cuda.is_available() or (processes == 1 and torch.backends.mps.is_available())),
         )  # fmt: skip
     except ImportError as error:
         raise UserError("--recipe: training needs the library 'accelerate'; pip install 'packlight[train]'") from error
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise UserError(f"--recipe: training: {' '.join(str(error).split())[:200]}") from error
+    if found.world_size != processes:  # each would learn alone
+        raise UserError(
+            f"--recipe: training: accelerate sees {found.world_size} of {processes} processes; use torchrun"
+        )
+    return found
 
 
 def _refuse_small_disk(student: Student, work: Path) -> None:
@@ -188,9 +206,11 @@ with quiet(transformers):  # it brings in what logs that it has no GPU
 class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
     """Learns from the teacher's predictions. Any: what transformers hands to its own methods."""
 
-    def __init__(self, student: Student, predicted: Predictions, features: Followed | None, **options: Any) -> None:
+    def __init__(
+        self, student: Student, predicted: Predictions, features: Followed | None, kept: Kept, **options: Any
+    ) -> None:
         super().__init__(model=student.model, **options)
-        self._student, self._predictions, self._features = student, predicted, features
+        self._student, self._predictions, self._features, self._kept = student, predicted, features, kept
         if features is not None:
             features.to(self.args.device)
         # The loss is a mean over a part of a batch, which Trainer has to divide by the number of parts.
@@ -225,7 +245,9 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
         """See `transformers.Trainer`: forwards and backwards."""
         with self._student.as_stored():
             found: torch.Tensor = super().training_step(*arguments, **more)
-            return found
+        if self.accelerator.sync_gradients:  # behind the last part of a batch
+            averaged([*self._student.parameters, *self._student.quick])
+        return found
 
     def evaluation_loop(self, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
         """See `transformers.Trainer`."""
@@ -240,7 +262,8 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
 
     def go_on(self, work: Path) -> None:
         """Train to the end, from the last checkpoint where there is one, and load what was best."""
-        last = _last(work)
+        with self._kept.in_turn():
+            last = _last(work)
         if last is None or int(last.name.rpartition("-")[2]) < self.args.max_steps:
             self.train(resume_from_checkpoint=last and str(last))
             return
@@ -259,6 +282,9 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
         super()._save_checkpoint(model, trial)
         work = Path(self.args.output_dir)
         made = work / f"checkpoint-{self.state.global_step}"
+        self._kept.meet()  # each writes a state of its own
+        if not self._kept.first:
+            return
         if self._features is not None:
             self._features.save(made)
         for path in made.iterdir():
@@ -312,6 +338,34 @@ class _Shown(transformers.TrainerCallback):  # type: ignore[misc]
             left = (time.monotonic() - start) / (state.global_step - first) * (state.max_steps - state.global_step)
             what = f"training, loss {logs['loss']:.4g}{self._said}, {left / 60:.0f} min left"
             self._progress(what, state.global_step, state.max_steps)
+
+
+def averaged(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give parameters the mean of their gradients over all processes; none, where it has none in any of them."""
+    if not distributed.is_initialized():
+        return
+    there = torch.tensor([one.grad is not None for one in parameters], dtype=torch.int32, device=parameters[0].device)
+    distributed.all_reduce(there, distributed.ReduceOp.MAX)
+    pending = []
+    for parameter, known in zip(parameters, there.tolist(), strict=True):
+        if known:
+            if parameter.grad is None:  # an expert that no token went to
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad /= distributed.get_world_size()
+            pending.append(distributed.all_reduce(parameter.grad, async_op=True))
+    for one in pending:
+        one.wait()
+
+
+@contextlib.contextmanager
+def _without_traces(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """What accelerate writes on a model goes at the end: a forward in bfloat16, and that it is prepared."""
+    before = set(vars(model))
+    try:
+        yield
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import convert_speed, kl_parity, record, spawn, startup, tables, tools
+from benchmarks import convert_speed, kl_parity, record, small_files, spawn, startup, tables, tools
 
 
 def _row(model: str, official_s: float | None, ours_s: float, peak: int) -> dict:
@@ -135,3 +135,19 @@ def test_only_what_lies_between_the_markers_is_replaced():
 def test_page_without_its_marker_is_an_error():
     with pytest.raises(SystemExit, match="page: needs a line"):
         tables.fill("no marker", {"x": lambda: "new"}, "page")
+
+
+def test_a_file_that_a_smaller_one_outdoes_is_not_on_the_curve(monkeypatch):
+    def files(*known):
+        return [small_files.File(name, n_bytes, kept, "0123456789abcdef") for name, n_bytes, kept in known]
+
+    known = [("whole", 50, 0.99), ("worse", 40, 0.90), ("half", 30, 0.98), ("tenth", 10, 0.8), ("other", 30, 0.7)]
+    assert [one.what for one in small_files.best(files(*known))] == ["whole", "half", "tenth"]
+    monkeypatch.setattr(small_files, "decoders", lambda: files(*known))
+    rows = [{"quant": "int4", "n_bytes": 9, "rank correlation": 0.98}]
+    monkeypatch.setattr(record, "load", lambda _name: None)
+    table = small_files.table({"decoder_bytes": 100, "encoder_bytes": 90, "commit": "fedcba9876543210", "rows": rows})
+    assert "| half | 0.0 | 1/3.3 | 98.0% | `0123456789ab` |" in table
+    assert "worse" not in table
+    assert "**✗ Not both: the smallest that keeps 97% is 1/3.3, one of 1/10 keeps 80.0%.**" in table
+    assert "| ONNX int4 | 0.0 | 1/10.0 | 98.0% | `fedcba987654` |\n\nA file of 1/10.0 keeps 97%." in table

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from support.killing import killed
+from support.forked import killed
 from support.recipes import opened_subject, recipe, run
 from support.tiny_encoders import FAMILIES, edit_json, make_tiny_encoder, write_pooling
 
@@ -380,7 +380,7 @@ def test_positions_that_older_files_have(encoder: Callable[..., Path], tmp_path:
     assert "embeddings.position_ids" not in load_file(tmp_path / "out" / "model.safetensors")
 
 
-OTHERS = "say remove layers with scores spaced or magnitude, prune by magnitude, distill, and export --quant"
+OTHERS = "say remove layers with scores spaced or magnitude, prune by magnitude, initialize, distill, or export --quant"
 
 
 @pytest.mark.parametrize(
@@ -622,3 +622,47 @@ def test_a_single_text_is_too_few(encoder: Callable[..., Path], tmp_path: Path) 
     file.write_text('{"text": "one"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"training needs two texts, one to judge by; there are 1; raise text.chunks"):
         run(encoder(), tmp_path / "out", {**DISTILL, "text": {"jsonl": str(file)}})
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "change"),
+    [
+        ("Bert", EMBEDDINGS, {"num_hidden_layers": 2, "intermediate_size": 40}),
+        ("DistilBert", EMBEDDINGS, {"n_layers": 2, "n_heads": 2}),
+        ("Roberta", LABELS, {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}),
+        ("Bert", TOKENS, {"hidden_size": 24, "num_attention_heads": 4}),
+    ],
+)
+def test_a_student_of_another_shape(
+    family: str, task: str, change: dict[str, Any], encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = encoder(family, task)
+    student = {"step": "initialize", "change": change}
+    features = {"features": {"hidden": 0.1}}  # of other widths too, and of the layers that TinyBERT's map names
+    fresh, taught = run(source, tmp_path / "out", student, {**DISTILL, "updates": 100, **features})
+    (of,) = [note for note in fresh["notes"] if note.startswith("initialize: ")]
+    assert of.endswith(" weights are new")
+    assert taught["n_params"] == fresh["n_params"]
+    if task == EMBEDDINGS:
+        assert taught["mean_cosine"] > fresh["mean_cosine"] + 0.05
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert change.items() <= config.items()
+    assert config.get("id2label") == json.loads((source / "config.json").read_text()).get("id2label")
+    assert np.isfinite(outputs(tmp_path / "out", [2, 30, 40, 3])).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        (EMBEDDINGS, {"hidden_size": 16}, "gives 16 numbers a text or token, the model "),
+        (EMBEDDINGS, {"max_position_embeddings": 40}, "takes 40 tokens, the model "),
+        (LABELS, {"id2label": {"0": "yes"}}, "change: id2label stays the teacher's; leave it out"),
+        (LABELS, {"hidden_size": 30}, "no model has this configuration"),
+    ],
+)
+def test_a_student_that_would_answer_otherwise(
+    task: str, change: dict[str, Any], message: str, encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"--recipe: initialize: {message}"):
+        run(encoder("Bert", task), tmp_path / "out", {"step": "initialize", "change": change}, DISTILL)
+    assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from support.killing import killed
+from support.forked import killed
 from support.recipes import TEXT, opened_subject, recipe, run
 from support.removal import logits, opened
 

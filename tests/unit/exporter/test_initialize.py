@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from support.killing import killed
+from support.forked import killed
 from support.recipes import TEXT, opened_subject, recipe, run
 from support.removal import opened, removed
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from support.killing import killed_in
+from support.forked import killed_in
 
 from exporter.checkpoint import resolve
 from exporter.compress import journal as journals

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from support.killing import killed
+from support.forked import killed
 from support.removal import opened
 
 from exporter.by_recipe import NamedRecipe
