@@ -203,7 +203,12 @@ def follow(request: CompressRequest) -> None:
     from exporter.compress.settled import restore
 
     recipe, work = request.recipe, work_of(request.out.absolute())
-    with joined(request.here) as all_met, said_after_first(request.here), lost_is_said():
+    with contextlib.ExitStack() as stack:
+        with said_after_first(request.here):
+            all_met = stack.enter_context(joined(request.here))
+        # Within what has joined: while this one waits to be heard, the first one is not told that it is gone.
+        stack.enter_context(said_after_first(request.here))
+        stack.enter_context(lost_is_said())
         all_met()
         refuse_other_disk(work)
         journal = ReadJournal(work)

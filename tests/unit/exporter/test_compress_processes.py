@@ -161,8 +161,9 @@ def test_as_the_documentation_starts_it(tiny_llama: Path, tmp_path: Path) -> Non
 
 
 def test_weights_are_not_split(tiny_llama: Path, tmp_path: Path) -> None:
-    first, _ = together_run(tiny_llama, tmp_path, [SHORTER, DISTILL])(ACCELERATE_USE_FSDP="true")
+    first, other = together_run(tiny_llama, tmp_path, [SHORTER, DISTILL])(ACCELERATE_USE_FSDP="true")
     assert first.status == 2
+    assert other.error == ""
     assert first.error.splitlines()[-1].startswith("error: ACCELERATE_USE_FSDP: splits the weights over processes")
     assert not (tmp_path / "out").exists()
 
@@ -255,7 +256,7 @@ trainer._Distilling.go_on = failing
 
 def test_what_one_alone_has_to_say_is_heard(tiny_llama: Path, tmp_path: Path) -> None:
     first, other = together_run(tiny_llama, tmp_path, [SHORTER, DISTILL])(patches={1: ALONE_IN_TRAINING})
-    assert other.status == 2
+    assert other.status in (2, -signal.SIGTERM, 128 + signal.SIGTERM)  # ended on its way out, by the first one's end
     assert other.error.splitlines() == ["error: process 1 of 2: its disk is full"]
     assert first.status != 0
     assert "Traceback" not in first.error
