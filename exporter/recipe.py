@@ -86,8 +86,8 @@ class Recipe(Strict):
     def _follows_in_its_own_space(self) -> Recipe:
         turned = False
         for step in self.steps:
-            training = getattr(step, "training", None) or step
-            followed = training.features if isinstance(training, Training) else None
+            training = training_of(step)
+            followed = None if training is None else training.features
             if turned and followed is not None and followed.hidden:
                 raise ValueError("features: hidden cannot be followed behind rotate, which turns them; say hidden: 0")
             turned = turned or (step.step == "rotate" and "residual" in step.spaces)

@@ -47,8 +47,8 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
 
     options, trials = running.options()
     by = NamedRecipe(load_recipe(job.recipe), job.recipe) if job.recipe is not None else None
-    if by is not None and (here := launched()).count > 1:
-        what = f"export --recipe runs in one process, WORLD_SIZE says {here.count}"
+    if by is not None and (count := launched().count) > 1:
+        what = f"export --recipe runs in one process, WORLD_SIZE says {count}"
         raise UserError(f"{what}; let them compress, and export what that has written")
     request = ExportRequest(
         model=job.model,

@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.calibration import file_digests
 from exporter.compress.directory import refuse_unknown_weights, write_directory
 from exporter.compress.journal import ReadJournal, work_of, working
-from exporter.compress.processes import (
-    ALONE,
-    joined,
-    lost_is_said,
-    refuse_other_disk,
-    refuse_uneven,
-    said_after_first,
-)
+from exporter.compress.processes import ALONE, joined, lost_is_said, refuse_uneven, said_after_first
 from exporter.compress.tasks import refuse_other_tasks, refuse_unknown_pooling, task_of
 from exporter.progress import SilentReporter
 from exporter.quant import known_quant
@@ -202,7 +195,7 @@ def follow(request: CompressRequest) -> None:
     from exporter.compress.registry import runner
     from exporter.compress.settled import restore
 
-    recipe, work = request.recipe, work_of(request.out.absolute())
+    recipe = request.recipe
     with contextlib.ExitStack() as stack:
         with said_after_first(request.here):
             all_met = stack.enter_context(joined(request.here))
@@ -210,8 +203,7 @@ def follow(request: CompressRequest) -> None:
         stack.enter_context(said_after_first(request.here))
         stack.enter_context(lost_is_said())
         all_met()
-        refuse_other_disk(work)
-        journal = ReadJournal(work)
+        journal = ReadJournal(work_of(request.out.absolute()))
         journal.all_met = all_met
         facts = _source(request)
         with _opened(facts, task_of(facts), request, _preset(recipe), journal, SilentReporter()) as subject:

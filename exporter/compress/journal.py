@@ -130,9 +130,17 @@ class Journal(Kept):
 
 
 class ReadJournal(Journal):
-    """That of the first process, for the others: it is read anew whenever all have met."""
+    """That of the first process, for the others: it is read anew whenever all have met.
+
+    Raises UserError where it is not there: then this process is on a machine with another disk.
+    """
 
     first = False
+
+    def __init__(self, room: Path) -> None:
+        super().__init__(room)
+        if not self._lines:
+            raise UserError(f"{room}: is not there; -o must name a place that the processes of all machines see")
 
     def meet(self) -> None:
         """See `Kept`."""

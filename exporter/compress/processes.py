@@ -13,12 +13,10 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from exporter.compress.journal import NAME
 from runtime.errors import EngineError, PacklightError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from exporter.steps import Training
 
@@ -159,9 +157,3 @@ def said_after_first(here: Launched) -> Iterator[None]:
         raise EngineError(f"{who}: {error.filename or 'writing'}: {error.strerror or error}") from error
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(who) from error
-
-
-def refuse_other_disk(room: Path) -> None:
-    """Raise UserError where a process does not see the work directory of the first one."""
-    if not (room / NAME).is_file():
-        raise UserError(f"{room}: is not there; -o must name a place that the processes of all machines see")

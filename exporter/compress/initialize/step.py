@@ -29,6 +29,9 @@ LABELS = ("id2label", "label2id", "num_labels", "problem_type")
 """Keys of a configuration that a student has from its teacher: who loads it, the tokens of both, and the labels."""
 WRITTEN = ("dtype", "torch_dtype", "transformers_version", "quantization_config", WIDTHS)
 """Keys that say how weights lie in a directory, and nothing of the student's."""
+NOT_ITS_OWN = (*CLASS, *TOKENS, *LABELS, *WRITTEN)
+COMPARED = ("model_type", "vocab_size")
+"""Of those, what a student may say as its teacher has it."""
 ROPE = ("rope_theta", "rope_scaling", "rope_local_base_freq")
 """Before transformers 5, what `rope_parameters` has."""
 
@@ -126,7 +129,7 @@ def _wanted(step: Initialize, source: dict[str, Any], open_config: Any) -> dict[
         found, where = {**_kinds_of_layers(step.change, source), **step.change}, "change"
         known = {**open_config.to_dict(), **source}
         for key in step.change:
-            if key in (*CLASS[1:], *TOKENS[1:], *LABELS, *WRITTEN):
+            if key in NOT_ITS_OWN and key not in COMPARED:
                 raise UserError(f"--recipe: initialize: change: {key} stays the teacher's; leave it out")
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=2, cutoff=0.5) or ["num_hidden_layers", "hidden_size"]
@@ -136,7 +139,7 @@ def _wanted(step: Initialize, source: dict[str, Any], open_config: Any) -> dict[
         if key in found and found[key] != getattr(open_config, key):
             said = f"{key} is {found[key]!r}, the model's {getattr(open_config, key)!r}"
             raise UserError(f"--recipe: initialize: {where}: {said}; a student has the {what} of its teacher")
-    return {key: value for key, value in found.items() if key not in (*CLASS, *TOKENS, *LABELS, *WRITTEN)}
+    return {key: value for key, value in found.items() if key not in NOT_ITS_OWN}
 
 
 def _changes(wanted: dict[str, Any], source: dict[str, Any], *, whole: bool) -> dict[str, Any]:

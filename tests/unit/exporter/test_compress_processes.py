@@ -23,7 +23,7 @@ from support.tiny_encoders import make_tiny_encoder, write_pooling
 from exporter.compress import processes
 from exporter.compress.distill.step import run as distill
 from exporter.compress.journal import NAME, ReadJournal, work_of, working
-from exporter.compress.processes import ALONE, Launched, joined, launched, refuse_other_disk, said_after_first
+from exporter.compress.processes import ALONE, Launched, joined, launched, said_after_first
 from runtime.errors import EngineError, UserError
 from targets.ongrid import RECIPE
 
@@ -225,7 +225,7 @@ def test_what_the_first_has_kept(tmp_path: Path) -> None:
             with pytest.raises(EngineError, match="the first process's x cannot be read; go on with --resume"):
                 wrong()
     with pytest.raises(UserError, match=r"-o must name a place that the processes of all machines see"):
-        refuse_other_disk(journal.room)
+        ReadJournal(journal.room)
 
 
 @pytest.mark.parametrize(
