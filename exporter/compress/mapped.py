@@ -150,6 +150,16 @@ class MappedEncoder(Mapped, TransformersEncoder):
         """Another directory, opened in the same way and the same room."""
         return MappedEncoder(facts, self.room, self.task, trust_remote_code=self._trusted)
 
+    def reopen(self, facts: ModelFacts) -> None:
+        """See `Mapped.reopen`."""
+        super().reopen(facts)
+        self.max_tokens = self._longest()
+
+    def replace(self, model: Any) -> None:  # noqa: ANN401 - as above
+        """See `Mapped.replace`. It may take longer texts, or shorter ones."""
+        super().replace(model)
+        self.max_tokens = self._longest()
+
     def load(self, transformers: Any, kind: str, options: dict[str, Any]) -> tuple[Any, list[str]]:  # noqa: ANN401
         """See `TorchSource.load`. A pooler that is missing, and that an embedding does not read, is not there."""
         model, missing = super().load(transformers, kind, options)

@@ -27,18 +27,16 @@ class EncoderReference(Protocol):
     """The source model of an encoder, open. Token ids are plain ints.
 
     description: what it is and how it runs, for the record
+    max_tokens: longest text that it takes, special tokens counted
     n_vocab: token ids that it knows
     special_tokens, added_tokens: as of `Reference`
     """
 
     description: str
+    max_tokens: int
     n_vocab: int
     special_tokens: tuple[str, ...]
     added_tokens: tuple[str, ...]
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest text that it takes, special tokens counted."""
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids of `text`, neither padded nor cut."""
@@ -68,6 +66,7 @@ class TransformersEncoder(TorchSource):
         self.use_threads(threads)
         self.pooling = read_pooling(path) if task == "feature-extraction" else None
         self.n_vocab = int(self._model.get_input_embeddings().weight.shape[0])
+        self.max_tokens = self._longest()
 
     def encode(self, ids: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
         """See `EncoderReference`."""
@@ -79,8 +78,7 @@ class TransformersEncoder(TorchSource):
             return {"last_hidden_state": states}
         return {"last_hidden_state": states, "sentence_embedding": self.pooling(states)}
 
-    @property
-    def max_tokens(self) -> int:
+    def _longest(self) -> int:
         """Positions that the model has. RoBERTa and its kin count theirs from behind the padding token's id."""
         positions = int(getattr(self._model.config, "max_position_embeddings", 0) or self._tokenizer.model_max_length)
         for name, module in self._model.named_modules():
