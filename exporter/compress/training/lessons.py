@@ -79,10 +79,17 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self._chosen)
 
+    def lengths(self) -> list[int]:
+        """Of each piece, in tokens."""
+        return [self._length(one) for one in self._chosen]
+
+    def _length(self, piece: int) -> int:
+        batch, row = divmod(piece, AT_A_TIME)
+        return int((self._batches[batch].ids[row] != NOTHING).sum())
+
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         batch, row = divmod(self._chosen[number], AT_A_TIME)
-        piece = self._batches[batch]
-        length = int((piece.ids[row] != NOTHING).sum())
+        piece, length = self._batches[batch], self._length(self._chosen[number])
         found = {"input_ids": torch.from_numpy(piece.ids[row, :length].astype(np.int64))}
         if piece.tokens is not None:
             found["tokens"] = torch.from_numpy(piece.tokens[row].astype(np.int64))

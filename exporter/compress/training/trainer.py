@@ -22,6 +22,7 @@ from torch import distributed
 
 from exporter.compress.processes import count_now
 from exporter.compress.training.features import followed
+from exporter.compress.training.order import OfLikeLength
 from exporter.compress.training.predictions import arguments, predictions
 from exporter.verify.reference import quiet
 from runtime.atomic import write_json
@@ -235,6 +236,14 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
             quick = {"params": list(student.quick), "lr": QUICK * self.args.learning_rate}
             self.optimizer = kind([{"params": list(student.parameters)}, quick], **options)
         return super().create_optimizer(model)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:  # noqa: ANN401
+        """See `transformers.Trainer`, whose own order it is where all pieces are of one length."""
+        lengths, args = self.train_dataset.lengths(), self.args
+        if len(set(lengths)) == 1:
+            return super()._get_train_sampler(train_dataset)
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return OfLikeLength(lengths, batch, args.max_steps, args.seed)
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:  # noqa: ANN401
         """See `transformers.Trainer`."""
