@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.calibration import file_digests
 from exporter.compress.directory import refuse_unknown_weights, write_directory
 from exporter.compress.journal import ReadJournal, work_of, working
-from exporter.compress.processes import ALONE, joined, lost_is_said, refuse_uneven, said_after_first
+from exporter.compress.processes import ALONE, joined, lost_is_said, refuse_uneven, refuse_unsplit, said_after_first
 from exporter.compress.tasks import refuse_other_tasks, refuse_unknown_pooling, task_of
 from exporter.progress import SilentReporter
 from exporter.quant import known_quant
@@ -133,6 +133,7 @@ def compress(request: CompressRequest, reporter: Reporter) -> CompressReport:
     wait_briefly()  # before torch is loaded: beside anything else its threads would spin most of the time away
     refuse_occupied(request.out.absolute(), overwrite=False)
     refuse_uneven(request.recipe.trainings, request.here)
+    refuse_unsplit(request.recipe.steps, request.here)
     with joined(request.here) as all_met, lost_is_said():
         return _compress(request, all_met, reporter)
 
@@ -326,7 +327,9 @@ def _opened(
         facts, journal.room, task, threads=request.threads, trust_remote_code=request.trust_remote_code
     )
     with contextlib.closing(reference):
-        subject = Subject(facts, reference, request.recipe, reporter.advance, target, options, kept=journal)
+        subject = Subject(
+            facts, reference, request.recipe, reporter.advance, target, options, kept=journal, split=request.here.split
+        )
         refuse_unknown_weights(subject)
         layers_of(subject.model)  # where they are not found, nothing can be told of them
         yield subject

@@ -13,12 +13,13 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from exporter.steps import training_of
 from runtime.errors import EngineError, PacklightError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from exporter.steps import Training
+    from exporter.steps import Step, Training
 
     Meet = Callable[[], None]
 
@@ -28,17 +29,22 @@ STEP_WITHIN = timedelta(days=30)
 """So long may a step take that the first process does alone. A process that ends ends the waiting of all others."""
 SAYS_IT_FIRST = 10
 """Seconds. Where the first process fails in the same way, the launcher ends all others within that."""
-SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+"""By these `accelerate launch` says that the weights are to be split over the processes."""
 SIZES = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """By any of these accelerate takes a process for one of several."""
 
 
 @dataclass(frozen=True)
 class Launched:
-    """This process among those that were started together. rank: from 0; count: of all"""
+    """This process among those that were started together.
+
+    rank: from 0; count: of all; split: whether trainings split the weights over them
+    """
 
     rank: int
     count: int
+    split: bool = False
 
     @property
     def first(self) -> bool:
@@ -51,8 +57,9 @@ ALONE = Launched(0, 1)
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launched:
     """What a launcher has said, in the variables that torch.distributed reads. Raises UserError for nonsense."""
+    split = environment.get(FSDP, "false").lower() == "true"
     try:
-        found = Launched(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")))
+        found = Launched(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")), split)
     except ValueError as error:
         raise UserError(f"RANK and WORLD_SIZE are not numbers ({error}); unset them, or use torchrun") from error
     if found.count == 1 or "MASTER_ADDR" not in environment:
@@ -74,16 +81,15 @@ def count_now() -> int:
 def joined(here: Launched) -> Iterator[Meet]:
     """Meanwhile the processes know each other. Yields what waits until all have called it.
 
-    Raises UserError where they do not find each other, or where weights were to be split over them.
+    Raises UserError where they do not find each other, or where DeepSpeed was to split weights over them.
     """
     if here.count == 1:
-        with _taken_for_one():
+        with _hidden(*SIZES, FSDP):  # libraries would wait for others
             yield lambda: None
         return
-    for name in SHARDING:
-        if os.environ.get(name, "false").lower() == "true":
-            what = "splits the weights over processes, which compress does not; every process holds the model"
-            raise UserError(f"{name}: {what}: say 'no' to it in 'accelerate config', or use torchrun")
+    if os.environ.get(DEEPSPEED, "false").lower() == "true":
+        what = "splits the weights in a way that compress does not know"
+        raise UserError(f"{DEEPSPEED}: {what}; say FSDP in 'accelerate config', or use torchrun")
     import torch
     from torch import distributed
 
@@ -97,15 +103,16 @@ def joined(here: Launched) -> Iterator[Meet]:
         what = f"{here.count} processes were announced by WORLD_SIZE and have not met"
         raise UserError(f"{what} ({_short(error)}); start all with torchrun, or unset RANK and WORLD_SIZE") from error
     try:
-        yield partial(distributed.barrier, group)
+        with _hidden(FSDP):  # it is done here: accelerate would do it once more
+            yield partial(distributed.barrier, group)
     finally:
         distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
-def _taken_for_one() -> Iterator[None]:
-    """What a queue or another launcher has said of sizes is not there meanwhile: libraries would wait for others."""
-    hidden = {name: os.environ.pop(name) for name in SIZES if name in os.environ}
+def _hidden(*names: str) -> Iterator[None]:
+    """What a launcher or a queue has said by these names is not there meanwhile."""
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
@@ -140,6 +147,14 @@ def refuse_uneven(trainings: Iterable[Training], here: Launched) -> None:
             what = f"batch: {one.batch}{parts} is not divided evenly among {here.count} processes"
             fix = f"say batch: {-(-at_once // here.count) * here.count * one.accumulate}, or start another number"
             raise UserError(f"--recipe: {what}; {fix}")
+
+
+def refuse_unsplit(steps: Iterable[Step], here: Launched) -> None:
+    """Raise UserError for a training that needs whole weights, where they are to be split."""
+    for one in steps:
+        if here.split and one.step != "distill" and training_of(one) is not None:
+            what = f"training of a {one.step} step needs whole weights in every process"
+            raise UserError(f"--recipe: {what}; say no to FSDP in 'accelerate config' (unset {FSDP})")
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ class Subject:
     notes: what the user should know of the step that runs
     kept: what a step may tell of its finished work, for a run after a kill
     number: of the step that runs, from 0
+    split: whether a training splits the weights over all processes
     """
 
     facts: ModelFacts
@@ -57,6 +58,7 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     kept: Kept = field(default_factory=Kept)
     number: int = 0
+    split: bool = False
 
     def __post_init__(self) -> None:
         self.layers = list(range(len(find_layers(self.model) or ())))

@@ -11,7 +11,8 @@ import transformers
 
 from exporter.compress.quantize.gptq import is_pruned
 from exporter.compress.training.lessons import lessons
-from exporter.compress.training.trainer import Student, train, zeros_of
+from exporter.compress.training.student import Student, zeros_of
+from exporter.compress.training.trainer import train
 from runtime.errors import UserError
 
 if TYPE_CHECKING:

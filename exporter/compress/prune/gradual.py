@@ -12,7 +12,8 @@ import torch
 from exporter.compress.prune.magnitude import smallest, smallest_of_all
 from exporter.compress.prune.schedule import sparsity_at
 from exporter.compress.training.lessons import lessons
-from exporter.compress.training.trainer import Student, train, zeros_of
+from exporter.compress.training.student import Student, zeros_of
+from exporter.compress.training.trainer import train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

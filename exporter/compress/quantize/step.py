@@ -90,7 +90,8 @@ def _trained(
     """
     from exporter.compress.quantize.fake import FakeQuantized
     from exporter.compress.training.lessons import lessons
-    from exporter.compress.training.trainer import Student, train
+    from exporter.compress.training.student import Student
+    from exporter.compress.training.trainer import train
 
     model = subject.model
     taught = lessons(training, subject)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from exporter.compress.stack import find_attention, find_layers, layers_of
 from exporter.compress.training.losses import DISTANCES, attention_divergence
 from exporter.compress.training.predictions import arguments
+from exporter.compress.training.sharded import split_over
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,9 +94,13 @@ class Followed:
         found: Tensor = self._student.hidden[number].float()
         return functional.linear(found, self.projections[number]) if number in self.projections else found
 
-    def to(self, device: Any) -> None:  # noqa: ANN401 - as torch names one
-        """Move what is computed with."""
-        self._teacher.base.to(device)
+    def to(self, device: Any, *, split: bool) -> None:  # noqa: ANN401 - as torch names one
+        """Move what is computed with. split: the teacher's weights, over all processes"""
+        base = self._teacher.base
+        if split:
+            split_over(base, base, device)
+        else:
+            base.to(device)
         for parameter in self.projections.values():
             parameter.data = parameter.data.to(device)
 
@@ -154,10 +159,15 @@ class _Watched:
 
 
 @contextlib.contextmanager
-def followed(step: Training, subject: Subject, example: Mapping[str, Tensor]) -> Iterator[Followed | None]:
+def followed(
+    step: Training,
+    subject: Subject,
+    example: Mapping[str, Tensor],
+    student: Any = None,  # noqa: ANN401 - a model of transformers
+) -> Iterator[Followed | None]:
     """What the step wants followed, None for nothing; the teacher is open within it.
 
-    example: one piece of text, see `Lessons`.
+    example: one piece of text, see `Lessons`; student: None for the subject's model
     Raises UserError for layers that there are not, or that cannot be followed.
     """
     said = step.features
@@ -166,7 +176,7 @@ def followed(step: Training, subject: Subject, example: Mapping[str, Tensor]) ->
         return
     with contextlib.ExitStack() as stack:
         teacher = stack.enter_context(contextlib.closing(subject.teacher(step.teacher))).model
-        student = subject.model
+        student = subject.model if student is None else student
         for model in (student, teacher):
             _refuse_other_layers(model, maps=said.attention > 0)
         n_student, n_teacher = (len(layers_of(model)) for model in (student, teacher))

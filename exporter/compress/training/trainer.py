@@ -12,31 +12,40 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import distributed
 
 from exporter.compress.processes import count_now
+from exporter.compress.training import sharded
 from exporter.compress.training.features import followed
 from exporter.compress.training.order import OfLikeLength
 from exporter.compress.training.predictions import arguments, predictions
+from exporter.compress.training.student import (
+    activations_computed_again,
+    averaged,
+    keep_zeros,
+    learning,
+    nothing_dropped,
+    without_traces,
+)
 from exporter.verify.reference import quiet
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from exporter.compress.journal import Kept
     from exporter.compress.subject import Subject
     from exporter.compress.training.features import Followed
     from exporter.compress.training.lessons import Lessons
     from exporter.compress.training.predictions import Predictions
+    from exporter.compress.training.student import Student
     from exporter.steps import Training
     from targets.base import Progress
 
@@ -44,39 +53,12 @@ EVALUATIONS = 20
 """Over a whole training: as often the held-out pieces are judged, and a checkpoint is written."""
 COMPLETE, FINISHED = "complete.json", "finished.json"
 """Written last, into a checkpoint and beside all of them."""
+SCHEDULER = "scheduler.pt"
+"""Of a checkpoint whose weights are split, the rest of what Trainer writes."""
 WARMUP = 20
 """One update in so many, the first ones, is part of the warm-up."""
-DROPPED = ("attention_dropout", "activation_dropout", "dropout")
-"""Of modules that hand a share to drop to a function."""
 QUICK = 10
 """Times the learning rate, for what learns as a share of what it was: weights are that much below one."""
-
-
-@dataclass(frozen=True)
-class Student:
-    """What is trained.
-
-    model: of transformers; parameters: that learn; quick: more of them, that learn `QUICK` times as fast
-    zeros: of parameters, which weights are to stay as they are, asked for at every update
-    as_stored: within it the model computes with the weights that its file will hold
-    before: within it the model is what the trained one has to do better than
-    after_update: called with the number of updates done and the optimizer
-    judged_from: the update from which on the held-out pieces say which weights are best
-    """
-
-    model: Any
-    parameters: Sequence[torch.nn.Parameter]
-    quick: Sequence[torch.nn.Parameter] = ()
-    zeros: Mapping[torch.nn.Parameter, Callable[[], torch.Tensor]] = field(default_factory=dict)
-    as_stored: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-    before: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
-    after_update: Callable[[int, Any], None] | None = None
-    judged_from: int = 0
-
-
-def zeros_of(parameter: torch.Tensor) -> torch.Tensor:
-    """For `Student.zeros`: those that are zero by then."""
-    return parameter == 0
 
 
 @dataclass(frozen=True)
@@ -111,31 +93,17 @@ def train(student: Student, taught: tuple[Lessons, Lessons], step: Training, sub
 def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Training, subject: Subject) -> Trained:
     work = subject.work  # checkpoints are there, of a run before too
     over = (work / FINISHED).is_file()
-    with contextlib.ExitStack() as stack:
-        features = None if over else stack.enter_context(followed(step, subject, held_out.collate([held_out[0]])))
-        if features is not None:
-            student = dataclasses.replace(student, quick=(*student.quick, *features.projections.values()))
-        _refuse_small_disk(student, work)
-        options = _options(step, subject.recipe.seed, work)
-        options._n_gpu = min(options.n_gpu, 1)  # more than one are for more processes: Trainer would copy the model
-        for entered in (
-            quiet(transformers),
-            _without_traces(student.model),
-            learning(student.model, [*student.parameters, *student.quick]),
-            _zeros_stay(student),
-            nothing_dropped(student.model),
-            _activations_computed_again(student.model, on=step.gradient_checkpointing),
-        ):
-            stack.enter_context(entered)
+    with _opened(student, step, subject, None if over else held_out.collate([held_out[0]])) as opened:
         trainer = _Distilling(
-            student, predictions(step, subject), features, subject.kept, args=options, train_dataset=learned,
-            eval_dataset=held_out, data_collator=learned.collate,
+            opened, predictions(step, subject), subject.kept, train_dataset=learned, eval_dataset=held_out,
+            data_collator=learned.collate,
         )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
         if over:
             return trainer.again(work)
         # Without DistributedDataParallel: it waits for gradients of a pooler that no loss reads, and does not know what
         # is no part of the model. See `averaged`.
+        student, features = opened.student, opened.features
         trainer.accelerator.prepare_model(student.model, evaluation_mode=True)
         with student.before():
             before = float(trainer.evaluate()["eval_loss"])
@@ -161,6 +129,47 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
         except OSError as error:
             raise ModelError(f"{work}: cannot be written ({error}); free space or choose another -o") from error
     return found
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a training works on. options: of transformers"""
+
+    student: Student
+    features: Followed | None
+    options: Any
+
+
+@contextlib.contextmanager
+def _opened(
+    student: Student, step: Training, subject: Subject, example: Mapping[str, torch.Tensor] | None
+) -> Iterator[_Opened]:
+    """A student that is ready to learn; afterwards the model is as it was but for what was learned.
+
+    example: a piece of text to look at the teacher's features with; None leaves them out
+    """
+    model = subject.model
+    if subject.split:
+        student, model = sharded.twin(student, model)
+    with contextlib.ExitStack() as stack:
+        features = None if example is None else stack.enter_context(followed(step, subject, example, model))
+        if features is not None:
+            student = dataclasses.replace(student, quick=(*student.quick, *features.projections.values()))
+        _refuse_small_disk(student, subject.work)
+        options = _options(step, subject.recipe.seed, subject.work)
+        options._n_gpu = min(options.n_gpu, 1)  # more than one are for more processes: Trainer would copy the model
+        for entered in (
+            quiet(transformers),
+            without_traces(student.model),
+            nothing_dropped(student.model),
+            activations_computed_again(student.model, on=step.gradient_checkpointing),
+        ):
+            stack.enter_context(entered)
+        if subject.split:
+            student = stack.enter_context(sharded.split(student, model, options.device))
+        else:
+            stack.enter_context(learning(student.model, [*student.parameters, *student.quick]))
+        yield _Opened(student, features, options)
 
 
 def _options(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401 - a class of transformers
@@ -207,13 +216,13 @@ with quiet(transformers):  # it brings in what logs that it has no GPU
 class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
     """Learns from the teacher's predictions. Any: what transformers hands to its own methods."""
 
-    def __init__(
-        self, student: Student, predicted: Predictions, features: Followed | None, kept: Kept, **options: Any
-    ) -> None:
-        super().__init__(model=student.model, **options)
+    def __init__(self, opened: _Opened, predicted: Predictions, kept: Kept, **options: Any) -> None:
+        student, features = opened.student, opened.features
+        super().__init__(model=student.model, args=opened.options, **options)
         self._student, self._predictions, self._features, self._kept = student, predicted, features, kept
+        self._split = any(map(sharded.is_split, student.parameters))
         if features is not None:
-            features.to(self.args.device)
+            features.to(self.args.device, split=self._split)
         # The loss is a mean over a part of a batch, which Trainer has to divide by the number of parts.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = False
 
@@ -255,19 +264,65 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
         with self._student.as_stored():
             found: torch.Tensor = super().training_step(*arguments, **more)
         if self.accelerator.sync_gradients:  # behind the last part of a batch
-            averaged([*self._student.parameters, *self._student.quick])
+            averaged([one for one in self._learning if not sharded.is_split(one)])
+            keep_zeros(self._student)
         return found
+
+    @property
+    def _learning(self) -> list[torch.nn.Parameter]:
+        return [*self._student.parameters, *self._student.quick]
 
     def evaluation_loop(self, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
         """See `transformers.Trainer`."""
         with torch.no_grad(), self._student.as_stored():
             return super().evaluation_loop(*arguments, **more)
 
+    def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:  # noqa: ANN401
+        """See `transformers.Trainer`. What is split is written with its moments."""
+        if self._split:
+            sharded.save(Path(output_dir), self._student.parameters, self._student.quick, self.optimizer)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: Any) -> None:  # noqa: ANN401
+        """See `transformers.Trainer`."""
+        if not self._split:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self._kept.first:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:  # noqa: ANN401
         """See `transformers.Trainer`."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        directory = Path(resume_from_checkpoint)
+        if not self._load_parts(directory):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self._features is not None:
-            self._features.load(Path(resume_from_checkpoint))
+            self._features.load(directory)
+
+    def _load_best_model(self) -> None:
+        """See `transformers.Trainer`."""
+        if not self._load_parts(Path(self.state.best_model_checkpoint)):
+            super()._load_best_model()
+
+    def _load_parts(self, directory: Path) -> bool:
+        """Load weights that `sharded` has written; whether it has."""
+        if sharded.is_in_parts(directory):
+            sharded.load(directory, self._student.parameters)
+            return True
+        if self._split:
+            what = "the training was begun with whole weights in every process"
+            raise UserError(f"--resume: {what}; go on without FSDP, or leave --resume out to begin anew")
+        return False
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:  # noqa: ANN401
+        """See `transformers.Trainer`."""
+        if checkpoint is None or not sharded.is_in_parts(Path(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        sharded.load_moments(Path(checkpoint), self._student.parameters, self._student.quick, self.optimizer)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER, weights_only=True))
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate  # which the scheduler leaves to what an optimizer has saved of itself
 
     def go_on(self, work: Path) -> None:
         """Train to the end, from the last checkpoint where there is one, and load what was best."""
@@ -347,99 +402,3 @@ class _Shown(transformers.TrainerCallback):  # type: ignore[misc]
             left = (time.monotonic() - start) / (state.global_step - first) * (state.max_steps - state.global_step)
             what = f"training, loss {logs['loss']:.4g}{self._said}, {left / 60:.0f} min left"
             self._progress(what, state.global_step, state.max_steps)
-
-
-def averaged(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Give parameters the mean of their gradients over all processes; none, where it has none in any of them."""
-    if not distributed.is_initialized():
-        return
-    there = torch.tensor([one.grad is not None for one in parameters], dtype=torch.int32, device=parameters[0].device)
-    distributed.all_reduce(there, distributed.ReduceOp.MAX)
-    pending = []
-    for parameter, known in zip(parameters, there.tolist(), strict=True):
-        if known:
-            if parameter.grad is None:  # an expert that no token went to
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad /= distributed.get_world_size()
-            pending.append(distributed.all_reduce(parameter.grad, async_op=True))
-    for one in pending:
-        one.wait()
-
-
-@contextlib.contextmanager
-def _without_traces(model: Any) -> Iterator[None]:  # noqa: ANN401
-    """What accelerate writes on a model goes at the end: a forward in bfloat16, and that it is prepared."""
-    before = set(vars(model))
-    try:
-        yield
-    finally:
-        for name in set(vars(model)) - before:
-            delattr(model, name)
-
-
-@contextlib.contextmanager
-def _zeros_stay(student: Student) -> Iterator[None]:
-    """No gradient for what is to stay as it is: Adam leaves it then."""
-
-    def without(where: Callable[[], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda gradient: gradient.masked_fill(where().to(gradient.device), 0)
-
-    handles: list[Any] = [
-        parameter.register_hook(without(where))  # type: ignore[no-untyped-call] # torch's own
-        for parameter, where in student.zeros.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def nothing_dropped(model: Any) -> Iterator[None]:  # noqa: ANN401 - a model of transformers
-    """No dropout: a student that is given its teacher's very function is to follow it, and has nothing to overfit."""
-    found = [(module, "p", module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    found += [(module, name, share) for module in model.modules() for name in DROPPED
-              if isinstance(share := getattr(module, name, None), float)]  # fmt: skip
-    for module, name, _ in found:
-        setattr(module, name, 0.0)
-    try:
-        yield
-    finally:
-        for module, name, share in found:
-            setattr(module, name, share)
-
-
-@contextlib.contextmanager
-def _activations_computed_again(model: Any, *, on: bool) -> Iterator[None]:  # noqa: ANN401
-    """Gradient checkpointing. Its name in transformers has changed within version 5, by which it is switched."""
-    name = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
-    if on:
-        getattr(model, f"{name}_enable")()
-    try:
-        yield
-    finally:
-        if on:
-            getattr(model, f"{name}_disable")()
-
-
-@contextlib.contextmanager
-def learning(model: Any, parameters: list[torch.nn.Parameter]) -> Iterator[None]:  # noqa: ANN401
-    """These weights of a model ask for gradients and lie in memory, not in a mapped file that updates would write to.
-
-    Afterwards all weights are where they were before, wherever the training has moved the model to.
-    """
-    homes = [(parameter, parameter.data) for parameter in model.parameters()]
-    for parameter in parameters:
-        parameter.data = parameter.data.clone()
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        learned = {id(parameter) for parameter in parameters}
-        for parameter, home in homes:
-            if id(parameter) in learned:
-                home.copy_(parameter.data)
-            parameter.requires_grad_(False)
-            parameter.grad, parameter.data = None, home
-        model.to("cpu")  # what else it has, such as tables of angles

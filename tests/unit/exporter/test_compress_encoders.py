@@ -27,7 +27,7 @@ from exporter.compress.training.features import followed
 from exporter.compress.training.lessons import lessons
 from exporter.compress.training.losses import label_divergence
 from exporter.compress.training.predictions import arguments, pooled, predictions
-from exporter.compress.training.trainer import nothing_dropped
+from exporter.compress.training.student import nothing_dropped
 from exporter.pipeline import ExportRequest, export
 from exporter.progress import SilentReporter
 from exporter.steps import Text

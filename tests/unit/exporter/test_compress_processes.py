@@ -59,6 +59,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+FSDP = {"ACCELERATE_USE_FSDP": "true"}
+
+
 @pytest.mark.parametrize(
     ("source", "steps"),
     [
@@ -81,6 +84,31 @@ def test_two_learn_what_one_learns(source: str, steps: Steps, tmp_path: Path, re
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "out"))
     for name, tensor in one.items():
         # What learned has moved by some 5e-3, and as far as that from what another order of pieces gives.
+        np.testing.assert_allclose(two[name], tensor, rtol=0, atol=2e-4, err_msg=name)
+    assert {path.name for path in tmp_path.iterdir()} == {"alone", "out", "recipe.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("source", "steps"),
+    [
+        ("tiny_llama", [NARROW, DISTILL]),
+        ("tiny_llama", [SHORTER, {**DISTILL, "train": "lora", "gradient_checkpointing": True}]),
+        ("tiny_llama", [{"step": "prune", "method": "magnitude", "sparsity": 0.5}, {**DISTILL, "features": None}]),
+        ("encoder", [SHORTER, OF_TEXTS]),
+    ],
+    ids=["projections", "lora", "zeros", "encoder"],
+)
+def test_split_weights_learn_what_whole_ones_learn(
+    source: str, steps: Steps, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(source)
+    alone = run(model, tmp_path / "alone", *steps)
+    first, other = together_run(model, tmp_path, steps)(**FSDP)
+    assert (first.status, other.status) == (0, 0), first.error + other.error
+    found = json.loads((tmp_path / "out" / RECIPE).read_text(encoding="utf-8"))["steps"]
+    assert numbers(found) == pytest.approx(numbers(alone), rel=3e-3)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "out"))
+    for name, tensor in one.items():
         np.testing.assert_allclose(two[name], tensor, rtol=0, atol=2e-4, err_msg=name)
     assert {path.name for path in tmp_path.iterdir()} == {"alone", "out", "recipe.yaml"}
 
@@ -160,17 +188,78 @@ def test_as_the_documentation_starts_it(tiny_llama: Path, tmp_path: Path) -> Non
     assert right.stderr.count("writing the directory") == 1
 
 
-def test_weights_are_not_split(tiny_llama: Path, tmp_path: Path) -> None:
-    first, other = together_run(tiny_llama, tmp_path, [SHORTER, DISTILL])(ACCELERATE_USE_FSDP="true")
+HELD = """
+from pathlib import Path
+from exporter.compress.training import trainer
+from exporter.compress.training.student import local
+step = trainer._Distilling.training_step
+def counting(self, *arguments, **more):
+    found = step(self, *arguments, **more)
+    everyone = [*self.model.parameters(), *self._features._teacher.base.parameters()]
+    moments = [one for state in self.optimizer.state.values() for one in state.values() if one.dim()]
+    counts = [sum(of(one).numel() for one in tensors) for tensors in (everyone, moments) for of in (local, lambda x: x)]
+    Path(__file__).write_text(str(counts))
+    return found
+trainer._Distilling.training_step = counting
+"""
+
+
+def test_each_process_holds_its_share(tiny_llama: Path, tmp_path: Path) -> None:
+    """Of the student, its moments and the teacher that it follows; and a kill changes nothing."""
+    steps = [SHORTER, DISTILL]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    held = {rank: HELD.replace("__file__", repr(str(tmp_path / str(rank)))) for rank in (0, 1)}
+    done = together_run(tiny_llama, whole, steps)(patches=held, **FSDP)
+    assert [one.status for one in done] == [0, 0], [one.error for one in done]
+    for rank in held:
+        here, there, of_moments, all_moments = json.loads((tmp_path / str(rank)).read_text(encoding="utf-8"))
+        assert 0.45 < here / there < 0.55
+        assert 0.45 < of_moments / all_moments < 0.55
+    expected = load_file(whole / "out" / "model.safetensors")
+    for count, environment, exact in ((2, FSDP, True), (1, {}, False)):
+        room = tmp_path / f"room{count}"
+        room.mkdir()
+        cut = together_run(tiny_llama, room, steps)(patches={1: IN_UPDATE.format(at=6)}, **FSDP)
+        assert cut[1].status == -signal.SIGKILL
+        assert (work_of(room / "out") / "work-1" / "checkpoint-6").is_dir()
+        resumed = together_run(tiny_llama, room, steps, "--resume")(count=count, **environment)
+        assert [one.status for one in resumed] == [0] * count, [one.error for one in resumed]
+        found = load_file(room / "out" / "model.safetensors")
+        for name, tensor in expected.items():
+            np.testing.assert_allclose(found[name], tensor, rtol=0, atol=0 if exact else 2e-4, err_msg=name)
+        assert {path.name for path in room.iterdir()} == {"out", "recipe.yaml"}
+
+
+def test_whole_weights_do_not_go_on_split(tiny_llama: Path, tmp_path: Path) -> None:
+    steps = [SHORTER, DISTILL]
+    together_run(tiny_llama, tmp_path, steps)(patches={1: IN_UPDATE.format(at=6)})
+    first, _ = together_run(tiny_llama, tmp_path, steps, "--resume")(**FSDP)
     assert first.status == 2
-    assert other.error == ""
-    assert first.error.splitlines()[-1].startswith("error: ACCELERATE_USE_FSDP: splits the weights over processes")
+    assert first.error.splitlines()[-1].startswith(
+        "error: --resume: the training was begun with whole weights in every"
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (FSDP, "--recipe: training of a prune step needs whole weights in every process; say no to FSDP in"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED: splits the weights in a way that compress"),
+    ],
+)
+def test_what_is_not_split(environment: dict[str, str], message: str, tiny_llama: Path, tmp_path: Path) -> None:
+    first, other = together_run(tiny_llama, tmp_path, [GRADUAL])(**environment)
+    assert first.status == 2
+    assert "error: " not in other.error
+    assert first.error.splitlines()[-1].startswith(f"error: {message}")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_a_launcher_says() -> None:
     known = {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "here"}
     assert launched(known) == Launched(2, 3)
+    assert launched({**known, **FSDP}) == Launched(2, 3, split=True)
     assert launched({}) == ALONE
     assert launched({**known, "WORLD_SIZE": "1", "RANK": "0"}) == ALONE
     assert launched({"RANK": "1", "WORLD_SIZE": "2"}) == ALONE  # of a queue that starts no torch

@@ -28,7 +28,8 @@ from exporter.compress.subject import Subject
 from exporter.compress.training import lessons as lessons_module
 from exporter.compress.training.lessons import AT_A_TIME, HELD_OUT, lessons
 from exporter.compress.training.losses import likeliest
-from exporter.compress.training.trainer import COMPLETE, FINISHED, learning
+from exporter.compress.training.student import learning
+from exporter.compress.training.trainer import COMPLETE, FINISHED
 from exporter.pipeline import ExportRequest, export
 from exporter.progress import SilentReporter
 from exporter.verify import VerifyOptions

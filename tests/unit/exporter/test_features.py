@@ -16,7 +16,7 @@ from support.removal import opened
 from exporter.compress.remove.step import run as remove
 from exporter.compress.training.features import Followed, followed, pairs
 from exporter.compress.training.losses import DISTANCES
-from exporter.compress.training.trainer import nothing_dropped
+from exporter.compress.training.student import nothing_dropped
 from exporter.steps import Features
 from runtime.errors import UserError
 

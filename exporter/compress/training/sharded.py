@@ -1,0 +1,133 @@
+"""Weights, gradients and moments of a training split over the processes, each with its share: PyTorch's FSDP2.
+
+Source: PyTorch FSDP, https://arxiv.org/abs/2304.11277, split by parameter as `torch.distributed.fsdp.fully_shard` does
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed import is_initialized
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load as read_parts
+from torch.distributed.checkpoint.state_dict_saver import save as write_part
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from exporter.compress.processes import count_now
+from exporter.compress.stack import find_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from exporter.compress.training.student import Student
+
+    Parameters = Sequence[torch.nn.Parameter]
+
+INDEX = ".metadata"
+"""Of a checkpoint that is written in parts, what lies in which of them."""
+
+
+def twin(student: Student, model: Any) -> tuple[Student, Any]:  # noqa: ANN401 - a model of transformers
+    """A student with modules of its own and the same weights: splitting them leaves the model as it is.
+
+    model: of the subject, which a student may have something around; its counterpart is the second that is found
+    """
+    (name,) = (name for name, module in student.model.named_modules() if module is model)
+    found = copy.deepcopy(student.model, {id(one): one for one in student.model.parameters()})
+    return dataclasses.replace(student, model=found), found.get_submodule(name)
+
+
+def split_over(model: Any, around: Any, device: Any) -> None:  # noqa: ANN401 - of transformers; as torch names one
+    """Split the weights over all processes: of each layer of `model` by itself, and with `around` what is left."""
+    mesh = init_device_mesh(device.type, (count_now(),))
+    homes = [(parameter, parameter.data) for parameter in around.parameters()]
+    for part in (*(find_layers(model) or ()), around):
+        # Also of the outermost: behind a forward without a backward it would be whole, and so in Trainer's optimizer.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        for parameter, home in homes:  # it was moved to the device as a whole, and need not stay there
+            parameter.data = home
+
+
+@contextlib.contextmanager
+def split(student: Student, model: Any, device: Any) -> Iterator[Student]:  # noqa: ANN401 - as above
+    """A `twin` student to train, its weights split; what was learned is put together at the end, where it was before.
+
+    model: see `twin`
+    """
+    named = dict(student.model.named_parameters())
+    names = {id(parameter): name for name, parameter in named.items()}
+    for parameter in student.parameters:
+        parameter.requires_grad_(True)
+    try:
+        split_over(model, student.model, device)
+        now = dict(student.model.named_parameters())
+        parts = {parameter: now[names[id(parameter)]] for parameter in student.parameters}
+        zeros = {parts[one]: partial(torch.eq, parts[one], 0) for one in student.zeros}
+        yield dataclasses.replace(student, parameters=list(parts.values()), zeros=zeros)
+        with torch.no_grad():
+            for parameter, part in parts.items():
+                parameter.data.copy_(_whole(part))
+    finally:
+        for parameter in student.parameters:
+            parameter.requires_grad_(False)
+
+
+def _whole(part: torch.Tensor) -> torch.Tensor:
+    assert isinstance(part, DTensor)
+    return part.full_tensor()
+
+
+def is_split(parameter: torch.Tensor) -> bool:
+    """Whether a parameter is split, and its gradient the mean over all processes by itself."""
+    return isinstance(parameter, DTensor)
+
+
+def _weights(parameters: Parameters) -> dict[str, torch.Tensor]:
+    return {f"weight.{number}": one.detach() for number, one in enumerate(parameters)}
+
+
+def _moments(parameters: Parameters, state: Mapping[Any, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {
+        f"moment.{number}.{key}": tensor
+        for number, one in enumerate(parameters)
+        for key, tensor in state.get(one, {}).items()
+    }
+
+
+def save(directory: Path, parameters: Parameters, more: Parameters, optimizer: Any) -> None:  # noqa: ANN401
+    """Write a checkpoint, each process its own part. more: parameters of which only the moments are written"""
+    state = optimizer.state
+    everything = _weights(parameters) | _moments([*parameters, *more], state)
+    write_part(everything, checkpoint_id=directory, no_dist=not is_initialized())
+
+
+def is_in_parts(directory: Path) -> bool:
+    """Whether `save` has written a checkpoint, whatever the number of processes."""
+    return (directory / INDEX).is_file()
+
+
+def load(directory: Path, parameters: Parameters) -> None:
+    """Put the weights of a checkpoint into parameters, split or whole."""
+    read_parts(_weights(parameters), checkpoint_id=directory, no_dist=not is_initialized())
+
+
+def load_moments(directory: Path, parameters: Parameters, more: Parameters, optimizer: Any) -> None:  # noqa: ANN401
+    """Put the moments of a checkpoint into an optimizer that has none yet. See `save`."""
+    reader = FileSystemReader(directory)
+    known = reader.read_metadata().state_dict_metadata.keys()
+    everyone = [*parameters, *more]
+    for name in known:
+        kind, number, *key = name.split(".")
+        if kind == "moment":
+            like = everyone[int(number)].detach()
+            empty = torch.zeros((), dtype=torch.float32) if key == ["step"] else torch.zeros_like(like)
+            optimizer.state[everyone[int(number)]][key[0]] = empty
+    read_parts(_moments(everyone, optimizer.state), checkpoint_id=directory, no_dist=not is_initialized())

@@ -1,0 +1,135 @@
+"""What is trained, and what is done to a model while it learns."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+DROPPED = ("attention_dropout", "activation_dropout", "dropout")
+"""Of modules that hand a share to drop to a function."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """What is trained.
+
+    model: of transformers; parameters: that learn; quick: more of them, that learn faster, see `trainer.QUICK`
+    zeros: of parameters, which weights are to stay as they are, asked for at every update
+    as_stored: within it the model computes with the weights that its file will hold
+    before: within it the model is what the trained one has to do better than
+    after_update: called with the number of updates done and the optimizer
+    judged_from: the update from which on the held-out pieces say which weights are best
+    """
+
+    model: Any
+    parameters: Sequence[torch.nn.Parameter]
+    quick: Sequence[torch.nn.Parameter] = ()
+    zeros: Mapping[torch.nn.Parameter, Callable[[], torch.Tensor]] = field(default_factory=dict)
+    as_stored: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    before: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    after_update: Callable[[int, Any], None] | None = None
+    judged_from: int = 0
+
+
+def zeros_of(parameter: torch.Tensor) -> torch.Tensor:
+    """For `Student.zeros`: those that are zero by then."""
+    return parameter == 0
+
+
+def averaged(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give parameters the mean of their gradients over all processes; none, where it has none in any of them."""
+    if not (distributed.is_initialized() and parameters):
+        return
+    there = torch.tensor([one.grad is not None for one in parameters], dtype=torch.int32, device=parameters[0].device)
+    distributed.all_reduce(there, distributed.ReduceOp.MAX)
+    pending = []
+    for parameter, known in zip(parameters, there.tolist(), strict=True):
+        if known:
+            if parameter.grad is None:  # an expert that no token went to
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad /= distributed.get_world_size()
+            pending.append(distributed.all_reduce(parameter.grad, async_op=True))
+    for one in pending:
+        one.wait()
+
+
+@contextlib.contextmanager
+def without_traces(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """What accelerate writes on a model goes at the end: a forward in bfloat16, and that it is prepared."""
+    before = set(vars(model))
+    try:
+        yield
+    finally:
+        for name in set(vars(model)) - before:
+            delattr(model, name)
+
+
+def keep_zeros(student: Student) -> None:
+    """No gradient for what is to stay as it is: Adam leaves it then."""
+    for parameter, where in student.zeros.items():
+        if parameter.grad is not None:
+            gradient = local(parameter.grad)
+            gradient.masked_fill_(local(where()).to(gradient.device), 0)
+
+
+@contextlib.contextmanager
+def nothing_dropped(model: Any) -> Iterator[None]:  # noqa: ANN401 - a model of transformers
+    """No dropout: a student that is given its teacher's very function is to follow it, and has nothing to overfit."""
+    found = [(module, "p", module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    found += [(module, name, share) for module in model.modules() for name in DROPPED
+              if isinstance(share := getattr(module, name, None), float)]  # fmt: skip
+    for module, name, _ in found:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, share in found:
+            setattr(module, name, share)
+
+
+@contextlib.contextmanager
+def activations_computed_again(model: Any, *, on: bool) -> Iterator[None]:  # noqa: ANN401
+    """Gradient checkpointing. Its name in transformers has changed within version 5, by which it is switched."""
+    name = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    if on:
+        getattr(model, f"{name}_enable")()
+    try:
+        yield
+    finally:
+        if on:
+            getattr(model, f"{name}_disable")()
+
+
+@contextlib.contextmanager
+def learning(model: Any, parameters: list[torch.nn.Parameter]) -> Iterator[None]:  # noqa: ANN401
+    """These weights of a model ask for gradients and lie in memory, not in a mapped file that updates would write to.
+
+    Afterwards all weights are where they were before, wherever the training has moved the model to.
+    """
+    homes = [(parameter, parameter.data) for parameter in model.parameters()]
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        learned = {id(parameter) for parameter in parameters}
+        for parameter, home in homes:
+            if id(parameter) in learned:
+                home.copy_(parameter.data)
+            parameter.requires_grad_(False)
+            parameter.grad, parameter.data = None, home
+        model.to("cpu")  # what else it has, such as tables of angles
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that is split, or the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
