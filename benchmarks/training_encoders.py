@@ -123,10 +123,11 @@ def table(content: dict[str, Any]) -> str:
     for name, found in content["cases"].items():
         before, after, case = found["before"], found["after"], CASES[name]
         judged = record.judged(f"{after['rank correlation']:.3f} (≥ {case.rank})", holds(name, found))
+        in_floats = f"{after['in floats']:.3f}" if "in floats" in after else "not judged"
         lines.append(
             f"| {case.what} | {after['n_bytes'] / 1e6:.1f} | 1/{content['source_bytes'] / after['n_bytes']:.1f} "
             f"| {found['minutes']:.0f} | {before['cosine']:.3f} | {after['cosine']:.3f} "
-            f"| {before['rank correlation']:.3f} | {judged} | {after['in floats']:.3f} "
+            f"| {before['rank correlation']:.3f} | {judged} | {in_floats} "
             f"| `{found['commit'][:12]}` |"
         )
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from support.tiny_encoders import make_tiny_encoder, write_pooling
 from exporter.compress import processes
 from exporter.compress.distill.step import run as distill
 from exporter.compress.journal import NAME, ReadJournal, work_of, working
-from exporter.compress.processes import ALONE, Launched, joined, launched, said_after_first
+from exporter.compress.processes import ALONE, Launched, joined, launched, refuse_unsplit, said_after_first
 from runtime.errors import EngineError, UserError
 from targets.ongrid import RECIPE
 
@@ -217,17 +218,18 @@ def test_each_process_holds_its_share(tiny_llama: Path, tmp_path: Path) -> None:
         assert 0.45 < here / there < 0.55
         assert 0.45 < of_moments / all_moments < 0.55
     expected = load_file(whole / "out" / "model.safetensors")
-    for count, environment, exact in ((2, FSDP, True), (1, {}, False)):
-        room = tmp_path / f"room{count}"
-        room.mkdir()
-        cut = together_run(tiny_llama, room, steps)(patches={1: IN_UPDATE.format(at=6)}, **FSDP)
-        assert cut[1].status == -signal.SIGKILL
-        assert (work_of(room / "out") / "work-1" / "checkpoint-6").is_dir()
+    rooms = [tmp_path / name for name in ("split", "alone")]
+    rooms[0].mkdir()
+    cut = together_run(tiny_llama, rooms[0], steps)(patches={1: IN_UPDATE.format(at=6)}, **FSDP)
+    assert cut[1].status == -signal.SIGKILL
+    assert (work_of(rooms[0] / "out") / "work-1" / "checkpoint-6").is_dir()
+    shutil.copytree(*rooms)
+    for room, count, environment, difference in zip(rooms, (2, 1), (FSDP, {}), (0, 2e-4), strict=True):
         resumed = together_run(tiny_llama, room, steps, "--resume")(count=count, **environment)
         assert [one.status for one in resumed] == [0] * count, [one.error for one in resumed]
         found = load_file(room / "out" / "model.safetensors")
         for name, tensor in expected.items():
-            np.testing.assert_allclose(found[name], tensor, rtol=0, atol=0 if exact else 2e-4, err_msg=name)
+            np.testing.assert_allclose(found[name], tensor, rtol=0, atol=difference, err_msg=name)
         assert {path.name for path in room.iterdir()} == {"out", "recipe.yaml"}
 
 
@@ -241,18 +243,20 @@ def test_whole_weights_do_not_go_on_split(tiny_llama: Path, tmp_path: Path) -> N
     )
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        (FSDP, "--recipe: training of a prune step needs whole weights in every process; say no to FSDP in"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED: splits the weights in a way that compress"),
-    ],
-)
-def test_what_is_not_split(environment: dict[str, str], message: str, tiny_llama: Path, tmp_path: Path) -> None:
-    first, other = together_run(tiny_llama, tmp_path, [GRADUAL])(**environment)
+@pytest.mark.parametrize("step", [GRADUAL, QUANTIZE])
+def test_what_needs_whole_weights_is_said_before(step: dict[str, Any]) -> None:
+    steps = recipe(SHORTER, step, format="gguf").steps
+    with pytest.raises(UserError, match=f"training of a {step['step']} step needs whole weights in every process; say"):
+        refuse_unsplit(steps, Launched(0, 2, split=True))
+    refuse_unsplit(steps, Launched(0, 2))
+    refuse_unsplit(recipe(SHORTER, DISTILL).steps, Launched(0, 2, split=True))
+
+
+def test_deepspeed_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    first, other = together_run(tiny_llama, tmp_path, [SHORTER, DISTILL])(ACCELERATE_USE_DEEPSPEED="true")
     assert first.status == 2
-    assert "error: " not in other.error
-    assert first.error.splitlines()[-1].startswith(f"error: {message}")
+    assert other.error == ""
+    assert first.error.splitlines()[-1].startswith("error: ACCELERATE_USE_DEEPSPEED: splits the weights in a way that")
     assert not (tmp_path / "out").exists()
 
 
