@@ -38,7 +38,7 @@ INDEX = ".metadata"
 def twin(student: Student, model: Any) -> tuple[Student, Any]:  # noqa: ANN401 - a model of transformers
     """A student with modules of its own and the same weights: splitting them leaves the model as it is.
 
-    model: of the subject, which a student may have something around; its counterpart is the second that is found
+    model: the subject's, around which a student's may have more; returned second: what stands for it in the copy
     """
     (name,) = (name for name, module in student.model.named_modules() if module is model)
     found = copy.deepcopy(student.model, {id(one): one for one in student.model.parameters()})
@@ -104,8 +104,7 @@ def _moments(parameters: Parameters, state: Mapping[Any, Mapping[str, torch.Tens
 
 def save(directory: Path, parameters: Parameters, more: Parameters, optimizer: Any) -> None:  # noqa: ANN401
     """Write a checkpoint, each process its own part. more: parameters of which only the moments are written"""
-    state = optimizer.state
-    everything = _weights(parameters) | _moments([*parameters, *more], state)
+    everything = _weights(parameters) | _moments([*parameters, *more], optimizer.state)
     write_part(everything, checkpoint_id=directory, no_dist=not is_initialized())
 
 
@@ -121,13 +120,13 @@ def load(directory: Path, parameters: Parameters) -> None:
 
 def load_moments(directory: Path, parameters: Parameters, more: Parameters, optimizer: Any) -> None:  # noqa: ANN401
     """Put the moments of a checkpoint into an optimizer that has none yet. See `save`."""
-    reader = FileSystemReader(directory)
-    known = reader.read_metadata().state_dict_metadata.keys()
+    known = FileSystemReader(directory).read_metadata().state_dict_metadata.keys()
     everyone = [*parameters, *more]
+    fused = any(group.get("fused") for group in optimizer.param_groups)  # it counts where it computes
     for name in known:
         kind, number, *key = name.split(".")
         if kind == "moment":
-            like = everyone[int(number)].detach()
-            empty = torch.zeros((), dtype=torch.float32) if key == ["step"] else torch.zeros_like(like)
-            optimizer.state[everyone[int(number)]][key[0]] = empty
+            parameter = everyone[int(number)]
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
+            optimizer.state[parameter][key[0]] = step if key == ["step"] else torch.zeros_like(parameter.detach())
     read_parts(_moments(everyone, optimizer.state), checkpoint_id=directory, no_dist=not is_initialized())
