@@ -223,7 +223,7 @@ def test_decoders_that_classify_see_where_a_text_ends(encoder: Callable[..., Pat
 
     source = changed(encoder("Bert", LABELS), tmp_path / "source")
     config = transformers.LlamaConfig(
-        vocab_size=200, num_labels=3, pad_token_id=1, initializer_range=0.2, num_hidden_layers=3, **SHAPE
+        vocab_size=200, num_labels=3, pad_token_id=1, initializer_range=0.05, num_hidden_layers=3, **SHAPE
     )
     torch.manual_seed(0)
     transformers.LlamaForSequenceClassification(config).save_pretrained(source)
@@ -238,7 +238,7 @@ def test_decoders_that_classify_see_where_a_text_ends(encoder: Callable[..., Pat
     one.source.close()
     assert float(found) == pytest.approx(0, abs=1e-6)
     removed, distilled = run(source, tmp_path / "out", {**SPACED, "count": 1, "share": None}, DISTILL)
-    assert distilled["label_agreement"] >= removed["label_agreement"]
+    assert distilled["label_agreement"] > removed["label_agreement"]
 
 
 @pytest.mark.parametrize("task", [EMBEDDINGS, LABELS, TOKENS])

@@ -40,6 +40,8 @@ DISTILL = {"step": "distill", **LEARN, "accumulate": 2, "features": {"hidden": 1
 GRADUAL = {"step": "prune", "method": "magnitude", "sparsity": 0.5, "training": {**LEARN, "updates": 20}}
 OF_TEXTS = {"step": "distill", **LEARN, "batch": 8}
 NARROW = {"step": "initialize", "change": {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}}
+ZEROS = {"step": "prune", "method": "magnitude", "sparsity": 0.5}
+FSDP = {"ACCELERATE_USE_FSDP": "true"}
 QUANTIZE = {"step": "quantize", "preset": "q4_0", "method": "gptq", "training": {**LEARN, "learning_rate": 1e-4}}
 
 
@@ -60,24 +62,28 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-FSDP = {"ACCELERATE_USE_FSDP": "true"}
-
-
 @pytest.mark.parametrize(
-    ("source", "steps"),
+    ("source", "steps", "environment"),
     [
-        ("tiny_llama", [SHORTER, DISTILL]),
-        ("tiny_llama", [GRADUAL]),
-        ("tiny_llama", [NARROW, DISTILL]),
-        ("tiny_llama", [SHORTER, {**DISTILL, "train": "lora"}]),
-        ("encoder", [SHORTER, OF_TEXTS]),
+        ("tiny_llama", [SHORTER, DISTILL], {}),
+        ("tiny_llama", [GRADUAL], {}),
+        ("tiny_llama", [NARROW, DISTILL], {}),
+        ("tiny_llama", [SHORTER, {**DISTILL, "train": "lora"}], {}),
+        ("encoder", [SHORTER, OF_TEXTS], {}),
+        ("tiny_llama", [NARROW, DISTILL], FSDP),
+        ("tiny_llama", [SHORTER, {**DISTILL, "train": "lora", "gradient_checkpointing": True}], FSDP),
+        ("tiny_llama", [ZEROS, {**DISTILL, "features": None}], FSDP),
+        ("encoder", [SHORTER, OF_TEXTS], FSDP),
     ],
-    ids=["features", "gradual", "projections", "lora", "encoder"],
-)
-def test_two_learn_what_one_learns(source: str, steps: Steps, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    ids=["features", "gradual", "projections", "lora", "encoder",
+         "split-projections", "split-lora", "split-zeros", "split-encoder"],
+)  # fmt: skip
+def test_two_learn_what_one_learns(
+    source: str, steps: Steps, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     model = request.getfixturevalue(source)
     alone = run(model, tmp_path / "alone", *steps)
-    first, other = together_run(model, tmp_path, steps)()
+    first, other = together_run(model, tmp_path, steps)(**environment)
     assert (first.status, other.status) == (0, 0), first.error + other.error
     assert (other.out, other.error) == ("", "")
     found = json.loads((tmp_path / "out" / RECIPE).read_text(encoding="utf-8"))["steps"]
@@ -85,31 +91,6 @@ def test_two_learn_what_one_learns(source: str, steps: Steps, tmp_path: Path, re
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "out"))
     for name, tensor in one.items():
         # What learned has moved by some 5e-3, and as far as that from what another order of pieces gives.
-        np.testing.assert_allclose(two[name], tensor, rtol=0, atol=2e-4, err_msg=name)
-    assert {path.name for path in tmp_path.iterdir()} == {"alone", "out", "recipe.yaml"}
-
-
-@pytest.mark.parametrize(
-    ("source", "steps"),
-    [
-        ("tiny_llama", [NARROW, DISTILL]),
-        ("tiny_llama", [SHORTER, {**DISTILL, "train": "lora", "gradient_checkpointing": True}]),
-        ("tiny_llama", [{"step": "prune", "method": "magnitude", "sparsity": 0.5}, {**DISTILL, "features": None}]),
-        ("encoder", [SHORTER, OF_TEXTS]),
-    ],
-    ids=["projections", "lora", "zeros", "encoder"],
-)
-def test_split_weights_learn_what_whole_ones_learn(
-    source: str, steps: Steps, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    model = request.getfixturevalue(source)
-    alone = run(model, tmp_path / "alone", *steps)
-    first, other = together_run(model, tmp_path, steps)(**FSDP)
-    assert (first.status, other.status) == (0, 0), first.error + other.error
-    found = json.loads((tmp_path / "out" / RECIPE).read_text(encoding="utf-8"))["steps"]
-    assert numbers(found) == pytest.approx(numbers(alone), rel=3e-3)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "out"))
-    for name, tensor in one.items():
         np.testing.assert_allclose(two[name], tensor, rtol=0, atol=2e-4, err_msg=name)
     assert {path.name for path in tmp_path.iterdir()} == {"alone", "out", "recipe.yaml"}
 
