@@ -20,6 +20,46 @@ if TYPE_CHECKING:
 
 EXAMPLE = 7
 """Tokens of the example that torch.export traces: neither 0 nor 1, which it would take for fixed."""
+TRACED = "packlight_traced"
+"""In what torch keeps of a graph: its structure when it was last traced."""
+
+
+@contextlib.contextmanager
+def traced_once() -> Iterator[None]:
+    """Passes that have changed nothing trace a graph no more.
+
+    ExecuTorch has most of its passes trace the whole graph anew, whether there is anything that they change: for each
+    of XNNPACK's graphs a dozen times. What comes out is what went in, and so are the bytes of the program.
+    """
+    from executorch.exir.pass_base import ExportPass, PassResult
+
+    trace = ExportPass.call
+
+    def call(self: Any, graph_module: Any) -> Any:  # noqa: ANN401 - of executorch and torch
+        if not _only_traces(type(self), ExportPass):
+            return trace(self, graph_module)
+        if graph_module.meta.get(TRACED) == _structure(graph_module):
+            return PassResult(graph_module, modified=False)
+        found = trace(self, graph_module)
+        found.graph_module.meta[TRACED] = _structure(found.graph_module)
+        return found
+
+    ExportPass.call = call
+    try:
+        yield
+    finally:
+        ExportPass.call = trace
+
+
+def _only_traces(kind: type, base: type) -> bool:
+    """Whether all that a pass does besides tracing it does before: it takes over none of what is called meanwhile."""
+    own = (name for name in dir(base) if not name.startswith(("__", "_abc")) and name != "call")
+    return all(getattr(kind, name) is getattr(base, name) for name in own)
+
+
+def _structure(graph_module: Any) -> str:  # noqa: ANN401 - as above
+    """Operators and what they are given, of the graph and of graphs within it."""
+    return "\n".join(str(module.graph) for module in graph_module.modules() if isinstance(module, torch.fx.GraphModule))
 
 
 @contextlib.contextmanager
@@ -54,14 +94,15 @@ def write_program(module: nn.Module, n_inputs: int, longest: int, metadata: Mapp
         dynamic_shapes=tuple([shape] * n_inputs + [None] * len(fixed)),
         strict=False,
     )
-    edge = to_edge_transform_and_lower(
-        exported,
-        partitioner=[XnnpackPartitioner()],
-        # The check knows no custom operators.
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
-        constant_methods=dict(metadata),
-    )
-    program = edge.to_executorch()
+    with traced_once():
+        edge = to_edge_transform_and_lower(
+            exported,
+            partitioner=[XnnpackPartitioner()],
+            # The check knows no custom operators.
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods=dict(metadata),
+        )
+        program = edge.to_executorch()
     try:
         with path.open("wb") as file:
             program.write_to_file(file)

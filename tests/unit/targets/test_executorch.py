@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import shutil
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +20,7 @@ from runtime.errors import EngineError, UnsupportedError, UserError
 from runtime.sessions import open_session
 from targets import get_target
 from targets.base import EmitOptions
+from targets.executorch import lower
 from targets.pytorch.groups import GroupGrid
 
 if TYPE_CHECKING:
@@ -202,3 +205,30 @@ def test_groups_of_four_bits_have_positive_scales_and_a_small_error() -> None:
     plain = np.clip(np.rint(rows.reshape(8, 4, 32) / np.where(wide == 0, 1, wide)), -8, 7) * wide
     error = float(((back - rows.reshape(8, 4, 32)) ** 2).mean())
     assert 0 < error < 0.95 * float(((plain - rows.reshape(8, 4, 32)) ** 2).mean())
+
+
+def test_what_no_pass_has_changed_is_traced_once(
+    tiny_model_dir: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same bytes as ExecuTorch, which traces every graph behind every pass."""
+    with lower.quiet():
+        from executorch.exir.pass_base import ExportPass
+
+    made = {}
+    for name in ("once", "always"):
+        if name == "always":
+            monkeypatch.setattr(lower, "traced_once", contextlib.nullcontext)
+        traced, trace = [], ExportPass.call_submodule
+
+        def counting(self: ExportPass, *of: object, traced: list[str] = traced, trace: object = trace) -> object:
+            traced.append(type(self).__name__)
+            return trace(self, *of)  # type: ignore[operator]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ExportPass, "call_submodule", counting)
+            found = emit_into(tiny_model_dir("llama", layers=1), tmp_path / name, "fp32")
+        made[name] = (found.entry_path.read_bytes(), Counter(traced))
+    assert made["once"][0] == made["always"][0]
+    for name in ("FuseBatchNormPass", "DecomposeConcatenate", "PReLUReshapePass"):
+        assert made["always"][1][name] > made["once"][1][name] == 0
+    assert made["once"][1]["ConstPropPass"] == made["always"][1]["ConstPropPass"] > 0  # it looks while it traces
