@@ -31,6 +31,7 @@ SAYS_IT_FIRST = 10
 """Seconds. Where the first process fails in the same way, the launcher ends all others within that."""
 FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 """By these `accelerate launch` says that the weights are to be split over the processes."""
+YES = ("1", "true", "t", "yes", "y", "on")
 SIZES = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """By any of these accelerate takes a process for one of several."""
 
@@ -57,7 +58,7 @@ ALONE = Launched(0, 1)
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launched:
     """What a launcher has said, in the variables that torch.distributed reads. Raises UserError for nonsense."""
-    split = environment.get(FSDP, "false").lower() == "true"
+    split = environment.get(FSDP, "").lower() in YES
     try:
         found = Launched(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")), split)
     except ValueError as error:
@@ -87,7 +88,7 @@ def joined(here: Launched) -> Iterator[Meet]:
         with _hidden(*SIZES, FSDP):  # libraries would wait for others
             yield lambda: None
         return
-    if os.environ.get(DEEPSPEED, "false").lower() == "true":
+    if os.environ.get(DEEPSPEED, "").lower() in YES:
         what = "splits the weights in a way that compress does not know"
         raise UserError(f"{DEEPSPEED}: {what}; say FSDP in 'accelerate config', or use torchrun")
     import torch

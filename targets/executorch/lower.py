@@ -29,7 +29,8 @@ def traced_once() -> Iterator[None]:
     """Passes that have changed nothing trace a graph no more.
 
     ExecuTorch has most of its passes trace the whole graph anew, whether there is anything that they change: for each
-    of XNNPACK's graphs a dozen times. What comes out is what went in, and so are the bytes of the program.
+    of XNNPACK's graphs a dozen times. What comes out is what went in, and so are the bytes of the program. (The passes
+    of to_executorch have to give another graph than they get; one of them always traces.)
     """
     from executorch.exir.pass_base import ExportPass, PassResult
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 TOGETHER = 32
-"""Batches whose texts are sorted by length among themselves: fewer are less alike, more leave less to chance."""
+"""Batches, at most, whose texts are sorted by length among themselves: more would leave less to chance."""
+APART = 4
+"""A pass over all texts has as many groups of such batches, at least: fewer would make the same batches every time."""
 
 
 class OfLikeLength(Sampler[int]):
@@ -34,9 +36,14 @@ class OfLikeLength(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         chance = np.random.default_rng(self._seed)
-        passes = -(-len(self) // len(self._lengths))
-        order = np.concatenate([chance.permutation(len(self._lengths)) for _ in range(passes)])[: len(self)]
-        for start in range(0, len(self), TOGETHER * self._batch):
-            some = order[start : start + TOGETHER * self._batch]
-            batches = some[np.argsort(self._lengths[some], kind="stable")].reshape(-1, self._batch)
-            yield from chance.permutation(batches).flatten().tolist()
+        together = max(1, min(TOGETHER, len(self._lengths) // (APART * self._batch))) * self._batch
+        rest, left = np.array([], np.int64), self._updates
+        while left:
+            order = np.concatenate([rest, chance.permutation(len(self._lengths))])
+            count = min(left, len(order) // self._batch)  # none, where a batch takes more texts than there are
+            whole, rest = order[: count * self._batch], order[count * self._batch :]
+            for start in range(0, len(whole), together):
+                some = whole[start : start + together]
+                batches = some[np.argsort(self._lengths[some], kind="stable")].reshape(-1, self._batch)
+                yield from chance.permutation(batches).flatten().tolist()
+            left -= count

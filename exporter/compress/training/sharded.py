@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import warnings
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed import is_initialized
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as read_parts
 from torch.distributed.checkpoint.state_dict_saver import save as write_part
@@ -22,9 +25,10 @@ from torch.distributed.tensor import DTensor
 
 from exporter.compress.processes import count_now
 from exporter.compress.stack import find_layers
+from runtime.errors import ModelError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from exporter.compress.training.student import Student
@@ -46,14 +50,27 @@ def twin(student: Student, model: Any) -> tuple[Student, Any]:  # noqa: ANN401 -
 
 
 def split_over(model: Any, around: Any, device: Any) -> None:  # noqa: ANN401 - of transformers; as torch names one
-    """Split the weights over all processes: of each layer of `model` by itself, and with `around` what is left."""
+    """Split the weights over all processes: of each layer of `model` by itself, and with `around` what is left.
+
+    Raises UserError for a model that torch does not split.
+    """
     mesh = init_device_mesh(device.type, (count_now(),))
     homes = [(parameter, parameter.data) for parameter in around.parameters()]
-    for part in (*(find_layers(model) or ()), around):
-        # Also of the outermost: behind a forward without a backward it would be whole, and so in Trainer's optimizer.
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
-        for parameter, home in homes:  # it was moved to the device as a whole, and need not stay there
-            parameter.data = home
+    layers = list(find_layers(model) or ())
+    uses = Counter(id(parameter) for layer in layers for parameter in layer.parameters())
+    if any(count > 1 for count in uses.values()):
+        raise UserError("FSDP: layers of this model share weights, which it would part; go on without it")
+    try:
+        for part in (*layers, around):
+            # Also of the outermost: behind a forward without a backward it would be whole, and so in the optimizer.
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
+            for parameter, home in homes:  # it was moved to the device as a whole, and need not stay there
+                parameter.data = home
+    except (ValueError, NotImplementedError) as error:
+        what = f"this model's weights cannot be split ({' '.join(str(error).split())[:200]})"
+        raise UserError(f"FSDP: {what}; go on without it") from error
+    if hasattr(around, "set_reduce_scatter_unused_params"):  # newer than torch 2.6
+        around.set_reduce_scatter_unused_params(True)  # an expert that no token of this process went to
 
 
 @contextlib.contextmanager
@@ -105,7 +122,8 @@ def _moments(parameters: Parameters, state: Mapping[Any, Mapping[str, torch.Tens
 def save(directory: Path, parameters: Parameters, more: Parameters, optimizer: Any) -> None:  # noqa: ANN401
     """Write a checkpoint, each process its own part. more: parameters of which only the moments are written"""
     everything = _weights(parameters) | _moments([*parameters, *more], optimizer.state)
-    write_part(everything, checkpoint_id=directory, no_dist=not is_initialized())
+    with _failures(OSError):  # as where it is written whole
+        write_part(everything, checkpoint_id=directory)
 
 
 def is_in_parts(directory: Path) -> bool:
@@ -114,12 +132,12 @@ def is_in_parts(directory: Path) -> bool:
 
 
 def load(directory: Path, parameters: Parameters) -> None:
-    """Put the weights of a checkpoint into parameters, split or whole."""
-    read_parts(_weights(parameters), checkpoint_id=directory, no_dist=not is_initialized())
+    """Put the weights of a checkpoint into parameters, split or whole. Raises ModelError where they are not there."""
+    _read(directory, _weights(parameters))
 
 
 def load_moments(directory: Path, parameters: Parameters, more: Parameters, optimizer: Any) -> None:  # noqa: ANN401
-    """Put the moments of a checkpoint into an optimizer that has none yet. See `save`."""
+    """Put the moments of a checkpoint into an optimizer that has none yet. See `save` and `load`."""
     known = FileSystemReader(directory).read_metadata().state_dict_metadata.keys()
     everyone = [*parameters, *more]
     fused = any(group.get("fused") for group in optimizer.param_groups)  # it counts where it computes
@@ -129,4 +147,24 @@ def load_moments(directory: Path, parameters: Parameters, more: Parameters, opti
             parameter = everyone[int(number)]
             step = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
             optimizer.state[parameter][key[0]] = step if key == ["step"] else torch.zeros_like(parameter.detach())
-    read_parts(_moments(everyone, optimizer.state), checkpoint_id=directory, no_dist=not is_initialized())
+    _read(directory, _moments(everyone, optimizer.state))
+
+
+def _read(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
+    failed = _failures(lambda what: ModelError(f"{directory}: {what}; leave --resume out to begin anew"))
+    with failed, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it says of one process that it is one
+        read_parts(tensors, checkpoint_id=directory, no_dist=not is_initialized())
+
+
+@contextlib.contextmanager
+def _failures(said: Callable[[str], Exception]) -> Iterator[None]:
+    """What has failed in any process is an exception; torch raises what is none, and is caught by nobody."""
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        for cause in causes:
+            if not isinstance(cause, Exception):  # someone wants it to end
+                raise cause from error
+        raise said(" ".join(str(causes[0]).split())[:200]) from error

@@ -32,14 +32,29 @@ def test_every_text_comes_as_often() -> None:
     counts = Counter(found)
     assert set(counts) == set(range(1000))
     assert set(counts.values()) == {4, 5}
-    assert max(Counter(found[: 32 * 16]).values()) == 1  # none again before all were there
+    assert len(set(found[:992])) == 992  # 62 batches; the other 8 come with the next 1000, in 63
+    assert Counter(found[992:2000]).total() - len(set(found[992:2000])) == 8
+    assert set(found[:992]) | set(found[992:2000]) == set(range(1000))
+
+
+@pytest.mark.parametrize("count", [60, 240, 1000])
+def test_a_batch_is_of_different_texts(count: int) -> None:
+    lengths = np.random.default_rng(0).integers(4, 24, count).tolist()
+    batches = np.array(list(OfLikeLength(lengths, 8, 200, 0))).reshape(-1, 8)
+    different = [len(set(batch)) for batch in batches.tolist()]
+    assert np.mean(different) > 7.9
+    if count > 60:  # and not of the same ones every time
+        assert len({tuple(sorted(batch)) for batch in batches.tolist()}) > 190
 
 
 def test_a_batch_is_of_like_lengths() -> None:
     found = np.array(list(OfLikeLength(LENGTHS, 16, 320, 0))).reshape(-1, 16)
+    many = np.random.default_rng(0).integers(4, 128, 10_000)
+    of_many = np.array(list(OfLikeLength(many.tolist(), 16, 320, 0))).reshape(-1, 16)
     by_chance = np.random.default_rng(1).permutation(1000)[:992].reshape(-1, 16)
     assert filled_up(by_chance) > 1.7
-    assert filled_up(found) < 1.05
+    assert filled_up(found) < 1.1
+    assert (many[of_many].max(1) * 16).sum() / many[of_many].sum() < 1.05
 
 
 def test_batches_come_by_chance_and_by_seed() -> None:
@@ -66,7 +81,7 @@ def test_a_training_takes_it(accumulate: int, tmp_path: Path, monkeypatch: pytes
         return collate(self, pieces)
 
     monkeypatch.setattr(Lessons, "collate", watched)
-    text = {"source": "help", "chunks": 64, "tokens": 24}
+    text = {"source": "help", "chunks": 512, "tokens": 24}
     step = {"step": "distill", "updates": 20, "batch": 8, "accumulate": accumulate, "learning_rate": 1e-3, "text": text}
     source = make_tiny_encoder(tmp_path / "model", "Bert", "feature-extraction", num_hidden_layers=2)
     run(source, tmp_path / "out", {"step": "remove", "units": "layers", "count": 1, "scores": "spaced"}, step)

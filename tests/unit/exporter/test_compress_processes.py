@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file
 from support.forked import together
 from support.recipes import TEXT, opened_subject, recipe, run
@@ -25,11 +26,12 @@ from exporter.compress import processes
 from exporter.compress.distill.step import run as distill
 from exporter.compress.journal import NAME, ReadJournal, work_of, working
 from exporter.compress.processes import ALONE, Launched, joined, launched, refuse_unsplit, said_after_first
-from runtime.errors import EngineError, UserError
+from exporter.compress.training import sharded
+from runtime.errors import EngineError, ModelError, UserError
 from targets.ongrid import RECIPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Steps = list[dict[str, Any]]
 
@@ -62,6 +64,16 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+SPLIT = """
+from exporter.compress.training import trainer
+go_on = trainer._Distilling.go_on
+def only_split(self, work):
+    assert self._split
+    go_on(self, work)
+trainer._Distilling.go_on = only_split
+"""
+
+
 @pytest.mark.parametrize(
     ("source", "steps", "environment"),
     [
@@ -83,7 +95,8 @@ def test_two_learn_what_one_learns(
 ) -> None:
     model = request.getfixturevalue(source)
     alone = run(model, tmp_path / "alone", *steps)
-    first, other = together_run(model, tmp_path, steps)(**environment)
+    patches = {0: SPLIT} if environment else {}
+    first, other = together_run(model, tmp_path, steps)(patches=patches, **environment)
     assert (first.status, other.status) == (0, 0), first.error + other.error
     assert (other.out, other.error) == ("", "")
     found = json.loads((tmp_path / "out" / RECIPE).read_text(encoding="utf-8"))["steps"]
@@ -203,6 +216,8 @@ def test_each_process_holds_its_share(tiny_llama: Path, tmp_path: Path) -> None:
     rooms[0].mkdir()
     cut = together_run(tiny_llama, rooms[0], steps)(patches={1: IN_UPDATE.format(at=6)}, **FSDP)
     assert cut[1].status == -signal.SIGKILL
+    assert cut[0].status != 0
+    assert "Traceback" not in cut[0].error
     assert (work_of(rooms[0] / "out") / "work-1" / "checkpoint-6").is_dir()
     shutil.copytree(*rooms)
     for room, count, environment, difference in zip(rooms, (2, 1), (FSDP, {}), (0, 2e-4), strict=True):
@@ -212,6 +227,59 @@ def test_each_process_holds_its_share(tiny_llama: Path, tmp_path: Path) -> None:
         for name, tensor in expected.items():
             np.testing.assert_allclose(found[name], tensor, rtol=0, atol=difference, err_msg=name)
         assert {path.name for path in room.iterdir()} == {"out", "recipe.yaml"}
+
+
+FULL = """
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+def full(*_):
+    raise OSError(28, "No space left on device")
+FileSystemWriter.write_data = full
+"""
+
+
+def test_a_full_disk_under_one_of_the_parts(tiny_llama: Path, tmp_path: Path) -> None:
+    first, other = together_run(tiny_llama, tmp_path, [SHORTER, DISTILL])(patches={1: FULL}, **FSDP)
+    assert 0 not in (first.status, other.status)
+    assert "work-1: cannot be written ([Errno 28] No space left on device); free space or" in first.error
+    assert "Traceback" not in first.error + other.error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def one_of_one(tmp_path: Path) -> Iterator[None]:
+    """This process as the only one of a launcher."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'met'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_of_one")
+def test_parts_that_are_damaged(tmp_path: Path) -> None:
+    parameter, room = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3)), tmp_path / "checkpoint"
+    sharded.save(room, [parameter], [], torch.optim.AdamW([parameter], lr=0.1))
+    again = torch.nn.Parameter(torch.zeros(2, 3))
+    sharded.load(room, [again])
+    assert torch.equal(again, parameter)
+    (part,) = room.glob("*.distcp")
+    part.write_bytes(b"")
+    with pytest.raises(ModelError, match=r".*; leave --resume out to begin anew$"):
+        sharded.load(room, [again])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layers: setattr(layers[1].mlp.up_proj, "weight", layers[0].mlp.up_proj.weight), "share weights"),
+        (lambda layers: layers[0].register_parameter("gate", torch.nn.Parameter(torch.tensor(1.0))), "cannot be split"),
+    ],
+)
+@pytest.mark.usefixtures("one_of_one")
+def test_what_torch_does_not_split_is_said(change: Callable[[Any], None], message: str) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=32, **shape))
+    change(model.model.layers)
+    with pytest.raises(UserError, match=f"^FSDP: .*{message}.*; go on without it$"):
+        sharded.split_over(model, model, torch.device("cpu"))
 
 
 def test_whole_weights_do_not_go_on_split(tiny_llama: Path, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_what_no_pass_has_changed_is_traced_once(
 
         with monkeypatch.context() as patch:
             patch.setattr(ExportPass, "call_submodule", counting)
-            found = emit_into(tiny_model_dir("llama", layers=1), tmp_path / name, "fp32")
+            found = emit_into(tiny_model_dir("llama", layers=1), tmp_path / name, "8da4w")
         made[name] = (found.entry_path.read_bytes(), Counter(traced))
     assert made["once"][0] == made["always"][0]
     for name in ("FuseBatchNormPass", "DecomposeConcatenate", "PReLUReshapePass"):
