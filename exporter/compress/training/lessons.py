@@ -81,15 +81,16 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
 
     def lengths(self) -> list[int]:
         """Of each piece, in tokens."""
-        return [self._length(one) for one in self._chosen]
+        return [self._place(number)[2] for number in range(len(self))]
 
-    def _length(self, piece: int) -> int:
-        batch, row = divmod(piece, AT_A_TIME)
-        return int((self._batches[batch].ids[row] != NOTHING).sum())
+    def _place(self, number: int) -> tuple[Batch, int, int]:
+        """A piece's batch, its row there, and how many tokens it has."""
+        batch, row = divmod(self._chosen[number], AT_A_TIME)
+        piece = self._batches[batch]
+        return piece, row, int((piece.ids[row] != NOTHING).sum())
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        batch, row = divmod(self._chosen[number], AT_A_TIME)
-        piece, length = self._batches[batch], self._length(self._chosen[number])
+        piece, row, length = self._place(number)
         found = {"input_ids": torch.from_numpy(piece.ids[row, :length].astype(np.int64))}
         if piece.tokens is not None:
             found["tokens"] = torch.from_numpy(piece.tokens[row].astype(np.int64))

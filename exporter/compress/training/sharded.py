@@ -23,8 +23,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from exporter.compress.processes import count_now
+from exporter.compress.processes import count_now, in_short
 from exporter.compress.stack import find_layers
+from exporter.compress.training.student import zeros_of
 from runtime.errors import ModelError, UserError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def split_over(model: Any, around: Any, device: Any) -> None:  # noqa: ANN401 - 
             for parameter, home in homes:  # it was moved to the device as a whole, and need not stay there
                 parameter.data = home
     except (ValueError, NotImplementedError) as error:
-        what = f"this model's weights cannot be split ({' '.join(str(error).split())[:200]})"
+        what = f"this model's weights cannot be split ({in_short(error)})"
         raise UserError(f"FSDP: {what}; go on without it") from error
     if hasattr(around, "set_reduce_scatter_unused_params"):  # newer than torch 2.6
         around.set_reduce_scatter_unused_params(True)  # an expert that no token of this process went to
@@ -87,7 +88,7 @@ def split(student: Student, model: Any, device: Any) -> Iterator[Student]:  # no
         split_over(model, student.model, device)
         now = dict(student.model.named_parameters())
         parts = {parameter: now[names[id(parameter)]] for parameter in student.parameters}
-        zeros = {parts[one]: partial(torch.eq, parts[one], 0) for one in student.zeros}
+        zeros = {parts[one]: partial(zeros_of, parts[one]) for one in student.zeros}
         yield dataclasses.replace(student, parameters=list(parts.values()), zeros=zeros)
         with torch.no_grad():
             for parameter, part in parts.items():
@@ -100,11 +101,6 @@ def split(student: Student, model: Any, device: Any) -> Iterator[Student]:  # no
 def _whole(part: torch.Tensor) -> torch.Tensor:
     assert isinstance(part, DTensor)
     return part.full_tensor()
-
-
-def is_split(parameter: torch.Tensor) -> bool:
-    """Whether a parameter is split, and its gradient the mean over all processes by itself."""
-    return isinstance(parameter, DTensor)
 
 
 def _weights(parameters: Parameters) -> dict[str, torch.Tensor]:
@@ -141,12 +137,10 @@ def load_moments(directory: Path, parameters: Parameters, more: Parameters, opti
     known = FileSystemReader(directory).read_metadata().state_dict_metadata.keys()
     everyone = [*parameters, *more]
     fused = any(group.get("fused") for group in optimizer.param_groups)  # it counts where it computes
-    for name in known:
-        kind, number, *key = name.split(".")
-        if kind == "moment":
-            parameter = everyone[int(number)]
-            step = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
-            optimizer.state[parameter][key[0]] = step if key == ["step"] else torch.zeros_like(parameter.detach())
+    for _, number, key in (name.split(".") for name in known if name.startswith("moment.")):
+        parameter = everyone[int(number)]
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
+        optimizer.state[parameter][key] = step if key == "step" else torch.zeros_like(parameter.detach())
     _read(directory, _moments(everyone, optimizer.state))
 
 
@@ -167,4 +161,4 @@ def _failures(said: Callable[[str], Exception]) -> Iterator[None]:
         for cause in causes:
             if not isinstance(cause, Exception):  # someone wants it to end
                 raise cause from error
-        raise said(" ".join(str(causes[0]).split())[:200]) from error
+        raise said(in_short(causes[0])) from error

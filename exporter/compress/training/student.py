@@ -45,7 +45,11 @@ def zeros_of(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def averaged(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Give parameters the mean of their gradients over all processes; none, where it has none in any of them."""
+    """Give parameters the mean of their gradients over all processes; none, where it has none in any of them.
+
+    Those of split parameters are means by then.
+    """
+    parameters = [one for one in parameters if not is_split(one)]
     if not (distributed.is_initialized() and parameters):
         return
     there = torch.tensor([one.grad is not None for one in parameters], dtype=torch.int32, device=parameters[0].device)
@@ -128,6 +132,11 @@ def learning(model: Any, parameters: list[torch.nn.Parameter]) -> Iterator[None]
             parameter.requires_grad_(False)
             parameter.grad, parameter.data = None, home
         model.to("cpu")  # what else it has, such as tables of angles
+
+
+def is_split(tensor: torch.Tensor) -> bool:
+    """Whether each process has a part of it."""
+    return isinstance(tensor, DTensor)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from exporter.compress.processes import count_now
+from exporter.compress.processes import count_now, in_short
 from exporter.compress.training import sharded
 from exporter.compress.training.features import followed
 from exporter.compress.training.order import OfLikeLength
@@ -27,6 +27,7 @@ from exporter.compress.training.predictions import arguments, predictions
 from exporter.compress.training.student import (
     activations_computed_again,
     averaged,
+    is_split,
     keep_zeros,
     learning,
     nothing_dropped,
@@ -191,7 +192,7 @@ def _options(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401 - a 
     except ImportError as error:
         raise UserError("--recipe: training needs the library 'accelerate'; pip install 'packlight[train]'") from error
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"--recipe: training: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"--recipe: training: {in_short(error)}") from error
     if found.world_size != processes:  # each would learn alone
         raise UserError(
             f"--recipe: training: accelerate sees {found.world_size} of {processes} processes; use torchrun"
@@ -220,7 +221,7 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
         student, features = opened.student, opened.features
         super().__init__(model=student.model, args=opened.options, **options)
         self._student, self._predictions, self._features, self._kept = student, predicted, features, kept
-        self._split = any(map(sharded.is_split, student.parameters))
+        self._split = any(map(is_split, student.parameters))
         if features is not None:
             features.to(self.args.device, split=self._split)
         # The loss is a mean over a part of a batch, which Trainer has to divide by the number of parts.
@@ -264,13 +265,9 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
         with self._student.as_stored():
             found: torch.Tensor = super().training_step(*arguments, **more)
         if self.accelerator.sync_gradients:  # behind the last part of a batch
-            averaged([one for one in self._learning if not sharded.is_split(one)])
+            averaged([*self._student.parameters, *self._student.quick])
             keep_zeros(self._student)
         return found
-
-    @property
-    def _learning(self) -> list[torch.nn.Parameter]:
-        return [*self._student.parameters, *self._student.quick]
 
     def evaluation_loop(self, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
         """See `transformers.Trainer`."""

@@ -220,9 +220,11 @@ def test_what_no_pass_has_changed_is_traced_once(
             monkeypatch.setattr(lower, "traced_once", contextlib.nullcontext)
         traced, trace = [], ExportPass.call_submodule
 
-        def counting(self: ExportPass, *of: object, traced: list[str] = traced, trace: object = trace) -> object:
+        def counting(
+            self: ExportPass, *of: object, traced: list[str] = traced, trace: Callable[..., object] = trace
+        ) -> object:
             traced.append(type(self).__name__)
-            return trace(self, *of)  # type: ignore[operator]
+            return trace(self, *of)
 
         with monkeypatch.context() as patch:
             patch.setattr(ExportPass, "call_submodule", counting)
