@@ -60,8 +60,8 @@ class Case:
 CASES = {
     "half": Case(
         "3 of 6 layers", 3,
-        {"updates": 1500, "batch": 16, "learning_rate": 1e-3, "features": {"hidden": 1.0}},
-        (12_800, 128), rank=0.97,
+        {"updates": 4400, "batch": 16, "learning_rate": 1e-3, "features": {"hidden": 1.0}},
+        (25_600, 64), rank=0.97,
     ),
 }  # fmt: skip
 
