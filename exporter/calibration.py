@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
+from runtime.home import home
 from runtime.tokenizer_file import load_tokenizer
 from targets.base import Calibration
 from targets.onnx.calibration import CHARACTERS_PER_TOKEN, token_chunks
@@ -25,6 +24,7 @@ from targets.text import default_text, load_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from exporter.steps import Text
     from exporter.verify.encoder_reference import TransformersEncoder
@@ -87,13 +87,6 @@ def _whole_texts(wanted: Text) -> Iterator[str]:
                 f"{where}: {wanted.field} is no text, as an encoder reads it; name another field, or mend it"
             )
         yield value
-
-
-def home() -> Path:
-    """Where packlight keeps what it may need again: $PACKLIGHT_HOME, or packlight/ in the user's cache directory."""
-    if named := os.environ.get("PACKLIGHT_HOME"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "packlight"
 
 
 def _kept(

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exporter.by_recipe import compressed, quant_of, recorded
+from exporter.findings import Findings, Limits, Running, elsewhere, refuse_other_limits, watched_by
 from exporter.quant import known_quant
 from exporter.report.report import Provenance, Report, utc_now, version
 from exporter.source import refuse_problems, resolve_model, task_of_source
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.artifact import damage, open_artifact, write_manifest
 from runtime.atomic import write_text
-from runtime.budget import Budget, Line, at_most, run_lines, size_line
-from runtime.errors import CheckFailed, EngineError, PacklightError, UserError
+from runtime.budget import Budget, Line
+from runtime.errors import PacklightError, UserError
 from runtime.host import host_facts
-from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPES, RunOptions, Trials
-from runtime.sessions.base import ENCODER_TASKS, task_of
+from runtime.hosts import LOCAL
+from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPES
+from runtime.sessions.base import task_of
 from runtime.units import format_bytes
 from targets import get_target
 from targets.base import Calibration, EmitOptions
@@ -26,50 +28,14 @@ from targets.gguf.architectures.base import head_dim
 from targets.ongrid import recorded_kv_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from exporter.by_recipe import NamedRecipe
     from exporter.progress import Reporter
     from exporter.verify import VerifyOptions
     from runtime.artifact import Artifact
-    from runtime.measurement import Measurement
     from targets.base import Target
-    from targets.device import Device
-    from targets.drift import Drift, Thresholds
-    from targets.encoder_drift import EncoderDrift, EncoderThresholds
     from targets.facts import ModelFacts
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an artifact is held against.
-
-    drift, encoder_drift: limits that replace the defaults for its bits per weight, of a model that generates and of an
-        encoder
-    """
-
-    budget: Budget = field(default_factory=Budget)
-    device: Device | None = None
-    drift: Thresholds | None = None
-    encoder_drift: EncoderThresholds | None = None
-
-    @property
-    def for_encoders(self) -> list[str]:
-        """The options named that hold for encoders only."""
-        named = {"--max-latency": self.budget.max_latency_ms, "a cosine, rank or label limit": self.encoder_drift}
-        return [option for option, value in named.items() if value is not None]
-
-    @property
-    def for_decoders(self) -> list[str]:
-        """The options named that hold only for models that generate."""
-        budget = self.budget
-        named = {
-            "--max-first-token": budget.max_first_token_ms,
-            "--min-speed": budget.min_decode_tokens_per_s,
-            "a KL, perplexity or top-1 limit": self.drift,
-        }
-        return [option for option, value in named.items() if value is not None]
 
 
 @dataclass(frozen=True)
@@ -89,8 +55,7 @@ class ExportRequest:
     format: str
     quant: str | None
     limits: Limits = field(default_factory=Limits)
-    options: RunOptions = field(default_factory=RunOptions)
-    trials: Trials = field(default_factory=Trials)
+    running: Running = field(default_factory=Running)
     verify: VerifyOptions | None = None
     measure: bool = True
     overwrite: bool = False
@@ -117,7 +82,7 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
         known_quant(quant, target.presets()),
         calibration=request.calibration,
         engine=device.onnxruntime if device else None,
-        context=request.options.context,
+        context=request.running.options.context,
         arch=device.arch if device else None,
     )
     refuse_problems(target, facts, options)
@@ -127,10 +92,11 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
         from exporter.verify import refuse_too_large
 
         refuse_too_large(facts, request.verify)
+    if request.measure:
+        request.running.host.refuse(request.format, watched_by(reporter))
     with staging(out) as room:
-        with compressed(request.recipe, facts, out, (request.options.threads, request.trust_remote_code), reporter) as (
-            packed, done
-        ):  # fmt: skip
+        trusted = (request.running.options.threads, request.trust_remote_code)
+        with compressed(request.recipe, facts, out, trusted, reporter) as (packed, done):
             reporter.step(f"writing {request.format} {options.quant}")
             artifact = target.emit(packed, options, room, reporter.advance)
         artifact = with_mobile_check(recorded(artifact, done), reporter)
@@ -138,7 +104,7 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
             artifact = dataclasses.replace(artifact, contract={**artifact.contract, "kv_type": kv_type})
         report = examine(request, artifact, facts, reporter)
         report = report.at(dataclasses.replace(artifact, root=out))
-        write_documents(report, facts, room, request.options.context)
+        write_documents(report, facts, room, request.running.options.context)
         publish(room, out)
     return report
 
@@ -150,7 +116,7 @@ def kv_type_of(request: ExportRequest, facts: ModelFacts) -> str | None:
     Raises UserError for a model whose heads it cannot hold.
     """
     by = request.recipe.recipe.kv_cache if request.recipe is not None else None
-    kv_type = request.options.kv_type or by or recorded_kv_type(facts.path)
+    kv_type = request.running.options.kv_type or by or recorded_kv_type(facts.path)
     if kv_type is None or request.format != "gguf":
         return None
     width = head_dim(facts.config) if facts.config.get("num_attention_heads") else 0
@@ -181,62 +147,10 @@ def examine(request: ExportRequest, artifact: Artifact, facts: ModelFacts, repor
     if request.verify is not None:
         findings.verify(artifact, facts, request.verify, reporter)
     if request.measure:
-        findings.measure(artifact, (request.options, request.trials), request.command, reporter)
+        findings.measure(artifact, request.running, request.command, reporter)
     left_out = {"verified": request.verify is None, "measured": not request.measure}
     skipped = tuple(part for part, left in left_out.items() if left)
     return findings.report(artifact, request.limits, provenance(request.command, facts), skipped)
-
-
-@dataclass
-class Findings:
-    """What was found so far. A part that could not be done leaves a failing line: the artifact is kept and says so.
-
-    tolerated: errors that become such a line; all others are raised
-    """
-
-    drift: Drift | EncoderDrift | None = None
-    measurement: Measurement | None = None
-    broken: list[Line] = field(default_factory=list)
-    tolerated: tuple[type[PacklightError], ...] = (CheckFailed, EngineError)
-
-    def verify(self, artifact: Artifact, facts: ModelFacts, options: VerifyOptions, reporter: Reporter) -> None:
-        """Compare the artifact with its source."""
-        from exporter.verify import verify
-
-        reporter.step("verifying against the source")
-        try:
-            self.drift = verify(artifact, facts, options, reporter.advance)
-        except self.tolerated as error:
-            self.broken.append(Line("verify", str(error), "", ok=False, value=1.0, limit=0.0))
-
-    def measure(self, artifact: Artifact, how: tuple[RunOptions, Trials], command: str, reporter: Reporter) -> None:
-        """Run the artifact in a fresh process."""
-        from runtime.measure import measure
-
-        reporter.step("measuring in a fresh process")
-        try:
-            self.measurement = measure(artifact, *how, progress=reporter.note, command=command)
-        except self.tolerated as error:
-            self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
-
-    def report(
-        self, artifact: Artifact, limits: Limits, where_from: Provenance, skipped: tuple[str, ...] = ()
-    ) -> Report:
-        """The report, its lines in the order people read them."""
-        lines = [*_size_lines(artifact, limits), *self.broken]
-        notes: list[str] = list(artifact.contract.get("notes", ()))
-        if self.measurement is not None:
-            lines += run_lines(self.measurement, limits.budget)
-            notes += self.measurement.notes
-        if self.measurement is not None and limits.device is not None:
-            lines.append(_fits_line(self.measurement, limits.device))
-            notes += _device_notes(limits.device)
-        if self.drift is not None:
-            lines += _drift_lines(self.drift, limits, artifact)
-            notes += self.drift.notes
-        return Report(
-            artifact, tuple(lines), where_from, limits.device, self.measurement, self.drift, skipped, tuple(notes)
-        )
 
 
 @dataclass(frozen=True)
@@ -268,9 +182,7 @@ def verify_artifact(
     return findings.report(artifact, limits, provenance(command, facts))
 
 
-def measure_artifact(
-    path: Path, limits: Limits, how: tuple[RunOptions, Trials], command: str, reporter: Reporter
-) -> Report:
+def measure_artifact(path: Path, limits: Limits, how: Running, command: str, reporter: Reporter) -> Report:
     """Measure an artifact on disk."""
     artifact = open_artifact(path)
     refuse_other_limits(limits, lambda: task_of(artifact))
@@ -279,45 +191,21 @@ def measure_artifact(
     return findings.report(artifact, limits, provenance(command))
 
 
-def check_artifact(
-    path: Path, limits: Limits, how: tuple[RunOptions, Trials], command: str, reporter: Reporter
-) -> Report:
+def check_artifact(path: Path, limits: Limits, how: Running, command: str, reporter: Reporter) -> Report:
     """Measure an artifact on disk under a hard cap of exactly the memory budget."""
-    from runtime.check import check
-
     cap = limits.budget.max_memory_bytes
     if cap is None:
         raise UserError("check needs a memory budget; add --max-memory, for example --max-memory 700MB")
     artifact = open_artifact(path)
     refuse_other_limits(limits, lambda: task_of(artifact))
-    reporter.step(f"running under a cap of {format_bytes(cap)}")
-    verdict = check(artifact, *how, cap_bytes=cap, progress=reporter.note, command=command)
+    reporter.step(f"running under a cap of {format_bytes(cap)}{elsewhere(how.host)}")
+    verdict = how.host.check(artifact, how.options, how.trials, cap, watched_by(reporter), command)
     findings = Findings(measurement=verdict.measurement)
     needed = verdict.needed_bytes
     findings.broken.append(
         Line("fits the cap", verdict.text, f"≤ {format_bytes(cap)}", verdict.fits, float(needed or 0), float(cap))
     )
     return findings.report(artifact, limits, provenance(command))
-
-
-def refuse_other_limits(limits: Limits, task: Callable[[], str]) -> None:
-    """Raise UserError for a limit on something that a model of this task does not have.
-
-    task: called only where there is such a limit, because it can be dear to know.
-    """
-    if not limits.for_encoders and not limits.for_decoders:
-        return
-    named = task()
-    if named in ENCODER_TASKS and limits.for_decoders:
-        raise UserError(
-            f"{limits.for_decoders[0]} is for models that generate, this one is for {named}; "
-            "its own limits are --max-latency, --min-cosine, --min-rank-correlation and --min-label-agreement"
-        )
-    if named not in ENCODER_TASKS and limits.for_encoders:
-        raise UserError(
-            f"{limits.for_encoders[0]} is for encoders, this model is for {named}; "
-            "its own limits are --max-first-token, --min-speed, --max-kl and their kin"
-        )
 
 
 def provenance(command: str, facts: ModelFacts | None = None) -> Provenance:
@@ -349,8 +237,10 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
     target = get_target(request.format)
     if device is not None and request.format not in device.formats:
         raise UserError(f"{device.id}: does not run '{request.format}'; it runs {', '.join(device.formats)}")
-    if request.options.kv_type not in (None, *KV_TYPES):
-        raise UserError(f"'{request.options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
+    if request.running.options.kv_type not in (None, *KV_TYPES):
+        raise UserError(f"'{request.running.options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
+    if not request.measure and request.running.host.name != LOCAL:
+        raise UserError("--on names a machine that measures; leave out --no-measure or --on")
     speeds = dataclasses.replace(budget, max_artifact_bytes=None)
     if not request.measure and speeds != Budget():
         raise UserError("a memory, load or speed budget needs a measurement; leave out --no-measure or the budget")
@@ -362,43 +252,3 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
         load_text(request.verify.text)
     refuse_occupied(out, overwrite=request.overwrite)
     return target
-
-
-def _size_lines(artifact: Artifact, limits: Limits) -> list[Line]:
-    lines = [size_line(artifact.total_bytes, limits.budget)]
-    if artifact.bits_per_weight:
-        lines.append(at_most("bits per weight", artifact.bits_per_weight, None, f"{artifact.bits_per_weight:.2f}"))
-    return lines
-
-
-def _fits_line(measurement: Measurement, device: Device) -> Line:
-    peak, usable = measurement.peak_rss_bytes, device.usable_bytes
-    text = f"{format_bytes(peak)} on this host"
-    return at_most(f"fits {device.id}", peak, usable, text, format_bytes(usable))
-
-
-def _device_notes(device: Device) -> list[str]:
-    usable = device.sources["usable"]
-    return [
-        f"memory, load and speed were measured on this host, not on the {device.name}",
-        f"usable memory of the {device.name}, {format_bytes(device.usable_bytes)}: {usable.kind}, {usable.text}",
-    ]
-
-
-def _drift_lines(drift: Drift | EncoderDrift, limits: Limits, artifact: Artifact) -> list[Line]:
-    """The drift's lines; limits that the user named replace the defaults, one by one."""
-    from targets.drift import judge as judge_drift
-    from targets.drift import thresholds_for
-    from targets.encoder_drift import EncoderDrift, encoder_thresholds_for, judge_encoder
-
-    bits = artifact.bits_per_weight
-    if isinstance(drift, EncoderDrift):
-        defaults = encoder_thresholds_for(bits)
-        return judge_encoder(drift, dataclasses.replace(defaults, **_named(limits.encoder_drift)))
-    return judge_drift(drift, dataclasses.replace(thresholds_for(bits), **_named(limits.drift)))
-
-
-def _named(overrides: Thresholds | EncoderThresholds | None) -> dict[str, float]:
-    """The limits that are set."""
-    values = dataclasses.asdict(overrides) if overrides is not None else {}
-    return {key: value for key, value in values.items() if value is not None}

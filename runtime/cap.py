@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import UserError
+from runtime.errors import EngineError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,8 +37,15 @@ COUNTS = {
 }
 _LIMITS = {"rlimit-data": "RLIMIT_DATA", "rlimit-as": "RLIMIT_AS"}
 _NAME = re.compile(r"packlight-(\d+)-\d+")
-_LAUNCHER = Path(__file__).with_name("launcher.py")
 _serial = itertools.count()
+
+
+def _launcher() -> str:
+    """The text of runtime/launcher.py, which is no file where this package lies in a zipapp."""
+    text = pkgutil.get_data("runtime", "launcher.py")
+    if text is None:
+        raise EngineError("runtime/launcher.py is missing: install packlight again")
+    return text.decode()
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Cap:
             how = ["join", str(self.directory / "cgroup.procs")]
         else:
             how = [_LIMITS[self.method], str(self.n_bytes)]
-        return [sys.executable, "-I", "-S", str(_LAUNCHER), *how, *argv]
+        return [sys.executable, "-I", "-S", "-c", _launcher(), *how, *argv]
 
     def limit_hits(self) -> int | None:
         """How often the kernel had to reclaim memory because of the cap, at least; None where it does not say."""

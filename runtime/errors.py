@@ -4,7 +4,8 @@ PacklightError
 ├── UserError            bad input or usage; exit status 2
 │   ├── ModelError       the MODEL cannot be used: what, where, what to do
 │   ├── UnsupportedError a combination that a target cannot express
-│   └── ArtifactError    an artifact or its manifest cannot be used
+│   ├── ArtifactError    an artifact or its manifest cannot be used
+│   └── HostError        the machine that was to measure is not reached, or lacks something
 ├── CheckFailed          a budget or a parity check failed; exit status 1
 └── EngineError          the engine (llama.cpp, …) failed in a way that the user did not cause
     ├── OutOfMemory      the process went over its memory cap
@@ -34,6 +35,10 @@ class UnsupportedError(UserError):
 
 class ArtifactError(UserError):
     """An artifact or its manifest is missing, damaged or of another version."""
+
+
+class HostError(UserError):
+    """A machine that was to measure is not reached, or has not what that takes."""
 
 
 class CheckFailed(PacklightError):

@@ -1,4 +1,4 @@
-"""Start a command inside a memory cap: `launcher.py METHOD ARGUMENT COMMAND…`, run by path, never imported.
+"""Start a command inside a memory cap: `python -c TEXT METHOD ARGUMENT COMMAND…`, TEXT being this, never imported.
 
 The command replaces this process only after the cap holds, so that every byte of it is counted, the
 interpreter's own included. METHOD is "join" (ARGUMENT: a cgroup.procs file) or the name of a limit of the

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from exporter.pipeline import Limits
+    from exporter.findings import Limits
+    from exporter.findings import Running as HowToRun
     from exporter.verify import VerifyOptions
     from runtime.budget import Budget
-    from runtime.measurement import RunOptions, Trials
     from targets.drift import Thresholds
     from targets.encoder_drift import EncoderThresholds
 
@@ -108,6 +108,13 @@ class ArchiveOut:
 
 
 @dataclass(frozen=True)
+class HarnessOut:
+    """Where the harness goes."""
+
+    out: Annotated[Path, _option("--out -o", "The file to write, such as packlight-runtime.pyz.", _JOB, "FILE")]
+
+
+@dataclass(frozen=True)
 class Archive:
     """An archive, and where its files go."""
 
@@ -148,7 +155,7 @@ class BudgetOptions:
 
     def limits(self, drift: Thresholds | None = None, encoder_drift: EncoderThresholds | None = None) -> Limits:
         """For the library. Raises UserError for a bad size or an unknown device."""
-        from exporter.pipeline import Limits
+        from exporter.findings import Limits
         from targets.device import load_device
 
         return Limits(self._budget(), load_device(self.device) if self.device else None, drift, encoder_drift)
@@ -199,14 +206,27 @@ class Running:
     ] = 64
 
     timeout: Annotated[float, _option("--timeout", "Give up measuring; default 600.", _RUN, _SECONDS, min=1)] = 600.0
+    on: Annotated[
+        str, _option("--on", "Where it is measured: local (default), ssh:[user@]host[:port].", _RUN, "HOST")
+    ] = "local"
+    remote_python: Annotated[
+        str | None, _option("--remote-python", "There: the Python that has the engine.", _RUN, "PATH")
+    ] = None
+    remote_dir: Annotated[
+        str | None, _option("--remote-dir", "There: keeps what was sent; default in ~/.cache/packlight.", _RUN, "DIR")
+    ] = None
+    remote_clean: Annotated[bool, _option("--remote-clean", "There: remove the artifact afterwards.", _RUN)] = False
 
-    def options(self) -> tuple[RunOptions, Trials]:
+    def how(self) -> HowToRun:
         """For the library."""
+        from exporter.findings import Running as HowToRun
+        from runtime.hosts import host_of
         from runtime.measurement import RunOptions, Trials
 
         run = RunOptions(self.threads, self.context, self.batch, not self.no_mmap, _lower(self.kv_type))
         trials = Trials(self.prompt_tokens, self.decode_tokens, self.trials, self.timeout)
-        return run, trials
+        host = host_of(self.on, python=self.remote_python, directory=self.remote_dir, keep=not self.remote_clean)
+        return HowToRun(run, trials, host)
 
 
 @dataclass(frozen=True)

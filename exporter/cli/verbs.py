@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         BudgetOptions,
         Cache,
         CompressJob,
+        HarnessOut,
         Job,
         Output,
         Running,
@@ -45,7 +46,6 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
     from exporter.recipe import load_recipe
     from targets.base import Calibration
 
-    options, trials = running.options()
     by = NamedRecipe(load_recipe(job.recipe), job.recipe) if job.recipe is not None else None
     if by is not None and (count := launched().count) > 1:
         what = f"export --recipe runs in one process, WORLD_SIZE says {count}"
@@ -56,8 +56,7 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
         format=job.format or (by.recipe.format if by else None) or "gguf",
         quant=job.quant,
         limits=budget.limits(verifying.thresholds(), verifying.encoder_thresholds()),
-        options=options,
-        trials=trials,
+        running=running.how(),
         verify=None if job.no_verify else verifying.options(running.threads),
         measure=not job.no_measure,
         overwrite=job.overwrite,
@@ -147,7 +146,8 @@ def verify(
     path: ArtifactPath, against: Against, verifying: Verifying, threads: Threads, cache: Cache, output: Output
 ) -> int:
     """Compare ARTIFACT with the model that it was made from."""
-    from exporter.pipeline import Limits, Source, verify_artifact
+    from exporter.findings import Limits
+    from exporter.pipeline import Source, verify_artifact
 
     limits = Limits(drift=verifying.thresholds(), encoder_drift=verifying.encoder_thresholds())
     with progress(output) as reporter:
@@ -167,7 +167,7 @@ def measure(path: ArtifactPath, budget: BudgetOptions, running: Running, output:
     from exporter.pipeline import measure_artifact
 
     with progress(output) as reporter:
-        report = measure_artifact(path.artifact, budget.limits(), running.options(), command_line(), reporter)
+        report = measure_artifact(path.artifact, budget.limits(), running.how(), command_line(), reporter)
     return _finish(report, output)
 
 
@@ -176,8 +176,23 @@ def check(path: ArtifactPath, budget: BudgetOptions, running: Running, output: O
     from exporter.pipeline import check_artifact
 
     with progress(output) as reporter:
-        report = check_artifact(path.artifact, budget.limits(), running.options(), command_line(), reporter)
+        report = check_artifact(path.artifact, budget.limits(), running.how(), command_line(), reporter)
     return _finish(report, output)
+
+
+def harness(to: HarnessOut, output: Output) -> int:
+    """Write the measuring harness as one file, which a device's Python runs: for a device without SSH."""
+    from runtime.atomic import replacing
+    from runtime.hosts.archive import zipapp
+
+    with replacing(to.out) as temporary:
+        temporary.write_bytes(zipapp())
+    if output.json:
+        _print_json({"out": str(to.out), "bytes": to.out.stat().st_size})
+    elif not output.quiet:
+        typer.echo(f"written: {to.out}")
+        typer.echo(f"there: python3 {to.out.name} ARTIFACT")
+    return 0
 
 
 def pack(path: ArtifactPath, to: ArchiveOut, threads: Threads, output: Output) -> int:

@@ -29,6 +29,18 @@ ENCODER_SESSIONS = {
     "torchscript": "runtime.sessions.torchscript:TorchScriptEncoderSession",
 }
 
+MODULES = {
+    "executorch": "executorch",
+    "gguf": "llama_cpp",
+    "onnx": "onnxruntime",
+    "ort": "onnxruntime",
+    "ptl": "torch",
+    "torchscript": "torch",
+}
+"""The module that a format's engine is imported by."""
+DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
+"""What such a module is installed as, where that is not its own name."""
+
 
 def open_session(artifact: Artifact, options: RunOptions) -> Session:
     """Open `artifact` in the engine for its format: a Session, or an EncoderSession where its task is an encoder's.

@@ -70,7 +70,7 @@ def target(monkeypatch, tmp_path):
     monkeypatch.setattr("exporter.pipeline.get_target", lambda _name: fake)
     facts = ModelFacts("huggingface", tmp_path / "model", "Tiny", "./model", {}, {})
     monkeypatch.setattr("exporter.checkpoint.resolve", lambda _model, **_options: facts)
-    monkeypatch.setattr("runtime.measure.measure", fake_measure)
+    monkeypatch.setattr("runtime.hosts.local.measure", fake_measure)
     return fake
 
 
@@ -118,7 +118,7 @@ def test_an_engine_that_refuses_the_artifact_is_a_failed_check(target, tmp_path,
     def refuse(*args, **options):
         raise EngineError("llama.cpp: unknown architecture")
 
-    monkeypatch.setattr("runtime.measure.measure", refuse)
+    monkeypatch.setattr("runtime.hosts.local.measure", refuse)
     done = export(tmp_path / "out")
     assert done.exit_code == 1
     assert done.stdout.splitlines()[-1] == "verdict: failed: measure llama.cpp: unknown architecture"
@@ -212,7 +212,7 @@ def test_check(tmp_path, monkeypatch, fits, status, verdict):
         asked.append((options, cap_bytes))
         return CapVerdict(fits, 200, None, "cgroup-v1", "one sentence")
 
-    monkeypatch.setattr("runtime.check.check", check)
+    monkeypatch.setattr("runtime.hosts.local.check", check)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     done = run("check", tmp_path / "m.gguf", "--max-memory", "100", "--json", "--threads", "3", "--no-mmap")
     assert done.exit_code == status

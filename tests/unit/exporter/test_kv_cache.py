@@ -9,7 +9,8 @@ import pytest
 
 from exporter.by_recipe import NamedRecipe
 from exporter.compress.job import CompressRequest, compress
-from exporter.pipeline import ExportRequest, Limits, Source, export, measure_artifact, verify_artifact
+from exporter.findings import Limits, Running
+from exporter.pipeline import ExportRequest, Source, export, measure_artifact, verify_artifact
 from exporter.progress import SilentReporter
 from exporter.recipe import Recipe
 from exporter.report.modelfile import Chat, modelfile
@@ -43,7 +44,8 @@ def exported(model: Path, out: Path, kv_type: str | None = None, by: Recipe | No
     named = NamedRecipe(by, "mine") if by is not None else None
     options = RunOptions(threads=2, context=128, kv_type=kv_type)
     request = ExportRequest(
-        str(model), out, "gguf", None if by is not None else "q8_0", options=options, trials=TRIALS, verify=VERIFY,
+        str(model), out, "gguf", None if by is not None else "q8_0", verify=VERIFY,
+        running=Running(options, TRIALS),
         recipe=named, **more,
     )  # fmt: skip
     return export(request, SilentReporter())
@@ -83,7 +85,7 @@ def test_the_recipe_says_it_once_for_all(model: Path, tmp_path: Path) -> None:
     assert kl(again) == pytest.approx(kl(first), rel=0.05)
     assert kl(finer) < kl(again) / 2
     options = RunOptions(threads=2, context=128)
-    measured = measure_artifact(at_once, Limits(), (options, TRIALS), "", SilentReporter()).measurement
+    measured = measure_artifact(at_once, Limits(), Running(options, TRIALS), "", SilentReporter()).measurement
     assert measured is not None
     assert measured.options.kv_type == "q4_0"
 
@@ -111,7 +113,7 @@ def test_only_llama_cpp_is_told(model: Path, tmp_path: Path) -> None:
         Recipe.model_validate({"steps": [{"step": "rotate"}], "kv_cache": "q8_0"})
     out = tmp_path / "out"
     request = ExportRequest(
-        str(model), out, "onnx", "int8", options=RunOptions(kv_type="q8_0"), verify=None, measure=False
+        str(model), out, "onnx", "int8", running=Running(RunOptions(kv_type="q8_0")), verify=None, measure=False
     )
     export(request, SilentReporter())
     assert kv_type(out) is None

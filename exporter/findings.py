@@ -1,0 +1,198 @@
+"""What is found out about an artifact: how and where it is run, what it is held against, the lines of the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from exporter.report.report import Provenance, Report
+from runtime.budget import Budget, Line, at_most, run_lines, size_line
+from runtime.errors import CheckFailed, EngineError, PacklightError, UserError
+from runtime.hosts import LOCAL
+from runtime.hosts.base import Watcher
+from runtime.hosts.local import LocalHost
+from runtime.measurement import RunOptions, Trials
+from runtime.sessions.base import ENCODER_TASKS
+from runtime.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from exporter.progress import Reporter
+    from exporter.verify import VerifyOptions
+    from runtime.artifact import Artifact
+    from runtime.hosts.base import Host
+    from runtime.measurement import Measurement
+    from targets.device import Device
+    from targets.drift import Drift, Thresholds
+    from targets.encoder_drift import EncoderDrift, EncoderThresholds
+    from targets.facts import ModelFacts
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an artifact is held against.
+
+    drift, encoder_drift: limits that replace the defaults for its bits per weight, of a model that generates and of an
+        encoder
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    device: Device | None = None
+    drift: Thresholds | None = None
+    encoder_drift: EncoderThresholds | None = None
+
+    @property
+    def for_encoders(self) -> list[str]:
+        """The options named that hold for encoders only."""
+        named = {"--max-latency": self.budget.max_latency_ms, "a cosine, rank or label limit": self.encoder_drift}
+        return [option for option, value in named.items() if value is not None]
+
+    @property
+    def for_decoders(self) -> list[str]:
+        """The options named that hold only for models that generate."""
+        budget = self.budget
+        named = {
+            "--max-first-token": budget.max_first_token_ms,
+            "--min-speed": budget.min_decode_tokens_per_s,
+            "a KL, perplexity or top-1 limit": self.drift,
+        }
+        return [option for option, value in named.items() if value is not None]
+
+
+@dataclass(frozen=True)
+class Running:
+    """How an artifact is run, how much of it is measured, and where."""
+
+    options: RunOptions = field(default_factory=RunOptions)
+    trials: Trials = field(default_factory=Trials)
+    host: Host = field(default_factory=LocalHost)
+
+
+@dataclass
+class Findings:
+    """What was found so far. A part that could not be done leaves a failing line: the artifact is kept and says so.
+
+    tolerated: errors that become such a line; all others are raised
+    """
+
+    drift: Drift | EncoderDrift | None = None
+    measurement: Measurement | None = None
+    broken: list[Line] = field(default_factory=list)
+    tolerated: tuple[type[PacklightError], ...] = (CheckFailed, EngineError)
+
+    def verify(self, artifact: Artifact, facts: ModelFacts, options: VerifyOptions, reporter: Reporter) -> None:
+        """Compare the artifact with its source."""
+        from exporter.verify import verify
+
+        reporter.step("verifying against the source")
+        try:
+            self.drift = verify(artifact, facts, options, reporter.advance)
+        except self.tolerated as error:
+            self.broken.append(Line("verify", str(error), "", ok=False, value=1.0, limit=0.0))
+
+    def measure(self, artifact: Artifact, how: Running, command: str, reporter: Reporter) -> None:
+        """Run the artifact in a fresh process, here or on another machine."""
+        reporter.step(f"measuring in a fresh process{elsewhere(how.host)}")
+        try:
+            self.measurement = how.host.measure(artifact, how.options, how.trials, watched_by(reporter), command)
+        except self.tolerated as error:
+            self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
+
+    def report(
+        self, artifact: Artifact, limits: Limits, where_from: Provenance, skipped: tuple[str, ...] = ()
+    ) -> Report:
+        """The report, its lines in the order people read them."""
+        lines = [*_size_lines(artifact, limits), *self.broken]
+        notes: list[str] = list(artifact.contract.get("notes", ()))
+        if self.measurement is not None:
+            lines += run_lines(self.measurement, limits.budget)
+            notes += self.measurement.notes
+        if self.measurement is not None and limits.device is not None:
+            lines.append(_fits_line(self.measurement, limits.device))
+            notes += _device_notes(limits.device, self.measurement)
+        if self.drift is not None:
+            lines += _drift_lines(self.drift, limits, artifact)
+            notes += self.drift.notes
+        return Report(
+            artifact, tuple(lines), where_from, limits.device, self.measurement, self.drift, skipped, tuple(notes)
+        )
+
+
+def refuse_other_limits(limits: Limits, task: Callable[[], str]) -> None:
+    """Raise UserError for a limit on something that a model of this task does not have.
+
+    task: called only where there is such a limit, because it can be dear to know.
+    """
+    if not limits.for_encoders and not limits.for_decoders:
+        return
+    named = task()
+    if named in ENCODER_TASKS and limits.for_decoders:
+        raise UserError(
+            f"{limits.for_decoders[0]} is for models that generate, this one is for {named}; "
+            "its own limits are --max-latency, --min-cosine, --min-rank-correlation and --min-label-agreement"
+        )
+    if named not in ENCODER_TASKS and limits.for_encoders:
+        raise UserError(
+            f"{limits.for_encoders[0]} is for encoders, this model is for {named}; "
+            "its own limits are --max-first-token, --min-speed, --max-kl and their kin"
+        )
+
+
+def elsewhere(host: Host) -> str:
+    """For people, behind what is done; nothing where it is done here."""
+    return "" if host.name == LOCAL else f" on {host.name}"
+
+
+def watched_by(reporter: Reporter) -> Watcher:
+    """A host tells the reporter how it goes on."""
+    return Watcher(reporter.note, reporter.advance)
+
+
+def _size_lines(artifact: Artifact, limits: Limits) -> list[Line]:
+    lines = [size_line(artifact.total_bytes, limits.budget)]
+    if artifact.bits_per_weight:
+        lines.append(at_most("bits per weight", artifact.bits_per_weight, None, f"{artifact.bits_per_weight:.2f}"))
+    return lines
+
+
+def _fits_line(measurement: Measurement, device: Device) -> Line:
+    peak, usable = measurement.peak_rss_bytes, device.usable_bytes
+    text = f"{format_bytes(peak)} on {measured_on(measurement)}"
+    return at_most(f"fits {device.id}", peak, usable, text, format_bytes(usable))
+
+
+def measured_on(measurement: Measurement) -> str:
+    """The machine's name for people."""
+    return str(measurement.host.get("on", "this host"))
+
+
+def _device_notes(device: Device, measurement: Measurement) -> list[str]:
+    usable, where = device.sources["usable"], measured_on(measurement)
+    known = f", not on the {device.name}"
+    if "on" in measurement.host:
+        known = f"; whether that is a machine like the {device.name} packlight does not know"
+    return [
+        f"memory, load and speed were measured on {where}{known}",
+        f"usable memory of the {device.name}, {format_bytes(device.usable_bytes)}: {usable.kind}, {usable.text}",
+    ]
+
+
+def _drift_lines(drift: Drift | EncoderDrift, limits: Limits, artifact: Artifact) -> list[Line]:
+    """The drift's lines; limits that the user named replace the defaults, one by one."""
+    from targets.drift import judge as judge_drift
+    from targets.drift import thresholds_for
+    from targets.encoder_drift import EncoderDrift, encoder_thresholds_for, judge_encoder
+
+    bits = artifact.bits_per_weight
+    if isinstance(drift, EncoderDrift):
+        defaults = encoder_thresholds_for(bits)
+        return judge_encoder(drift, dataclasses.replace(defaults, **_named(limits.encoder_drift)))
+    return judge_drift(drift, dataclasses.replace(thresholds_for(bits), **_named(limits.drift)))
+
+
+def _named(overrides: Thresholds | EncoderThresholds | None) -> dict[str, float]:
+    """The limits that are set."""
+    values = dataclasses.asdict(overrides) if overrides is not None else {}
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,160 @@
+"""The user's end of a connection: sends an artifact to another machine, has it measured there, brings the result back.
+
+How bytes get there is a `Connection`'s; this knows only what is said (`runtime.hosts.wire`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime.artifact import record
+from runtime.errors import EngineError, HostError
+from runtime.hosts.wire import PIECE, Closed, Wire, error_of
+from runtime.sessions import DISTRIBUTIONS, MODULES
+from runtime.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from runtime.artifact import Artifact, FileRecord
+    from runtime.hosts.base import Watcher
+    from runtime.measurement import RunOptions, Trials
+
+
+def digest_of(files: dict[str, FileRecord]) -> str:
+    """Hex SHA-256 of an artifact's names and hashes: what it is called on another machine."""
+    listed = sorted((name, record.bytes, record.sha256) for name, record in files.items())
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """An artifact that is on another machine. files: every file with its hash"""
+
+    digest: str
+    files: dict[str, FileRecord]
+
+
+@dataclass
+class Remote:
+    """An open connection.
+
+    name: of the machine, for messages; directory: for what it keeps, None for its own choice
+    last_words: what was said when the connection broke, for example by ssh
+    """
+
+    name: str
+    wire: Wire
+    watcher: Watcher
+    directory: str | None
+    last_words: Callable[[], str]
+
+    def look(self, artifact_format: str) -> dict[str, Any]:
+        """What the machine has. Raises HostError where it has no engine for that format."""
+        found: dict[str, Any] = self._ask(do="look")["facts"]
+        module = MODULES.get(artifact_format, artifact_format)
+        if module not in found["engines"]:
+            package = DISTRIBUTIONS.get(module, module)
+            raise HostError(
+                f"{self.name}: {found['python']} ({found['version']}) has no {module}; install it there "
+                f"({found['python']} -m pip install {package}), or name the Python that has it by --remote-python"
+            )
+        host = found["host"]
+        said = f"{host['cpu']}, {host['machine']}, Python {found['version']}, {module} {found['engines'][module]}"
+        self.watcher.note(f"{self.name}: {said.rstrip()}")
+        return found
+
+    def ship(self, artifact: Artifact) -> Shipped:
+        """Send the files that are not there yet. Raises HostError where there is no room for them."""
+        files = artifact.files or {artifact.entry: record(artifact.entry_path)}  # a bare file has no manifest
+        shipped = Shipped(digest_of(files), files)
+        for name, one in files.items():
+            self._send_file(shipped.digest, name, artifact.root / name, one)
+        return shipped
+
+    def measure(
+        self,
+        artifact: Artifact,
+        shipped: Shipped,
+        how: tuple[RunOptions, Trials],
+        cap_bytes: int | None,
+        command: str,
+        *,
+        keep: bool,
+    ) -> dict[str, Any]:
+        """The JSON of a Measurement, with a cap of a CapVerdict; raises what `runtime.measure.measure` raises.
+
+        keep: leave the artifact there.
+        """
+        options, trials = how
+        described = dataclasses.asdict(dataclasses.replace(artifact, files=shipped.files))
+        del described["root"]
+        answer = self._ask(
+            do="measure", artifact=shipped.digest, described=described, options=dataclasses.asdict(options),
+            trials=dataclasses.asdict(trials), cap_bytes=cap_bytes, command=command,
+            keep=keep,
+        )  # fmt: skip
+        found: dict[str, Any] = answer["result"]
+        return found
+
+    def _send_file(self, digest: str, name: str, path: Path, one: FileRecord) -> None:
+        request = {"do": "receive", "artifact": digest, "name": name, "bytes": one.bytes, "sha256": one.sha256}
+        for _ in range(2):  # what was there of it already may have been damaged: once more from its beginning
+            have = self._ask(**request)["have"]
+            if have and have < one.bytes:
+                self.watcher.note(f"{name}: goes on behind {format_bytes(have)}")
+            self._send_bytes(path, have, one.bytes)
+            if self._answer()["received"]:
+                return
+        raise HostError(f"{path}: came to {self.name} with another SHA-256 twice; is the file being written?")
+
+    def _send_bytes(self, path: Path, start: int, end: int) -> None:
+        done = start
+        with path.open("rb") as file:
+            file.seek(start)
+            while done < end:
+                piece = file.read(min(PIECE, end - done))
+                if not piece:
+                    raise HostError(f"{path}: became shorter while it was sent")
+                try:
+                    self.wire.writing.write(piece)
+                except OSError as error:
+                    raise self._lost("while a file was sent") from error
+                done += len(piece)
+                self.watcher.advance(f"sending {path.name}", done, end)
+        try:
+            self.wire.writing.flush()
+        except OSError as error:
+            raise self._lost("while a file was sent") from error
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        """The answer that ends a request; phases on the way are passed on."""
+        try:
+            self.wire.send(directory=self.directory, **request)
+        except Closed as error:
+            raise self._lost("") from error
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        phase = ""
+        while True:
+            try:
+                answer = self.wire.receive()
+            except Closed as error:
+                raise self._lost(f"while {phase}" if phase else "") from error
+            if "error" in answer:
+                raise error_of(answer["error"], self.name)
+            if "phase" not in answer:
+                return answer
+            phase = answer["phase"]
+            self.watcher.note(phase)
+
+    def _lost(self, when: str) -> EngineError:
+        words = self.last_words()
+        what = " ".join(part for part in ("the connection broke", when) if part)
+        return EngineError(f"{self.name}: {what}{f': {words}' if words else ''}")

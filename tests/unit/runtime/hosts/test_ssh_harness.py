@@ -1,0 +1,235 @@
+"""Both ends of a connection, through a client that runs the other end here; a real sshd is in e2e/test_ssh_host.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.processes import gone
+from support.ssh import fake_client
+
+from runtime.artifact import open_artifact, record, write_manifest
+from runtime.errors import EngineError, HostError, OutOfMemory, TimedOut, UserError
+from runtime.hosts.base import Watcher
+from runtime.hosts.remote import digest_of
+from runtime.hosts.ssh import COMMAND, Address, SshHost
+from runtime.hosts.store import Store
+from runtime.measurement import RunOptions, Trials
+
+GOLDEN = Path(__file__).resolve().parents[3] / "golden" / "golden-q4_k_m.gguf"
+OPTIONS = RunOptions(threads=1, context=64)
+TRIALS = Trials(prompt_tokens=8, decode_tokens=2, count=2)
+KEPT = ".cache/packlight/artifacts"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is capped on Linux only")
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """Of the machine that is measured on."""
+    client, home = fake_client(tmp_path)
+    monkeypatch.setenv(COMMAND, str(client))
+    return home
+
+
+@pytest.fixture
+def there(home):
+    return SshHost(Address("board", "pi", 2222), python=sys.executable)
+
+
+class Seen:
+    def __init__(self):
+        self.notes, self.sent = [], []
+        self.watcher = Watcher(self.notes.append, lambda what, done, total: self.sent.append((what, done, total)))
+
+
+def before(monkeypatch, tmp_path, shell):
+    """The client runs `shell` first."""
+    client, home = fake_client(tmp_path, shell)
+    monkeypatch.setenv(COMMAND, str(client))
+    return home
+
+
+def test_measured_there(there, home):
+    seen = Seen()
+    found = there.measure(open_artifact(GOLDEN), OPTIONS, TRIALS, seen.watcher, "as typed")
+    assert found.host["on"] == "ssh:pi@board:2222"
+    assert found.host["engine"].startswith("llama.cpp")
+    assert (found.command, found.options.context, found.trials.count) == ("as typed", 64, 2)
+    assert found.peak_rss_bytes > GOLDEN.stat().st_size
+    assert seen.notes[0] == "connecting to ssh:pi@board:2222"
+    assert seen.notes[1].startswith("ssh:pi@board:2222: ")
+    assert "llama_cpp " in seen.notes[1]
+    assert seen.notes[2:4] == ["starting", "loading"]
+    assert seen.notes[-1] == "done"
+    assert seen.sent[-1] == (f"sending {GOLDEN.name}", GOLDEN.stat().st_size, GOLDEN.stat().st_size)
+    called = (home / "called").read_text()
+    assert "-o BatchMode=yes -p 2222 -l pi -- board exec sh -c " in called
+    # What was sent stays, the harness does not.
+    assert list((home / "tmp").iterdir()) == []
+    assert [path.name for path in (home / KEPT).rglob("*.gguf")] == [GOLDEN.name]
+
+
+def test_sent_once(there, home):
+    artifact = open_artifact(GOLDEN)
+    there.measure(artifact, OPTIONS, TRIALS, Watcher())
+    seen = Seen()
+    there.measure(artifact, OPTIONS, TRIALS, seen.watcher)
+    assert seen.sent == []
+
+
+def test_removed_where_that_is_asked(there, home):
+    dataclasses.replace(there, keep=False).measure(open_artifact(GOLDEN), OPTIONS, TRIALS, Watcher())
+    assert list((home / KEPT).iterdir()) == []
+
+
+def test_another_directory(there, home):
+    dataclasses.replace(there, directory="~/card/kept").measure(open_artifact(GOLDEN), OPTIONS, TRIALS, Watcher())
+    assert list((home / "card" / "kept").rglob("*.gguf"))
+    assert not (home / KEPT).exists()
+
+
+def test_half_of_it_goes_on(there, home):
+    artifact = open_artifact(GOLDEN)
+    store = Store(home / KEPT, digest_of({GOLDEN.name: record(GOLDEN)}))
+    with store.receiving(GOLDEN.name, GOLDEN.stat().st_size) as file:
+        file.write(GOLDEN.read_bytes()[:500_000])
+    seen = Seen()
+    there.measure(artifact, OPTIONS, TRIALS, seen.watcher)
+    assert f"{GOLDEN.name}: goes on behind 0.5 MB" in seen.notes
+    assert store.path(GOLDEN.name).read_bytes() == GOLDEN.read_bytes()
+
+
+def test_half_of_something_else_is_sent_anew(there, home):
+    store = Store(home / KEPT, digest_of({GOLDEN.name: record(GOLDEN)}))
+    with store.receiving(GOLDEN.name, GOLDEN.stat().st_size) as file:
+        file.write(b"?" * 500_000)
+    there.measure(open_artifact(GOLDEN), OPTIONS, TRIALS, Watcher())
+    assert store.path(GOLDEN.name).read_bytes() == GOLDEN.read_bytes()
+
+
+def test_a_file_that_is_not_what_its_manifest_says(there, tmp_path):
+    copy = tmp_path / "out" / GOLDEN.name
+    copy.parent.mkdir()
+    shutil.copy(GOLDEN, copy)
+    bare = open_artifact(copy)
+    write_manifest(dataclasses.replace(bare, files={copy.name: record(copy)}))
+    with copy.open("r+b") as file:
+        file.write(b"?")
+    with pytest.raises(HostError, match="came to ssh:pi@board:2222 with another SHA-256 twice"):
+        there.measure(open_artifact(copy.parent), OPTIONS, TRIALS, Watcher())
+
+
+@linux
+def test_checked_there(there):
+    artifact = open_artifact(GOLDEN)
+    fits = there.check(artifact, OPTIONS, TRIALS, 500_000_000, Watcher())
+    assert fits.fits
+    assert fits.measurement.cap["bytes"] == 500_000_000
+    assert fits.measurement.host["on"] == there.name
+    small = there.check(artifact, OPTIONS, TRIALS, 8_000_000, Watcher())
+    assert not small.fits
+    assert small.needed_bytes > 8_000_000
+
+
+def test_errors_arrive_as_what_they_are(there, tmp_path):
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(GOLDEN.read_bytes()[:-5000])
+    with pytest.raises(EngineError, match=r"ssh:pi@board:2222: .*cut\.gguf: llama\.cpp does not load it"):
+        there.measure(open_artifact(cut), OPTIONS, TRIALS, Watcher())
+    with pytest.raises(UserError, match="ssh:pi@board:2222: a context of 4 tokens is too small"):
+        there.measure(open_artifact(GOLDEN), RunOptions(context=4), TRIALS, Watcher())
+    with pytest.raises(TimedOut, match=r"took longer than 0\.01 s") as caught:
+        there.measure(open_artifact(GOLDEN), OPTIONS, dataclasses.replace(TRIALS, timeout_s=0.01), Watcher())
+    assert caught.value.phase == "starting"
+    assert not isinstance(caught.value, OutOfMemory)
+
+
+def test_what_a_login_shell_prints_is_skipped(monkeypatch, tmp_path):
+    before(monkeypatch, tmp_path, "echo Welcome to the board; echo '{\"facts\": 1}'")
+    there = SshHost(Address("board"), python=sys.executable)
+    assert there.measure(open_artifact(GOLDEN), OPTIONS, TRIALS, Watcher()).host["on"] == "ssh:board"
+
+
+def test_what_prints_for_ever_is_given_up(monkeypatch, tmp_path):
+    before(monkeypatch, tmp_path, "exec yes")
+    with pytest.raises(HostError, match="printed 200 lines and is no machine that packlight's harness runs on"):
+        SshHost(Address("board")).refuse("gguf", Watcher())
+
+
+def test_a_machine_that_is_not_reached(monkeypatch, tmp_path):
+    before(monkeypatch, tmp_path, "echo 'ssh: connect to host board port 22: Connection refused' >&2; exit 255")
+    with pytest.raises(HostError) as caught:
+        SshHost(Address("board", "pi")).refuse("gguf", Watcher())
+    said = str(caught.value)
+    assert said == (
+        "ssh:pi@board: cannot be used (ssh: connect to host board port 22: Connection refused); try: ssh pi@board true"
+    )
+
+
+def test_pythons_are_looked_for(monkeypatch, tmp_path):
+    """The first that has the engine; a `python3` that has it not, or is too old, is passed over."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    old = bin_ / "python3"
+    old.write_text("#!/bin/sh\nexit 5\n")
+    old.chmod(0o755)
+    home = before(monkeypatch, tmp_path, f"PATH={bin_}:/usr/bin:/bin; hash -r")
+    inside = home / ".venv" / "bin"
+    inside.mkdir(parents=True)
+    link = inside / "python"
+    link.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    link.chmod(0o755)
+    seen = Seen()
+    SshHost(Address("board")).refuse("gguf", seen.watcher)
+    assert "llama_cpp" in seen.notes[-1]
+    with pytest.raises(HostError, match=r"ssh:board: no Python 3\.11 or newer there \(/usr/bin/false\)"):
+        SshHost(Address("board"), python="/usr/bin/false").refuse("gguf", Watcher())
+
+
+def test_a_python_without_the_engine(monkeypatch, tmp_path):
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    home = before(monkeypatch, tmp_path, "true")
+    with pytest.raises(HostError) as caught:
+        SshHost(Address("board"), python=str(bare)).refuse("gguf", Watcher())
+    said = str(caught.value)
+    assert " has no llama_cpp; install it there (" in said
+    assert "-m pip install llama-cpp-python), or name the Python that has it by --remote-python" in said
+    assert list((home / "tmp").iterdir()) == []
+
+
+def test_a_connection_that_breaks_while_it_measures(monkeypatch, tmp_path):
+    """The client dies; the other end sees that, stops the engine and removes itself."""
+    home = before(monkeypatch, tmp_path, "echo $$ > pid")
+    there = SshHost(Address("board"), python=sys.executable)
+
+    def kill(note):
+        if note.startswith("trial 1"):
+            os.kill(int((home / "pid").read_text()), 9)
+
+    with pytest.raises(EngineError, match="ssh:board: the connection broke while trial 1 of") as caught:
+        there.measure(open_artifact(GOLDEN), OPTIONS, dataclasses.replace(TRIALS, count=2000), Watcher(kill))
+    assert not isinstance(caught.value, UserError)
+    assert gone(f"{home}/tmp")
+
+
+def test_ctrl_c_here_ends_the_other_end(monkeypatch, tmp_path):
+    home = before(monkeypatch, tmp_path, "echo $$ > pid")
+    there = SshHost(Address("board"), python=sys.executable)
+
+    def interrupt(note):
+        if note.startswith("trial 1"):
+            raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        there.measure(open_artifact(GOLDEN), OPTIONS, dataclasses.replace(TRIALS, count=100_000), Watcher(interrupt))
+    assert time.monotonic() - start < 60  # by itself: nobody had to be killed after 10 s of waiting
+    assert list((home / "tmp").iterdir()) == []
+    assert gone(f"{home}/tmp")
