@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exporter.report.report import Provenance, Report
+from runtime.artifact import damage
 from runtime.budget import Budget, Line, at_most, run_lines, size_line
 from runtime.errors import CheckFailed, EngineError, PacklightError, UserError
 from runtime.hosts import LOCAL
@@ -82,6 +83,12 @@ class Findings:
     broken: list[Line] = field(default_factory=list)
     tolerated: tuple[type[PacklightError], ...] = (CheckFailed, EngineError)
 
+    def look_whole(self, artifact: Artifact) -> None:
+        """A line that fails where a file is another than the manifest says."""
+        if damaged := damage(artifact):
+            what = f"differ from the manifest's SHA-256: {', '.join(damaged)}; export the model again"
+            self.broken.append(Line("files", what, "whole", ok=False, value=float(len(damaged)), limit=0.0))
+
     def verify(self, artifact: Artifact, facts: ModelFacts, options: VerifyOptions, reporter: Reporter) -> None:
         """Compare the artifact with its source."""
         from exporter.verify import verify
@@ -99,6 +106,18 @@ class Findings:
             self.measurement = how.host.measure(artifact, how.options, how.trials, watched_by(reporter), command)
         except self.tolerated as error:
             self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
+
+    def check(self, artifact: Artifact, cap: int, how: Running, command: str, reporter: Reporter) -> None:
+        """Run the artifact under a cap of so many bytes; a line says whether it fits."""
+        reporter.step(f"running under a cap of {format_bytes(cap)}{elsewhere(how.host)}")
+        try:
+            found = how.host.check(artifact, how.options, how.trials, cap, watched_by(reporter), command)
+        except self.tolerated as error:
+            self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
+            return
+        self.measurement = found.measurement
+        limit, needed = f"≤ {format_bytes(cap)}", float(found.needed_bytes or 0)
+        self.broken.append(Line("fits the cap", found.text, limit, found.fits, needed, float(cap)))
 
     def report(
         self, artifact: Artifact, limits: Limits, where_from: Provenance, skipped: tuple[str, ...] = ()

@@ -8,20 +8,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exporter.by_recipe import compressed, quant_of, recorded
-from exporter.findings import Findings, Limits, Running, elsewhere, refuse_other_limits, watched_by
+from exporter.findings import Findings, Limits, Running, refuse_other_limits, watched_by
 from exporter.quant import known_quant
 from exporter.report.report import Provenance, Report, utc_now, version
 from exporter.source import refuse_problems, resolve_model, task_of_source
 from exporter.staging import publish, refuse_occupied, staging
-from runtime.artifact import damage, open_artifact, write_manifest
+from runtime.artifact import open_artifact, write_manifest
 from runtime.atomic import write_text
-from runtime.budget import Budget, Line
+from runtime.budget import Budget
 from runtime.errors import PacklightError, UserError
 from runtime.host import host_facts
 from runtime.hosts import LOCAL
 from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPES
 from runtime.sessions.base import task_of
-from runtime.units import format_bytes
 from targets import get_target
 from targets.base import Calibration, EmitOptions
 from targets.gguf.architectures.base import head_dim
@@ -165,21 +164,25 @@ def verify_artifact(
     path: Path, source: Source, limits: Limits, options: VerifyOptions, command: str, reporter: Reporter
 ) -> Report:
     """Compare an artifact on disk with its source."""
-    from exporter.verify import bits_per_weight, refuse_too_large
-
     artifact = open_artifact(path)
     refuse_other_limits(limits, lambda: task_of(artifact))
+    artifact, facts = with_source(artifact, source, options, reporter)
+    findings = Findings()
+    findings.look_whole(artifact)
+    findings.verify(artifact, facts, options, reporter)
+    return findings.report(artifact, limits, provenance(command, facts))
+
+
+def with_source(
+    artifact: Artifact, source: Source, options: VerifyOptions, reporter: Reporter
+) -> tuple[Artifact, ModelFacts]:
+    """The source's facts, and the artifact with its bits per weight, which a bare file does not say."""
+    from exporter.verify import bits_per_weight, refuse_too_large
+
     reporter.step(f"reading {source.model}")
     facts = resolve_model(source.model, trust_remote_code=options.trust_remote_code, revision=source.revision)
     refuse_too_large(facts, options)
-    # A bare file does not say its bits per weight, which its limits go by; with the source they are known.
-    artifact = dataclasses.replace(artifact, bits_per_weight=bits_per_weight(artifact, facts))
-    findings = Findings()
-    if damaged := damage(artifact):
-        what = f"differ from the manifest's SHA-256: {', '.join(damaged)}; export the model again"
-        findings.broken.append(Line("files", what, "whole", ok=False, value=float(len(damaged)), limit=0.0))
-    findings.verify(artifact, facts, options, reporter)
-    return findings.report(artifact, limits, provenance(command, facts))
+    return dataclasses.replace(artifact, bits_per_weight=bits_per_weight(artifact, facts)), facts
 
 
 def measure_artifact(path: Path, limits: Limits, how: Running, command: str, reporter: Reporter) -> Report:
@@ -198,13 +201,8 @@ def check_artifact(path: Path, limits: Limits, how: Running, command: str, repor
         raise UserError("check needs a memory budget; add --max-memory, for example --max-memory 700MB")
     artifact = open_artifact(path)
     refuse_other_limits(limits, lambda: task_of(artifact))
-    reporter.step(f"running under a cap of {format_bytes(cap)}{elsewhere(how.host)}")
-    verdict = how.host.check(artifact, how.options, how.trials, cap, watched_by(reporter), command)
-    findings = Findings(measurement=verdict.measurement)
-    needed = verdict.needed_bytes
-    findings.broken.append(
-        Line("fits the cap", verdict.text, f"≤ {format_bytes(cap)}", verdict.fits, float(needed or 0), float(cap))
-    )
+    findings = Findings(tolerated=())
+    findings.check(artifact, cap, how, command, reporter)
     return findings.report(artifact, limits, provenance(command))
 
 

@@ -101,6 +101,21 @@ class ArtifactPath:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What to check: an artifact by the options, or what a budget file names."""
+
+    artifact: Annotated[
+        Path | None,
+        typer.Argument(help="An exported directory, or a .gguf file.", metavar="ARTIFACT", show_default=False),
+    ] = None
+    budget: Annotated[
+        Path | None,
+        _option("--budget", "A file of checks; default packlight.toml, without ARTIFACT.", _BUDGET, "FILE"),
+    ] = None
+    junit: Annotated[Path | None, _option("--junit", "Write what was found as JUnit XML.", _OUTPUT, "FILE")] = None
+
+
+@dataclass(frozen=True)
 class ArchiveOut:
     """Where an archive goes."""
 

@@ -6,6 +6,7 @@ A verb returns its exit status. Everything heavy is imported inside.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         ArtifactPath,
         BudgetOptions,
         Cache,
+        Checked,
         CompressJob,
         HarnessOut,
         Job,
@@ -171,13 +173,52 @@ def measure(path: ArtifactPath, budget: BudgetOptions, running: Running, output:
     return _finish(report, output)
 
 
-def check(path: ArtifactPath, budget: BudgetOptions, running: Running, output: Output) -> int:
-    """Run ARTIFACT under a hard memory cap: does it fit?"""
+def check(checked: Checked, budget: BudgetOptions, running: Running, output: Output) -> int:
+    """Run ARTIFACT under a hard memory cap: does it fit? Without ARTIFACT: do all checks of a budget file."""
+    if checked.artifact is None:
+        return _check_all(checked, budget, running, output)
     from exporter.pipeline import check_artifact
 
+    if checked.budget is not None:
+        raise UserError(f"either ARTIFACT or --budget: {checked.budget} names its artifacts itself")
     with progress(output) as reporter:
-        report = check_artifact(path.artifact, budget.limits(), running.how(), command_line(), reporter)
+        report = check_artifact(checked.artifact, budget.limits(), running.how(), command_line(), reporter)
+    _write_junit(checked, {checked.artifact.name: report})
     return _finish(report, output)
+
+
+def _check_all(checked: Checked, budget: BudgetOptions, running: Running, output: Output) -> int:
+    from exporter.checks import run_all
+    from exporter.cli.budget_file import NAME, load_checks
+
+    path = checked.budget or Path(NAME)
+    if checked.budget is None and not path.is_file():
+        raise UserError(f"name an ARTIFACT, or write its limits into {NAME} here")
+    if budget != type(budget)() or running != type(running)():
+        raise UserError(f"limits and options of the checks are keys of {path}; write them there, or name an ARTIFACT")
+    checks = load_checks(path)
+    with progress(output) as reporter:
+        reports = run_all(checks, str(path), command_line(), reporter)
+    _write_junit(checked, reports)
+    failed = [name for name, report in reports.items() if report.exit_status]
+    if output.json:
+        verdict = "failed" if failed else "met"
+        _print_json({"verdict": verdict, "checks": {name: report.to_json() for name, report in reports.items()}})
+    elif not output.quiet:
+        for name, report in reports.items():
+            typer.echo(f"check {name}: {report.artifact.entry_path}")
+            show_report(report)
+            typer.echo("")
+        typer.echo(f"checks: {len(reports)}, failed: {', '.join(failed) or 'none'}")
+    return 1 if failed else 0
+
+
+def _write_junit(checked: Checked, reports: dict[str, Report]) -> None:
+    if checked.junit is not None:
+        from exporter.report.junit import junit
+        from runtime.atomic import write_text
+
+        write_text(checked.junit, junit(reports))
 
 
 def harness(to: HarnessOut, output: Output) -> int:
