@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-VERBS = ("export", "compress", "verify", "measure", "check", "pack", "unpack", "devices", "formats", "recipes")
+VERBS = (
+    "export", "compress", "verify", "measure", "check", "harness", "pack", "unpack", "devices", "formats", "recipes"
+)  # fmt: skip
 DOCS = ROOT / "docs"
 MARKER = "<!-- table: {} -->"
 

@@ -224,8 +224,10 @@ def _write_junit(checked: Checked, reports: dict[str, Report]) -> None:
 def harness(to: HarnessOut, output: Output) -> int:
     """Write the measuring harness as one file, which a device's Python runs: for a device without SSH."""
     from runtime.atomic import replacing
-    from runtime.hosts.archive import zipapp
+    from runtime.hosts.archive import NAME, zipapp
 
+    if to.out.is_dir():
+        raise UserError(f"{to.out}: is a directory; name a file, such as {to.out / NAME}")
     with replacing(to.out) as temporary:
         temporary.write_bytes(zipapp())
     if output.json:

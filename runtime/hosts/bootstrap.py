@@ -4,11 +4,11 @@ It is sent before anything of packlight is there, so it uses the standard librar
 it on standard input come eight bytes, the length, and the zipapp. Standard output carries answers and nothing else.
 """
 
-import contextlib
 import os
 import shutil
 import sys
 import tempfile
+import traceback
 import typing
 
 if typing.TYPE_CHECKING:
@@ -33,7 +33,13 @@ def _start() -> int:
 
 
 if __name__ == "__main__":
-    status = 0
-    with contextlib.suppress(KeyboardInterrupt):
+    status = 1
+    try:
         status = _start()
-    os._exit(status)  # and not sys.exit, which waits for a thread that may still read
+    except KeyboardInterrupt:
+        pass
+    except BaseException:  # noqa: BLE001  it is said, and this process ends
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)  # and not sys.exit, which waits for a thread that may still read

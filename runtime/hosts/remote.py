@@ -5,9 +5,12 @@ How bytes get there is a `Connection`'s; this knows only what is said (`runtime.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +29,36 @@ if TYPE_CHECKING:
     from runtime.measurement import RunOptions, Trials
 
 
+_SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.gguf")
+
+
 def digest_of(files: dict[str, FileRecord]) -> str:
     """Hex SHA-256 of an artifact's names and hashes: what it is called on another machine."""
     listed = sorted((name, record.bytes, record.sha256) for name, record in files.items())
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
+def _shards(artifact: Artifact) -> list[str]:
+    """The file that is opened, or where llama.cpp finds more beside it, all of them."""
+    match = _SHARD.fullmatch(artifact.entry)
+    if match is None:
+        return [artifact.entry]
+    pattern = f"{glob.escape(match[1])}-?????-of-{match[2]}.gguf"
+    return sorted(path.name for path in artifact.root.glob(pattern))
+
+
 @dataclass(frozen=True)
 class Shipped:
-    """An artifact that is on another machine. files: every file with its hash"""
+    """An artifact as it is called on another machine. files: every file with its hash"""
 
     digest: str
     files: dict[str, FileRecord]
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Shipped:
+        """Of an artifact here. A bare file has no manifest: it is read, and so are the other shards of a model."""
+        files = artifact.files or {name: record(artifact.root / name) for name in _shards(artifact)}
+        return cls(digest_of(files), files)
 
 
 @dataclass
@@ -69,13 +90,15 @@ class Remote:
         self.watcher.note(f"{self.name}: {said.rstrip()}")
         return found
 
-    def ship(self, artifact: Artifact) -> Shipped:
-        """Send the files that are not there yet. Raises HostError where there is no room for them."""
-        files = artifact.files or {artifact.entry: record(artifact.entry_path)}  # a bare file has no manifest
-        shipped = Shipped(digest_of(files), files)
-        for name, one in files.items():
+    def ship(self, artifact: Artifact, shipped: Shipped, *, keep: bool) -> None:
+        """Send the files that are not there yet. Raises HostError where there is no room for them.
+
+        keep: leave the artifact there when the connection ends.
+        """
+        files = {name: dataclasses.asdict(one) for name, one in shipped.files.items()}
+        self._ask(do="expect", artifact=shipped.digest, files=files, keep=keep)
+        for name, one in shipped.files.items():
             self._send_file(shipped.digest, name, artifact.root / name, one)
-        return shipped
 
     def measure(
         self,
@@ -84,20 +107,14 @@ class Remote:
         how: tuple[RunOptions, Trials],
         cap_bytes: int | None,
         command: str,
-        *,
-        keep: bool,
     ) -> dict[str, Any]:
-        """The JSON of a Measurement, with a cap of a CapVerdict; raises what `runtime.measure.measure` raises.
-
-        keep: leave the artifact there.
-        """
+        """The JSON of a Measurement, with a cap of a CapVerdict; raises what `runtime.measure.measure` raises."""
         options, trials = how
         described = dataclasses.asdict(dataclasses.replace(artifact, files=shipped.files))
         del described["root"]
         answer = self._ask(
             do="measure", artifact=shipped.digest, described=described, options=dataclasses.asdict(options),
             trials=dataclasses.asdict(trials), cap_bytes=cap_bytes, command=command,
-            keep=keep,
         )  # fmt: skip
         found: dict[str, Any] = answer["result"]
         return found
@@ -121,15 +138,21 @@ class Remote:
                 piece = file.read(min(PIECE, end - done))
                 if not piece:
                     raise HostError(f"{path}: became shorter while it was sent")
-                try:
-                    self.wire.writing.write(piece)
-                except OSError as error:
-                    raise self._lost("while a file was sent") from error
+                self._write(piece)
                 done += len(piece)
                 self.watcher.advance(f"sending {path.name}", done, end)
+        self._write(b"")
+
+    def _write(self, piece: bytes) -> None:
+        """A piece of a file; the last one is empty. Raises what the other end says where it takes no more."""
         try:
-            self.wire.writing.flush()
+            self.wire.writing.write(piece)
+            if not piece:
+                self.wire.writing.flush()
         except OSError as error:
+            with contextlib.suppress(Closed):
+                if "error" in (answer := self.wire.receive()):
+                    raise error_of(answer["error"], self.name) from error
             raise self._lost("while a file was sent") from error
 
     def _ask(self, **request: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from runtime.check import CapVerdict
 from runtime.errors import HostError
 from runtime.hosts.archive import zipapp
-from runtime.hosts.remote import Remote
+from runtime.hosts.remote import Remote, Shipped
 from runtime.hosts.wire import GREETING, MAX_LINE, Wire
 from runtime.measure import last_line
 from runtime.measurement import Measurement
@@ -42,16 +42,18 @@ PYTHONS = ("python3", "~/.venv/bin/python", "~/venv/bin/python", "python3.14", "
 NO_PYTHON = "packlight: no Python"
 NOISE_LINES = 200
 """Lines that a login shell may print before the harness answers."""
+ANSWER_SECONDS, PROMPT_SECONDS = 90.0, 300.0
+"""For the machine to answer; where ssh may ask for a passphrase, for the user too."""
 SECONDS = 10
 """For the client to end by itself, once its streams are closed."""
 # One line without a single quote, a backslash or an exclamation mark: it is quoted for whatever shell there is.
 # A Python is started twice: to ask whether it is new enough and has the engine, and to read the harness.
 _SCRIPT = (
     'm=$1; n=$2; shift 2; first=; for p in "$@"; do case $p in "~/"*) p=$HOME/${p#??};; esac; '
-    'command -v "$p" >/dev/null 2>&1 || continue; "$p" -c "$0" "$m" >/dev/null 2>&1; s=$?; '
+    'command -v "$p" >/dev/null 2>&1 || continue; "$p" -c "$0" "$m" </dev/null >/dev/null 2>&1; s=$?; '
     "if [ $s = 0 ]; then first=$p; break; fi; "
     'if [ $s = 4 ] && [ -z "$first" ]; then first=$p; fi; done; '
-    'if [ -z "$first" ]; then echo packlight: no Python; exit 3; fi; '
+    'if [ -z "$first" ]; then echo; echo packlight: no Python; exit 3; fi; '
     'exec "$first" -P -c "import sys;exec(sys.stdin.buffer.read(int(sys.argv[1])))" "$n"'
 )
 _PROBE = (
@@ -140,8 +142,14 @@ class SshHost:
         watcher: Watcher,
         command: str,
     ) -> dict[str, Any]:
+        shipped = Shipped.of(artifact)  # before there is a connection that would wait for it
         with self._connected(artifact.format, watcher) as remote:
-            return remote.measure(artifact, remote.ship(artifact), how, cap_bytes, command, keep=self.keep)
+            try:
+                remote.ship(artifact, shipped, keep=self.keep)
+                return remote.measure(artifact, shipped, how, cap_bytes, command)
+            except KeyboardInterrupt as error:
+                kept = f"{self.name} keeps what it has of {artifact.entry}, the same command sends the rest"
+                raise KeyboardInterrupt(*[kept] * self.keep) from error
 
     @contextlib.contextmanager
     def _connected(self, artifact_format: str, watcher: Watcher) -> Iterator[Remote]:
@@ -175,20 +183,46 @@ class SshHost:
             raise HostError(f"{self.name}: ssh has no pipes")
         sender = threading.Thread(target=_send, args=(stdin, harness), daemon=True)
         sender.start()
-        problem = self._greeted(stdout)
+        seconds = ANSWER_SECONDS if _unattended() else PROMPT_SECONDS
+        silent = threading.Event()
+
+        def give_up() -> None:
+            silent.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.start()
+        try:
+            problem = self._greeted(stdout)
+        except BaseException:
+            process.kill()  # so that the sender does not wait for what is never read
+            raise
+        finally:
+            timer.cancel()
         if problem is None:
             sender.join()
             return
-        problem = problem or self._ended(process, stderr)
+        if silent.is_set():
+            problem = f"did not answer within {seconds:g} s"
+        else:
+            words = self._last_words(process, stderr) or problem
+            tried = (
+                f"try: ssh {shlex.quote(str(self.address))} true" if self.address.port is None else "try it with ssh"
+            )
+            problem = f"cannot be used ({words or 'it said nothing'}); {tried}"
         process.kill()
-        sender.join()
+        sender.join(SECONDS)
         raise HostError(f"{self.name}: {problem}")
 
     def _client(self, module: str, n_bootstrap: int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-        client = shlex.split(os.environ.get(COMMAND, "ssh"))
+        try:
+            client = shlex.split(os.environ.get(COMMAND, "ssh"))
+        except ValueError as error:
+            raise HostError(f"{COMMAND} is no command ({error}); mend its quotes") from error
         # A dead link is noticed within a minute. Nobody can answer a question where there is no terminal.
-        options = ["-T", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
-        if not sys.stdin.isatty():
+        settings = ("ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=4", "RemoteCommand=none")
+        options = ["-T", *(part for setting in settings for part in ("-o", setting))]
+        if _unattended():
             options += ["-o", "BatchMode=yes"]
         if self.address.port is not None:
             options += ["-p", str(self.address.port)]
@@ -205,23 +239,21 @@ class SshHost:
             ) from error
 
     def _greeted(self, answers: IO[bytes]) -> str | None:
-        """None once the harness has answered; what is wrong, "" where the client has ended and knows more."""
+        """None once the harness has answered, else the last that was printed. Raises HostError for a known end."""
+        said = ""
         for _ in range(NOISE_LINES):
             line = answers.readline(MAX_LINE).decode("utf-8", "replace")
             if not line:
-                return ""
+                return said
             if line.strip() == GREETING:
                 return None
             if line.strip() == NO_PYTHON:
                 looked = ", ".join(PYTHONS) if self.python is None else self.python
-                return f"no Python 3.11 or newer there ({looked}); install one, or name it by --remote-python"
-        return f"printed {NOISE_LINES} lines and is no machine that packlight's harness runs on"
-
-    def _ended(self, process: subprocess.Popen[bytes], stderr: IO[bytes]) -> str:
-        """Why there was no answer."""
-        words = self._last_words(process, stderr)
-        tried = f"try: ssh {shlex.quote(str(self.address))} true" if self.address.port is None else "try it with ssh"
-        return f"cannot be used ({words or 'it said nothing'}); {tried}"
+                raise HostError(
+                    f"{self.name}: no Python 3.11 or newer there ({looked}); install one, or name it by --remote-python"
+                )
+            said = line.strip()[:300] or said
+        raise HostError(f"{self.name}: printed {NOISE_LINES} lines and is no machine that packlight's harness runs on")
 
     @staticmethod
     def _last_words(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> str:
@@ -236,14 +268,28 @@ def _send(stdin: IO[bytes], harness: bytes) -> None:
         stdin.flush()
 
 
+def _unattended() -> bool:
+    """Whether nobody can answer a question of ssh's."""
+    return sys.stdin is None or not sys.stdin.isatty()
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Close the streams, so that the other end removes itself, and wait for the client, but not for ever."""
+    # In a thread: closing waits for what is not sent yet, and for another thread that may be sending.
+    closing = threading.Thread(target=_close, args=(process.stdin,), daemon=True)
+    closing.start()
+    try:
+        closing.join(SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _close(stream: IO[bytes] | None) -> None:
     with contextlib.suppress(OSError):
-        if process.stdin is not None:
-            process.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(SECONDS)
-    process.kill()
-    process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+        if stream is not None:
+            stream.close()

@@ -13,7 +13,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from runtime.artifact import sha256_of
 from runtime.atomic import fsync_directory, write_json
@@ -21,9 +21,11 @@ from runtime.errors import HostError
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-WHOLE = ".whole.json"
+    from runtime.artifact import FileRecord
+
+WHOLE, LOCK = ".whole.json", ".lock"
 SPARE = 16 << 20
 """Bytes that stay free beside what is sent."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -48,9 +50,37 @@ class Store:
     def path(self, name: str) -> Path:
         """Of one of its files. Raises HostError for a name that leads out of the directory."""
         parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or name == WHOLE:
+        if not parts or name.startswith("/") or ".." in parts or parts in ((WHOLE,), (LOCK,)):
             raise HostError(f"'{name}' is not the name of an artifact's file")
         return self.directory.joinpath(*parts)
+
+    def lock(self) -> IO[bytes]:
+        """A file that is open as long as this process uses the artifact. Raises HostError where another one does."""
+        import fcntl
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        file = (self.directory / LOCK).open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise HostError(
+                "another packlight sends or measures this artifact there; one whose connection was lost while it sent "
+                "gives up within a minute"
+            ) from error
+        except OSError:
+            pass  # a filesystem without locks
+        return file
+
+    def refuse_no_room(self, files: Mapping[str, FileRecord]) -> None:
+        """Raise HostError where what is missing of an artifact's files has no room."""
+        missing = sum(one.bytes - min(one.bytes, self._came(name)) for name, one in files.items())
+        free = shutil.disk_usage(self.directory).free
+        if missing and missing + SPARE > free:
+            raise HostError(
+                f"{self.root}: {format_bytes(free)} free, {format_bytes(missing + SPARE)} needed; "
+                "free some, or name another directory with --remote-dir"
+            )
 
     def has(self, name: str, n_bytes: int, sha256: str) -> bool:
         """Whether the file is here, whole; one that was touched since it came is read again."""
@@ -70,23 +100,13 @@ class Store:
 
     @contextlib.contextmanager
     def receiving(self, name: str, n_bytes: int) -> Iterator[BinaryIO]:
-        """The file NAME.part, open behind what has come of it already; it is on the disk when this ends.
-
-        Raises HostError where there is no room for the rest, or another process receives the same file.
-        """
+        """The file NAME.part, open behind what has come of it already; it is on the disk when this ends."""
         path = self._part(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            _lock(file, name)
             if file.tell() > n_bytes:
                 file.truncate(0)
                 file.seek(0, os.SEEK_END)
-            missing, free = n_bytes - file.tell(), shutil.disk_usage(self.directory).free
-            if missing + SPARE > free:
-                raise HostError(
-                    f"{self.root}: {format_bytes(free)} free, {format_bytes(missing + SPARE)} needed for {name}; "
-                    "free some, or name another directory with --remote-dir"
-                )
             try:
                 yield file
             finally:
@@ -112,6 +132,11 @@ class Store:
         path = self.path(name)
         return path.with_name(f"{path.name}.part")
 
+    def _came(self, name: str) -> int:
+        """Bytes of a file that are here already, whole or on their way."""
+        sizes = [path.stat().st_size for path in (self.path(name), self._part(name)) if path.is_file()]
+        return max(sizes, default=0)
+
     def _whole(self) -> dict[str, list[str | int]]:
         try:
             found = json.loads((self.directory / WHOLE).read_text(encoding="utf-8"))
@@ -122,13 +147,3 @@ class Store:
     def _note(self, name: str, sha256: str) -> None:
         facts = self.path(name).stat()
         write_json(self.directory / WHOLE, self._whole() | {name: [sha256, facts.st_size, facts.st_mtime_ns]})
-
-
-def _lock(file: BinaryIO, name: str) -> None:
-    """Until the file is closed. Raises HostError where another process has it."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise HostError(f"{name}: another packlight is sending it; try again when that is done") from error

@@ -3,12 +3,15 @@
 The user's end asks, the other end answers; it asks nothing more before the last answer is there. Requests:
 
     {"do": "look"}                                      -> {"facts": {…}}
+    {"do": "expect", "artifact": DIGEST, "files", "keep"}
+                                                        -> {"expected": true}: there is room, and nobody else uses it
     {"do": "receive", "artifact": DIGEST, "name", "bytes", "sha256"}
                                                         -> {"have": N}, then the file's bytes from N on are sent,
                                                            -> {"received": true}, false where the hash is another's
-    {"do": "measure", "artifact": DIGEST, "keep", …}    -> {"phase": …} as each begins, then {"result": {…}}
+    {"do": "measure", "artifact": DIGEST, …}            -> {"phase": …} as each begins, then {"result": {…}}
 
-Every request may be answered by {"error": {"kind", "message", "phase"}} in place of that.
+Every request may be answered by {"error": {"kind", "message", "phase"}} in place of that, also in the middle of a
+file's bytes: the connection is then over.
 """
 
 from __future__ import annotations

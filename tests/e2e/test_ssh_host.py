@@ -67,7 +67,7 @@ def test_the_real_model_sent_again_after_a_cut_and_measured(board: Board, smollm
     assert first.returncode == 1
     assert "ssh:board: the connection broke while a file was sent" in out + err
     assert "Traceback" not in err
-    assert gone(f"{board.temporary}/packlight-")
+    assert gone(f"TMPDIR={board.temporary}")
     (part,) = parts(kept)
     came = part.stat().st_size
     assert 0 < came < GGUF.stat().st_size
@@ -95,6 +95,7 @@ def test_a_cap_there(board: Board, tmp_path: Path) -> None:
     assert json.loads(fits.stdout)["measurement"]["cap"]["bytes"] == 500_000_000
     small = packlight("check", GOLDEN, "--max-memory", "8MB", *on(tmp_path), "--remote-clean", *SHORT)
     assert small.returncode == 1
+    assert json.loads(small.stdout)["failing"][0] == "fits the cap"
     assert list(tmp_path.rglob("*.gguf")) == []
 
 

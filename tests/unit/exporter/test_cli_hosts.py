@@ -65,7 +65,7 @@ def test_an_export_that_measures_nothing_needs_no_machine(there, tiny_llama, tmp
     assert done.stderr == "error: --on names a machine that measures; leave out --no-measure or --on\n"
 
 
-def test_a_machine_without_the_engine_is_known_before_the_export(there, tiny_llama, tmp_path):
+def test_a_machine_without_python_is_known_before_the_export(there, tiny_llama, tmp_path):
     done = run("export", tiny_llama, "-o", tmp_path / "out", *there, "--remote-python", "/usr/bin/false")
     assert done.exit_code == 2
     assert "ssh:board: no Python 3.11 or newer there (/usr/bin/false)" in done.stderr
@@ -82,3 +82,4 @@ def test_the_harness_as_a_file(tmp_path):
     shown = subprocess.run([sys.executable, "-I", out, "--help"], capture_output=True, text=True, check=True).stdout
     assert "an exported directory, or a .gguf file" in shown
     assert run("harness", "-o", tmp_path / "no" / "harness.pyz").exit_code == 2
+    assert run("harness", "-o", "/").stderr == "error: /: is a directory; name a file, such as /packlight-runtime.pyz\n"

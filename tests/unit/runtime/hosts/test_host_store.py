@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 
 import pytest
 
+from runtime.artifact import FileRecord
 from runtime.errors import HostError
-from runtime.hosts.store import WHOLE, Store
+from runtime.hosts.store import LOCK, WHOLE, Store
 
 DATA = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -83,7 +85,7 @@ def test_a_damaged_list_costs_a_reading_only(store, listed):
     assert store.has("a", len(DATA), SHA256)
 
 
-@pytest.mark.parametrize("name", ["", "/etc/passwd", "../a", "b/../../a", WHOLE])
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../a", "b/../../a", WHOLE, f"./{WHOLE}", LOCK])
 def test_names_that_lead_elsewhere(store, name):
     with pytest.raises(HostError, match="is not the name of an artifact's file"):
         store.path(name)
@@ -95,17 +97,36 @@ def test_a_digest_is_one(tmp_path):
 
 
 def test_no_room(store, monkeypatch):
-    full = shutil.disk_usage("/")._replace(free=5_000_000)
+    files = {"a": FileRecord(20_000_000, SHA256), "b": FileRecord(30_000_000, SHA256)}
+    with store.receiving("b", 30_000_000) as file:
+        file.write(bytes(10_000_000))
+    free = shutil.disk_usage("/")
+    monkeypatch.setattr("runtime.hosts.store.shutil.disk_usage", lambda _path: free._replace(free=50_000_000))
+    with pytest.raises(HostError, match=r"50\.0 MB free, 56\.8 MB needed; free some, or name another dir"):
+        store.refuse_no_room(files)
+    monkeypatch.setattr("runtime.hosts.store.shutil.disk_usage", lambda _path: free._replace(free=57_000_000))
+    store.refuse_no_room(files)
+
+
+def test_what_is_there_needs_no_room(store, monkeypatch):
+    put(store, "a")
+    full = shutil.disk_usage("/")._replace(free=0)
     monkeypatch.setattr("runtime.hosts.store.shutil.disk_usage", lambda _path: full)
-    with pytest.raises(HostError, match=r"5\.0 MB free, 16\.8 MB needed for a; free some, or name another"):  # noqa: SIM117
-        with store.receiving("a", len(DATA)):
-            pytest.fail("received")
+    store.refuse_no_room({"a": FileRecord(len(DATA), SHA256)})
 
 
-def test_two_do_not_send_the_same_file(store):
-    with store.receiving("a", len(DATA)), pytest.raises(HostError, match="another packlight is sending it"):  # noqa: SIM117
-        with store.receiving("a", len(DATA)):
-            pytest.fail("received")
+def test_two_do_not_use_the_same_artifact(store):
+    with store.lock(), pytest.raises(HostError, match="another packlight sends or measures this artifact there"):
+        store.lock()
+    store.lock().close()
+
+
+def test_a_filesystem_without_locks(store, monkeypatch):
+    def flock(_file, _how):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    store.lock().close()
 
 
 def test_it_is_forgotten(store):
