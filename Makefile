@@ -67,6 +67,7 @@ lint: $(STAMP)
 tools: $(STAMP)
 	$(BIN)/python -m benchmarks.tools
 	$(BIN)/python -m benchmarks.node
+	-$(BIN)/python -m benchmarks.aarch64
 
 # The models that the slow tests run on, before the workers start, who would each write them.
 models: $(STAMP)

@@ -1,0 +1,122 @@
+"""A Python for 64-bit Arm with ONNX Runtime, run by QEMU's user mode: a board to try the harness on, without a board.
+
+    python -m benchmarks.aarch64      make it (half a minute; 250 MB) and print the Python's path
+
+Debian's own packages of the other architecture, unpacked into .cache, and wheels from the Python package index. Nothing
+is installed into this system, and nobody has to be root. What it computes is what a board computes; how fast, and in
+how much memory, is not.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from benchmarks.paths import CACHE, new_directory
+
+HOME = CACHE / "aarch64"
+# The newest whose import does not crash in QEMU 7.2, which is what Debian 12 has.
+WHEELS = ("onnxruntime==1.27.0", "numpy==2.4.6")
+_PYTHONS = ("3.11", "3.12", "3.13")
+_LIBRARIES = ("libstdc++6", "libgomp1")
+_WRAPPER = """#!/bin/sh
+here=${{0%/*}}
+# -0: Python takes its own name for its path, and starts that again for the process that it measures.
+exec "{qemu}" -L "$here/root" -0 "$0" "$here/root/usr/bin/python{version}" "$@"
+"""
+
+
+def python() -> Path:
+    """The path of the Python; made first where it is missing. Raises SystemExit."""
+    path = HOME / "python"
+    if not path.is_file():
+        _make()
+    return path
+
+
+def _make() -> None:
+    for program in ("apt-get", "dpkg"):
+        if shutil.which(program) is None:
+            raise SystemExit(f"{program}: not found; this needs Debian's packages")
+    HOME.parent.mkdir(parents=True, exist_ok=True)
+    log = HOME.with_name("aarch64.log")
+    print(f"making a Python for 64-bit Arm, log in {log}", file=sys.stderr)
+    with new_directory(HOME) as partial, log.open("w") as output:
+        try:
+            version = _debian(partial, output)
+            _wheels(partial, version, output)
+            qemu = _qemu(partial, output)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"{error.cmd[0]}: failed; read {log}") from error
+        where = f"$here/{qemu.name}" if qemu.parent == partial else str(qemu)
+        wrapper = partial / "python"
+        wrapper.write_text(_WRAPPER.format(qemu=where, version=version))
+        wrapper.chmod(0o755)
+
+
+def _debian(partial: Path, output: IO[str]) -> str:
+    """Unpack a Python and what it needs into partial/root; its version."""
+    state = partial / "apt"
+    (state / "lists" / "partial").mkdir(parents=True)
+    (state / "archives" / "partial").mkdir(parents=True)
+    (state / "status").touch()
+    settings = {
+        "Dir::State": state, "Dir::State::status": state / "status", "Dir::State::lists": state / "lists",
+        "Dir::Cache": state, "Dir::Cache::archives": state / "archives", "APT::Architecture": "arm64",
+        "APT::Architectures": "arm64", "Acquire::Languages": "none", "APT::Sandbox::User": "root",
+    }  # fmt: skip
+    apt = ["apt-get", "-q", "-y", *(part for key, value in settings.items() for part in ("-o", f"{key}={value}"))]
+    _run([*apt, "update"], output)
+    for version in _PYTHONS:
+        wanted = [f"python{version}", *_LIBRARIES]
+        command = [*apt, "install", "--download-only", "--no-install-recommends", *wanted]
+        if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode == 0:
+            break
+    else:
+        raise SystemExit(f"apt-get: knows none of Python {', '.join(_PYTHONS)} for arm64 (Ubuntu has it elsewhere)")
+    for package in sorted((state / "archives").glob("*.deb")):
+        _run(["dpkg", "-x", str(package), str(partial / "root")], output)
+    shutil.rmtree(state)
+    return version
+
+
+def _wheels(partial: Path, version: str, output: IO[str]) -> None:
+    """Unpack the wheels to where that Python looks for packages."""
+    wheels, site = partial / "wheels", partial / "root" / "usr" / "lib" / "python3" / "dist-packages"
+    platforms = [f"--platform=manylinux{name}_aarch64" for name in ("_2_28", "_2_27", "_2_17", "2014")]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    more = ["--only-binary=:all:", *platforms, f"--python-version={version}", "-d", str(wheels), *WHEELS]
+    _run([*command, *more], output)
+    for wheel in wheels.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    shutil.rmtree(wheels)
+
+
+def _qemu(partial: Path, output: IO[str]) -> Path:
+    """The program: this system's, or Debian's own, which is one static file."""
+    for name in ("qemu-aarch64-static", "qemu-aarch64"):
+        if (found := shutil.which(name)) is not None:
+            return Path(found)
+    _run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "qemu-user-static"], output, partial)
+    (package,) = partial.glob("qemu-user-static*.deb")
+    _run(["dpkg", "-x", str(package), str(partial / "qemu")], output)
+    package.unlink()
+    found = sorted((partial / "qemu").rglob("qemu-aarch64*"))
+    program = next(path for path in found if re.search("64(-static)?$", path.name))
+    program.rename(partial / program.name)  # the others emulate what nobody asked for, 300 MB of it
+    shutil.rmtree(partial / "qemu")
+    return partial / program.name
+
+
+def _run(command: list[str], output: IO[str], directory: Path | None = None) -> None:
+    subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, cwd=directory, check=True)
+
+
+if __name__ == "__main__":
+    print(python())
