@@ -102,6 +102,7 @@ def test_half_of_it_goes_on(there, home):
     seen = Seen()
     there.measure(artifact, OPTIONS, TRIALS, seen.watcher)
     assert f"{GOLDEN.name}: goes on behind 0.5 MB" in seen.notes
+    assert len(seen.sent) == 1  # the rest was one piece, and right at once
     assert store.path(GOLDEN.name).read_bytes() == GOLDEN.read_bytes()
 
 
