@@ -9,6 +9,7 @@ how much memory, is not.
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -31,8 +32,12 @@ exec "{qemu}" -L "$here/root" -0 "$0" "$here/root/usr/bin/python{version}" "$@"
 """
 
 
+class Unavailable(SystemExit):
+    """This system's packages are not Debian's; Ubuntu's mirrors have no arm64, for example."""
+
+
 def python() -> Path:
-    """The path of the Python; made first where it is missing. Raises SystemExit."""
+    """The path of the Python; made first where it is missing. Raises SystemExit, Unavailable where it cannot be."""
     path = HOME / "python"
     if not path.is_file():
         _make()
@@ -40,9 +45,9 @@ def python() -> Path:
 
 
 def _make() -> None:
-    for program in ("apt-get", "dpkg"):
-        if shutil.which(program) is None:
-            raise SystemExit(f"{program}: not found; this needs Debian's packages")
+    release = Path("/etc/os-release")
+    if not release.is_file() or platform.freedesktop_os_release().get("ID") != "debian":
+        raise Unavailable("a Python for 64-bit Arm is made of Debian's packages, on Debian")
     HOME.parent.mkdir(parents=True, exist_ok=True)
     log = HOME.with_name("aarch64.log")
     print(f"making a Python for 64-bit Arm, log in {log}", file=sys.stderr)
@@ -50,13 +55,18 @@ def _make() -> None:
         try:
             version = _debian(partial, output)
             _wheels(partial, version, output)
-            qemu = _qemu(partial, output)
+            _wrapper(partial, _qemu(partial, output), version, output)
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"{error.cmd[0]}: failed; read {log}") from error
-        where = f"$here/{qemu.name}" if qemu.parent == partial else str(qemu)
-        wrapper = partial / "python"
-        wrapper.write_text(_WRAPPER.format(qemu=where, version=version))
-        wrapper.chmod(0o755)
+
+
+def _wrapper(partial: Path, qemu: Path, version: str, output: IO[str]) -> None:
+    """Write what is called as Python, and try it."""
+    where = f"$here/{qemu.name}" if qemu.parent == partial else str(qemu)
+    wrapper = partial / "python"
+    wrapper.write_text(_WRAPPER.format(qemu=where, version=version))
+    wrapper.chmod(0o755)
+    _run([str(wrapper), "-c", "import onnxruntime"], output)
 
 
 def _debian(partial: Path, output: IO[str]) -> str:
@@ -78,7 +88,7 @@ def _debian(partial: Path, output: IO[str]) -> str:
         if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode == 0:
             break
     else:
-        raise SystemExit(f"apt-get: knows none of Python {', '.join(_PYTHONS)} for arm64 (Ubuntu has it elsewhere)")
+        raise SystemExit(f"apt-get: none of Python {', '.join(_PYTHONS)} came; read {output.name}")
     for package in sorted((state / "archives").glob("*.deb")):
         _run(["dpkg", "-x", str(package), str(partial / "root")], output)
     shutil.rmtree(state)
@@ -103,12 +113,17 @@ def _qemu(partial: Path, output: IO[str]) -> Path:
     for name in ("qemu-aarch64-static", "qemu-aarch64"):
         if (found := shutil.which(name)) is not None:
             return Path(found)
-    _run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "qemu-user-static"], output, partial)
-    (package,) = partial.glob("qemu-user-static*.deb")
-    _run(["dpkg", "-x", str(package), str(partial / "qemu")], output)
-    package.unlink()
-    found = sorted((partial / "qemu").rglob("qemu-aarch64*"))
-    program = next(path for path in found if re.search("64(-static)?$", path.name))
+    # Debian 13 has the static programs in qemu-user.
+    for name in ("qemu-user-static", "qemu-user"):
+        _run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name], output, partial)
+        (package,) = partial.glob(f"{name}_*.deb")
+        _run(["dpkg", "-x", str(package), str(partial / "qemu")], output)
+        package.unlink()
+        found = [path for path in (partial / "qemu").glob("usr/bin/qemu-aarch64*") if not path.is_symlink()]
+        if program := next((path for path in found if re.search("64(-static)?$", path.name)), None):
+            break
+    else:
+        raise SystemExit("qemu-user: has no qemu-aarch64")
     program.rename(partial / program.name)  # the others emulate what nobody asked for, 300 MB of it
     shutil.rmtree(partial / "qemu")
     return partial / program.name

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.findings import Findings, Limits, Running, refuse_other_limits
 from exporter.pipeline import Source, provenance, with_source
+from exporter.report.report import Report
 from runtime.artifact import open_artifact
 from runtime.budget import Line
 from runtime.errors import PacklightError, UserError
+from runtime.measurement import KV_TYPES
 from runtime.sessions.base import task_of
+from targets.text import load_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from exporter.progress import Reporter
-    from exporter.report.report import Report
     from exporter.verify import VerifyOptions
+    from runtime.artifact import Artifact
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,21 @@ class Check:
     running: Running
     verifying: tuple[Source, VerifyOptions] | None = None
 
-    def refuse(self) -> None:
-        """Raise UserError for what can be known to be wrong before anything is run."""
+    def opened(self) -> Artifact:
+        """The artifact. Raises UserError for what can be known to be wrong before anything is run."""
         artifact = open_artifact(self.artifact)
         refuse_other_limits(self.limits, lambda: task_of(artifact))
+        if self.running.options.kv_type not in (None, *KV_TYPES):
+            raise UserError(f"'{self.running.options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
+        if self.verifying is not None and self.verifying[1].text is not None:
+            load_text(self.verifying[1].text)
+        if self.verifying is not None and is_path(model := self.verifying[0].model) and not Path(model).exists():
+            raise UserError(f"{model}: no such file or directory; against names a model")
+        return artifact
 
-    def run(self, command: str, reporter: Reporter) -> Report:
+    def run(self, artifact: Artifact, command: str, reporter: Reporter) -> Report:
         """All that was asked for, in one report. Whatever goes wrong is a failing line: other checks wait."""
-        artifact, facts = open_artifact(self.artifact), None
+        facts = None
         findings = Findings(tolerated=(PacklightError,))
         findings.look_whole(artifact)
         if self.verifying is not None:
@@ -59,18 +69,32 @@ class Check:
         return findings.report(artifact, self.limits, provenance(command, facts))
 
 
+def _said(error: PacklightError | OSError) -> str:
+    return f"{error.filename or 'writing'}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+
+
 def run_all(checks: Mapping[str, Check], where: str, command: str, reporter: Reporter) -> dict[str, Report]:
     """A report for every check, by name. Raises UserError before the first one runs where any of them cannot.
 
     where: the file that they stand in, for messages.
     """
+    artifacts = {}
     for name, check in checks.items():
         try:
-            check.refuse()
+            artifacts[name] = check.opened()
         except PacklightError as error:
             raise UserError(f"{where}: checks.{name}: {error}") from error
     reports = {}
     for name, check in checks.items():
         reporter.step(f"check {name}")
-        reports[name] = check.run(command, reporter)
+        try:
+            reports[name] = check.run(artifacts[name], command, reporter)
+        except (PacklightError, OSError) as error:  # a file that went meanwhile, a full disk
+            line = Line("check", _said(error), "", ok=False, value=1.0, limit=0.0)
+            reports[name] = Report(artifacts[name], (line,), provenance(command), check.limits.device)
     return reports
+
+
+def is_path(model: str) -> bool:
+    """Whether a MODEL can be nothing but a path: no id of the hub looks like that."""
+    return model.startswith((".", "/", "~")) or model.endswith(".gguf")

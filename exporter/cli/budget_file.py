@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from exporter.checks import Check
+from exporter.checks import Check, is_path
 from exporter.cli.options import BudgetOptions, Running, Verifying
 from exporter.pipeline import Source
 from runtime.errors import PacklightError, UserError
@@ -88,11 +88,11 @@ def _check(entry: Any, directory: Path) -> Check:  # noqa: ANN401  an _Entry
     limits = budget.limits(verifying.thresholds(), verifying.encoder_thresholds())
     compared = None
     if entry.against is not None:
-        beside = directory / entry.against
-        source = Source(str(beside) if beside.exists() else entry.against, entry.revision)
+        beside = directory.absolute() / entry.against
+        source = Source(str(beside) if is_path(entry.against) or beside.exists() else entry.against, entry.revision)
         compared = (source, verifying.options(running.threads, running.kv_type))
-    elif (limits.drift or limits.encoder_drift) is not None:
-        raise UserError("a drift limit needs the model to compare with; add against")
+    elif verifying != Verifying() or entry.revision is not None:
+        raise UserError("max_kl, chunks and their kin need the model to compare with; add against")
     elif budget == BudgetOptions():
         raise UserError("holds the artifact against nothing; add a limit such as max_memory, or against")
     return Check(directory / entry.artifact, limits, running.how(), compared)
@@ -112,5 +112,7 @@ def _said(error: Any) -> str:  # noqa: ANN401  pydantic's dictionary
         )
     if error["type"] == "missing":
         return "is missing; write it"
+    if error["type"] in ("model_type", "dict_type"):
+        return "has to be a table; write [checks.phone], for example"
     message = str(error["msg"])
     return f"{message[0].lower()}{message[1:]}, not {str(error['input'])[:60]!r}"

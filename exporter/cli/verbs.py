@@ -181,10 +181,12 @@ def check(checked: Checked, budget: BudgetOptions, running: Running, output: Out
 
     if checked.budget is not None:
         raise UserError(f"either ARTIFACT or --budget: {checked.budget} names its artifacts itself")
+    _clear_junit(checked)
     with progress(output) as reporter:
         report = check_artifact(checked.artifact, budget.limits(), running.how(), command_line(), reporter)
-    _write_junit(checked, {checked.artifact.name: report})
-    return _finish(report, output)
+    status = _finish(report, output)
+    _write_junit(checked, {checked.artifact.absolute().name: report})
+    return status
 
 
 def _check_all(checked: Checked, budget: BudgetOptions, running: Running, output: Output) -> int:
@@ -197,9 +199,9 @@ def _check_all(checked: Checked, budget: BudgetOptions, running: Running, output
     if budget != type(budget)() or running != type(running)():
         raise UserError(f"limits and options of the checks are keys of {path}; write them there, or name an ARTIFACT")
     checks = load_checks(path)
+    _clear_junit(checked)
     with progress(output) as reporter:
         reports = run_all(checks, str(path), command_line(), reporter)
-    _write_junit(checked, reports)
     failed = [name for name, report in reports.items() if report.exit_status]
     if output.json:
         verdict = "failed" if failed else "met"
@@ -210,7 +212,17 @@ def _check_all(checked: Checked, budget: BudgetOptions, running: Running, output
             show_report(report)
             typer.echo("")
         typer.echo(f"checks: {len(reports)}, failed: {', '.join(failed) or 'none'}")
+    _write_junit(checked, reports)
     return 1 if failed else 0
+
+
+def _clear_junit(checked: Checked) -> None:
+    """Before anything runs: the file can be written, and what an earlier run has left does not stand for this one."""
+    if checked.junit is None:
+        return
+    if checked.junit.is_dir() or not checked.junit.absolute().parent.is_dir():
+        raise UserError(f"{checked.junit}: cannot be written; name a file in a directory that is there")
+    checked.junit.unlink(missing_ok=True)
 
 
 def _write_junit(checked: Checked, reports: dict[str, Report]) -> None:

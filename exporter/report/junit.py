@@ -38,7 +38,7 @@ def _suite(root: ElementTree.Element, name: str, report: Report) -> None:
         root, "testsuite", name=_clean(name), tests=str(len(judged)), failures=str(len(report.failing)),
         timestamp=report.provenance.created.rstrip("Z"),
     )  # fmt: skip
-    where = report.measurement.host if report.measurement else report.provenance.host
+    where = report.measurement.host if report.measurement else {"on": "not measured", "cpu": "not measured"}
     known = {
         "artifact": report.artifact.entry_path,
         "command": report.provenance.command,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from io import BufferedReader
     from types import FrameType
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 IDLE_SECONDS = 60
 """For the next piece of a file, and for the next request."""
 
@@ -68,6 +69,7 @@ class Reader:
         self._busy = True
         try:
             if self.ended:
+                _ignore_signals()
                 raise KeyboardInterrupt
             yield
         finally:
@@ -162,7 +164,11 @@ class Agent:
         how = (RunOptions(**request["options"]), Trials(**request["trials"]))
 
         def progress(phase: str) -> None:
-            self.wire.send(phase=phase)
+            try:
+                self.wire.send(phase=phase)
+            except Closed:
+                _ignore_signals()
+                raise
 
         command = request["command"]
         if request["cap_bytes"] is None:
@@ -172,7 +178,7 @@ class Agent:
 
 def serve(reading: BufferedReader, writing: IO[bytes]) -> int:
     """Answer requests until the other end is gone; the exit status."""
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+    for ending in ENDINGS:
         signal.signal(ending, _interrupt)
     # A line of its own, also behind a login script that has left one unfinished.
     writing.write(f"\n{GREETING}\n".encode())
@@ -229,4 +235,11 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    _ignore_signals()
     raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    """This process ends, and nothing is to interrupt what it cleans up."""
+    for ending in ENDINGS:
+        signal.signal(ending, signal.SIG_IGN)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pkgutil
+import queue
 import re
 import shlex
 import subprocess
@@ -183,36 +184,34 @@ class SshHost:
             raise HostError(f"{self.name}: ssh has no pipes")
         sender = threading.Thread(target=_send, args=(stdin, harness), daemon=True)
         sender.start()
+        # In a thread too: a client that was started by another program may live on, with the pipe, when that is killed.
+        answers: queue.Queue[str | HostError | None] = queue.Queue()
+        threading.Thread(target=self._listen, args=(stdout, answers), daemon=True).start()
         seconds = ANSWER_SECONDS if _unattended() else PROMPT_SECONDS
-        silent = threading.Event()
-
-        def give_up() -> None:
-            silent.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, give_up)
-        timer.start()
         try:
-            problem = self._greeted(stdout)
-        except BaseException:
-            process.kill()  # so that the sender does not wait for what is never read
-            raise
-        finally:
-            timer.cancel()
+            problem = answers.get(timeout=seconds)
+        except queue.Empty:
+            problem = HostError(f"{self.name}: did not answer within {seconds:g} s")
         if problem is None:
             sender.join()
             return
-        if silent.is_set():
-            problem = f"did not answer within {seconds:g} s"
-        else:
-            words = self._last_words(process, stderr) or problem
-            tried = (
-                f"try: ssh {shlex.quote(str(self.address))} true" if self.address.port is None else "try it with ssh"
-            )
-            problem = f"cannot be used ({words or 'it said nothing'}); {tried}"
-        process.kill()
+        words = "" if isinstance(problem, HostError) else self._last_words(process, stderr) or problem
+        process.kill()  # so that the sender does not wait for what is never read
         sender.join(SECONDS)
-        raise HostError(f"{self.name}: {problem}")
+        if isinstance(problem, HostError):
+            raise problem
+        port = f"-p {self.address.port} " if self.address.port is not None else ""
+        target = f"{self.address.user}@{self.address.host}" if self.address.user else self.address.host
+        tried = f"try: ssh {port}{shlex.quote(target)} true"
+        raise HostError(f"{self.name}: cannot be used ({words or 'it said nothing'}); {tried}")
+
+    def _listen(self, stdout: IO[bytes], answers: queue.Queue[str | HostError | None]) -> None:
+        try:
+            answers.put(self._greeted(stdout))
+        except HostError as error:
+            answers.put(error)
+        except (OSError, ValueError):  # closed meanwhile
+            answers.put("")
 
     def _client(self, module: str, n_bootstrap: int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
         try:
@@ -285,8 +284,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     finally:
         process.kill()
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        listening = threading.Thread(target=_close, args=(process.stdout,), daemon=True)
+        listening.start()
+        listening.join(1)  # not for ever: somebody may still be reading it
 
 
 def _close(stream: IO[bytes] | None) -> None:

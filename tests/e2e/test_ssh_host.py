@@ -51,7 +51,7 @@ def test_the_real_model_sent_again_after_a_cut_and_measured(board: Board, smollm
     wrapper.chmod(0o755)
     program = Path(sys.executable).with_name("packlight")
     kept = tmp_path / "kept"
-    # A link that carries 30 MB a second, so that there is a middle.
+    # A link that carries 8 MB a second, so that there is a middle.
     throttled = {**os.environ, "PACKLIGHT_SSH": f"{wrapper} -o ProxyCommand='{sys.executable} {SLOW} {board.port}'"}
     first = subprocess.Popen(
         [program, "measure", GGUF, *on(kept), *SHORT], env=throttled, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

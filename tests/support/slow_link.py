@@ -1,4 +1,4 @@
-"""`slow_link.py PORT`: standard input and output to a port of this machine and back, 30 MB a second at most."""
+"""`slow_link.py PORT`: standard input and output to a port of this machine and back, 8 MB a second at most."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import time
 
 PIECE = 64 << 10
-PER_SECOND = 30e6
+PER_SECOND = 8e6
 
 
 def _back(link: socket.socket) -> None:

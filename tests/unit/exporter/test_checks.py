@@ -115,7 +115,12 @@ def test_paths_are_the_files_own(written, tmp_path, monkeypatch):
         ("[checks.a]\nartifact = 'g'\nmin_speed = '9'", "checks.a.min_speed: input should be a valid"),
         ("[checks.a]\nartifact = 'g'\ncontext = 3", "checks.a.context: input should be greater"),
         ("[checks.a]\nartifact = 'g'\ndevice = 'pi'", "checks.a: unknown device 'pi'"),
-        ("[checks.a]\nartifact = 'g'\nmax_kl = 0.1", "checks.a: a drift limit needs the model"),
+        ("[checks.a]\nartifact = 'g'\nmax_kl = 0.1", "checks.a: max_kl, chunks and their kin need the model"),
+        ("[checks.a]\nartifact = 'g'\nmax_size = '1GB'\nchunks = 3", "checks.a: max_kl, chunks and their kin need"),
+        ("[checks.a]\nartifact = 'golden.gguf'\nmax_size = '1GB'\nkv_type = 'q9'", "checks.a: 'q9' is not a type of"),
+        ("[checks.a]\nartifact = 'golden.gguf'\nagainst = './typo'", "checks.a: /"),
+        ("[checks.a]\nartifact = 'golden.gguf'\nagainst = 'm'\ntext = 'no.txt'", "checks.a: no.txt: cannot be read"),
+        ("[checks]\na = 5", "checks.a: has to be a table; write [checks.phone]"),
         ("[checks.a]\nartifact = 'g'", "checks.a: holds the artifact against nothing; add a limit"),
         ("[checks.a]\nartifact = 'g'\nmax_size = '1GB'\non = 'pi'", "checks.a: 'pi' names no host"),
         ("[checks.a]\nartifact = 'g.gguf'\nmax_size = '1GB'", "checks.a: g.gguf: no such file or directory"),
@@ -138,6 +143,8 @@ def test_mistakes_are_one_line_before_anything_runs(written, text, said):
         (("--budget", "no.toml"), "no.toml: cannot be read (No such file or directory)"),
         (("golden.gguf", "--budget", "b.toml"), "either ARTIFACT or --budget: b.toml names its artifacts itself"),
         (("--budget", "b.toml", "--max-memory", "1GB"), "limits and options of the checks are keys of b.toml"),
+        (("golden.gguf", "--max-memory", "1GB", "--junit", "no/x.xml"), "no/x.xml: cannot be written; name a file in"),
+        (("golden.gguf", "--max-memory", "1GB", "--junit", "."), ".: cannot be written; name a file in a directory"),
         (("--budget", "b.toml", "--threads", "1"), "limits and options of the checks are keys of b.toml"),
     ],
 )
@@ -203,6 +210,36 @@ def test_what_goes_wrong_in_one_check_leaves_the_others(written, tmp_path):
         "astray": ["verify"],
         "good": [],
     }
+
+
+def test_a_file_that_goes_meanwhile_leaves_the_others(written, tmp_path, monkeypatch):
+    written(
+        f"""
+        [checks.first]
+        artifact = "golden.gguf"
+        max_size = "1MB"
+        {QUICK}
+        [checks.second]
+        artifact = "golden.gguf"
+        max_size = "1MB"
+        {QUICK}
+        """
+    )
+    monkeypatch.setattr("runtime.hosts.local.measure", lambda *_, **__: (tmp_path / "golden.gguf").unlink())
+    (tmp_path / "out.xml").write_text("of an earlier run")
+    done = run("check", "--json", "--junit", "out.xml")
+    assert done.exit_code == 1, done.output
+    checks = json.loads(done.stdout)["checks"]
+    assert {name: one["failing"] for name, one in checks.items()} == {"first": ["check"], "second": ["check"]}
+    known = {one.get("name"): one.get("value") for one in ElementTree.parse("out.xml").iter("property")}
+    assert known["measured on"] == "not measured"
+
+
+def test_an_engine_that_fails_leaves_no_earlier_junit(written, tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF, but no more")
+    (tmp_path / "out.xml").write_text("of an earlier run")
+    assert run("check", "bad.gguf", "--max-memory", "500MB", "--junit", "out.xml").exit_code == 1
+    assert not (tmp_path / "out.xml").exists()
 
 
 def test_one_artifact_as_junit(written):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,10 +167,24 @@ def test_what_a_login_shell_prints_without_an_end_of_line(monkeypatch, tmp_path)
 
 
 def test_what_does_not_answer_is_given_up(monkeypatch, tmp_path):
-    before(monkeypatch, tmp_path, "echo a menu; exec sleep 600")
+    before(monkeypatch, tmp_path, "echo a menu; exec sleep 30")
     monkeypatch.setattr("runtime.hosts.ssh.ANSWER_SECONDS", 0.5)
     with pytest.raises(HostError, match=r"ssh:board: did not answer within 0\.5 s"):
         SshHost(Address("board")).refuse("gguf", Watcher())
+
+
+def test_a_client_behind_another_program_that_does_not_answer(monkeypatch, tmp_path):
+    """Killing the program leaves the client, and the pipe open: the wait ends all the same."""
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text("#!/bin/sh\nsleep 30\ntrue\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv(COMMAND, str(wrapper))
+    monkeypatch.setattr("runtime.hosts.ssh.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("runtime.hosts.ssh.SECONDS", 1)
+    start = time.monotonic()
+    with pytest.raises(HostError, match=r"ssh:board: did not answer within 0\.5 s"):
+        SshHost(Address("board")).refuse("gguf", Watcher())
+    assert time.monotonic() - start < 25  # the sleep is not waited for
 
 
 def test_an_account_that_may_not_log_in(monkeypatch, tmp_path):
@@ -318,7 +333,7 @@ def test_a_link_that_is_lost_without_a_word_is_given_up(monkeypatch, tmp_path):
     receiving, sending = os.pipe()
     answers, answering = os.pipe()
     code = (
-        "import os, runtime.hosts.agent as agent; agent.IDLE_SECONDS = 0.5; "
+        "import os, runtime.hosts.agent as agent; agent.IDLE_SECONDS = 5; "
         f"os._exit(agent.serve(open({receiving}, 'rb'), open({answering}, 'wb')))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[4])}
