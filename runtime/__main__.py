@@ -63,6 +63,11 @@ def lines(artifact: Artifact, measurement: Measurement) -> list[str]:
     )
     shown = [f"{line.name:<23} {line.text}" for line in judge(artifact.total_bytes, measurement, Budget())]
     shown.append(f"{'memory':<23} " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts))
+    if (kinds := measurement.resident) is not None:
+        share = kinds.proportional_bytes
+        backed = (("anonymous", kinds.anonymous_bytes), ("of files", kinds.file_bytes), ("shared", kinds.shared_bytes))
+        named = (*backed, *([] if share is None else [("PSS", share)]))
+        shown.append(f"{'at the end':<23} " + ", ".join(f"{name} {format_bytes(size)}" for name, size in named))
     shown.append(f"{'host':<23} " + ", ".join(str(measurement.host[key]) for key in ("cpu", "os", "engine")))
     return shown + [f"{'note':<23} {note}" for note in measurement.notes]
 

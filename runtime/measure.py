@@ -20,7 +20,7 @@ from runtime import openmp
 from runtime.cap import COUNTS, Cap, capped, drop_file_cache
 from runtime.errors import ArtifactError, EngineError, OutOfMemory, TimedOut, UserError
 from runtime.host import default_threads, host_facts
-from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat, Trials
+from runtime.measurement import Measurement, MemorySplit, ResidentKinds, RunOptions, Stat, Trials
 from runtime.sessions.base import is_encoder
 from runtime.units import format_bytes
 
@@ -108,6 +108,7 @@ def measure_under(
         host={**host_facts(), "engine": result["engine"]},
         command=command,
         cap=None if cap is None else describe_cap(cap),
+        resident=ResidentKinds(**result["resident"]) if result["resident"] else None,
         notes=tuple(result["notes"]),
     )
 

@@ -113,6 +113,23 @@ class MemorySplit:
 
 
 @dataclass(frozen=True)
+class ResidentKinds:
+    """Resident bytes of the measured process at the end of the run, with all still open, by what backs them.
+
+    anonymous_bytes: nothing but swap: what the process allocated and touched; a phone cannot drop it
+    file_bytes: files, mapped: weights, the engine's code; the kernel may drop and read them again
+    shared_bytes: memory shared with other processes
+    proportional_bytes: PSS, where pages that several processes have are divided by their number: what Android's tools
+        report; None where the kernel does not say
+    """
+
+    anonymous_bytes: int
+    file_bytes: int
+    shared_bytes: int
+    proportional_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One measuring run of one artifact. Sizes in bytes, times in seconds or milliseconds as named.
 
@@ -128,6 +145,7 @@ class Measurement:
     second_turn_growth_bytes: high-water mark after a second conversation turn minus that after the first; for an
         encoder after a second pass over texts of growing length, up to the longest that it takes
     host: what ran it (machine, cpu, os, engine version); it is never the target device's own figure
+    resident: None where the kernel does not tell
     cap: None, or how memory was capped: {"method": "cgroup-v1", "bytes": …, "counts": …, "limit_hits": …}
     """
 
@@ -146,6 +164,7 @@ class Measurement:
     cap: dict[str, Any] | None = None
     cold_first_token_ms: float = 0.0
     latency_ms: Stat | None = None
+    resident: ResidentKinds | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     @property
@@ -166,6 +185,7 @@ class Measurement:
             for name in _STATS
         }
         built["memory"] = MemorySplit(**data["memory"])
+        built["resident"] = ResidentKinds(**data["resident"]) if data.get("resident") else None
         built["options"] = RunOptions(**data["options"])
         built["trials"] = Trials(**data["trials"])
         built["notes"] = tuple(data.get("notes", ()))

@@ -19,6 +19,7 @@ PROC = Path("/proc/self")
 MEMINFO = Path("/proc/meminfo")
 MADV_DONTNEED = 4
 _STATUS = re.compile(r"^(VmHWM|VmRSS):\s*(\d+) kB$", re.MULTILINE)
+_KINDS = re.compile(r"^Rss(Anon|File|Shmem):\s*(\d+) kB$", re.MULTILINE)
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ \S+ (\d+)\s*(.*)$")
 
 
@@ -69,6 +70,24 @@ def anonymous_bytes() -> int | None:
         return None
     match = re.search(r"^RssAnon:\s*(\d+) kB$", text, re.MULTILINE)
     return int(match[1]) * 1024 if match else None
+
+
+def resident_kinds() -> dict[str, int] | None:
+    """Resident bytes of this process by what backs them, as ResidentKinds' fields; None where /proc does not tell."""
+    try:
+        status = (PROC / "status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = {name: int(kib) * 1024 for name, kib in _KINDS.findall(status)}
+    if len(found) != 3:
+        return None
+    kinds = {"anonymous_bytes": found["Anon"], "file_bytes": found["File"], "shared_bytes": found["Shmem"]}
+    try:
+        rollup = (PROC / "smaps_rollup").read_text(encoding="ascii", errors="replace")
+    except OSError:  # before Linux 4.14, and where a container hides it
+        return kinds
+    share = re.search(r"^Pss:\s*(\d+) kB$", rollup, re.MULTILINE)
+    return kinds | ({"proportional_bytes": int(share[1]) * 1024} if share else {})
 
 
 def parse_smaps(text: str, path: str) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from runtime.artifact import Artifact
 from runtime.errors import PacklightError
 from runtime.measurement import PROMPT_TOKENS, TEXT_TOKENS, RunOptions, Trials
-from runtime.memory import anonymous_bytes, major_page_faults, mapped_bytes, resident
+from runtime.memory import anonymous_bytes, major_page_faults, mapped_bytes, resident, resident_kinds
 from runtime.sessions import open_session
 from runtime.sessions.base import is_encoder
 
@@ -171,6 +171,7 @@ def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answer
             "load_s": load_s,
             "peak_rss_bytes": memory.peak_bytes,
             "memory": split_memory(session.memory_bytes(), mapped, grown, memory.peak_bytes),
+            "resident": resident_kinds(),
             "major_page_faults": major_page_faults(),
             "engine": session.engine,
             "notes": answers.notes,

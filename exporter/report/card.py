@@ -14,6 +14,7 @@ from targets.pooling import read_pooling
 if TYPE_CHECKING:
     from exporter.report.report import Report
     from runtime.artifact import Artifact
+    from runtime.measurement import ResidentKinds
     from targets.facts import ModelFacts
 
 _HERE = Path(__file__).parent
@@ -117,6 +118,19 @@ def _memory_rows(report: Report) -> list[tuple[str, str]]:
         ("compute buffers", format_bytes(split.compute_bytes)),
         ("the rest of the process", format_bytes(split.other_bytes)),
         (again, format_bytes(report.measurement.second_turn_growth_bytes)),
+        *_kind_rows(report.measurement.resident),
+    ]
+
+
+def _kind_rows(kinds: ResidentKinds | None) -> list[tuple[str, str]]:
+    """What backs the resident bytes at the end of the run."""
+    if kinds is None:
+        return []
+    share = kinds.proportional_bytes
+    return [
+        ("at the end: anonymous, which cannot be dropped", format_bytes(kinds.anonymous_bytes)),
+        ("at the end: of mapped files", format_bytes(kinds.file_bytes)),
+        *([] if share is None else [("at the end: PSS, as Android counts", format_bytes(share))]),
     ]
 
 

@@ -13,7 +13,7 @@ from runtime.cap import capped
 from runtime.check import check, check_with
 from runtime.errors import EngineError, OutOfMemory, TimedOut, UserError
 from runtime.measure import child_environment, measure
-from runtime.measurement import RunOptions, Trials
+from runtime.measurement import Measurement, RunOptions, Trials
 from runtime.openmp import SPINS
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "golden-q4_k_m.gguf"
@@ -39,6 +39,8 @@ def test_a_real_run_is_recorded_whole():
     split = done.memory
     total = split.weights_bytes + split.kv_cache_bytes + split.compute_bytes + split.other_bytes
     assert total == done.peak_rss_bytes
+    assert 0 < done.resident.anonymous_bytes < done.peak_rss_bytes
+    assert Measurement.from_json(done.to_json()) == done
     assert done.host["engine"].startswith("llama.cpp")
     assert (done.command, done.cap, done.options.threads) == ("here", None, 1)
 
@@ -160,7 +162,7 @@ def test_an_encoder_is_described_to_the_worker_and_all_its_files_are_cold(monkey
         "load_s": 0.5, "cold_first_token_ms": 9.0, "latency_ms": [4.0, 5.0], "prefill_tokens_per_s": [10.0, 20.0],
         "peak_rss_bytes": 9, "memory": {f"{name}_bytes": 1 for name in ("weights", "kv_cache", "compute", "other")},
         "second_turn_growth_bytes": 0, "major_page_faults": 0, "engine": "e", "prompt_tokens": 40, "decode_tokens": 0,
-        "notes": [],
+        "notes": [], "resident": None,
     }  # fmt: skip
     monkeypatch.setattr(measure_module, "drop_file_cache", lambda path: dropped.append(path.name))
     monkeypatch.setattr(measure_module._Child, "run", lambda _self, request, _env: asked.append(request) or result)

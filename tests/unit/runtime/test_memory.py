@@ -92,3 +92,29 @@ def test_released_pages_are_no_longer_resident_and_come_back(tmp_path):
         memory.release_mapped(tmp_path)
         assert memory.mapped_bytes(path) == 0
         assert mapped[4097] == 1
+
+
+KINDS = "RssAnon:\t  100 kB\nRssFile:\t  200 kB\nRssShmem:\t   4 kB\n"
+
+
+def test_what_backs_the_resident_bytes(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "PROC", tmp_path)
+    assert memory.resident_kinds() is None
+    (tmp_path / "status").write_text("VmRSS:\t 304 kB\n")
+    assert memory.resident_kinds() is None
+    (tmp_path / "status").write_text(KINDS)
+    kinds = {"anonymous_bytes": 102_400, "file_bytes": 204_800, "shared_bytes": 4096}
+    assert memory.resident_kinds() == kinds
+    (tmp_path / "smaps_rollup").write_text("0-ff ---p 0 [rollup]\nRss:  304 kB\nPss:  150 kB\nPss_Anon: 100 kB\n")
+    assert memory.resident_kinds() == kinds | {"proportional_bytes": 153_600}
+
+
+@needs_proc
+def test_this_process_has_memory_of_both_kinds():
+    before = memory.resident_kinds()
+    held = bytearray(b"x") * 30_000_000
+    after = memory.resident_kinds()
+    assert after["anonymous_bytes"] - before["anonymous_bytes"] > 25_000_000
+    assert after["file_bytes"] > 0
+    assert after["proportional_bytes"] >= after["anonymous_bytes"] * 0.5
+    del held
