@@ -11,7 +11,7 @@ from runtime.artifact import damage
 from runtime.budget import Budget, Line, at_most, run_lines, size_line
 from runtime.errors import CheckFailed, EngineError, PacklightError, UserError
 from runtime.hosts import LOCAL
-from runtime.hosts.base import Watcher
+from runtime.hosts.base import Job, Watcher
 from runtime.hosts.local import LocalHost
 from runtime.measurement import RunOptions, Trials
 from runtime.sessions.base import ENCODER_TASKS
@@ -70,6 +70,10 @@ class Running:
     trials: Trials = field(default_factory=Trials)
     host: Host = field(default_factory=LocalHost)
 
+    def job(self, artifact: Artifact, command: str) -> Job:
+        """For the host."""
+        return Job(artifact, self.options, self.trials, command)
+
 
 @dataclass
 class Findings:
@@ -103,7 +107,7 @@ class Findings:
         """Run the artifact in a fresh process, here or on another machine."""
         reporter.step(f"measuring in a fresh process{elsewhere(how.host)}")
         try:
-            self.measurement = how.host.measure(artifact, how.options, how.trials, watched_by(reporter), command)
+            self.measurement = how.host.measure(how.job(artifact, command), watched_by(reporter))
         except self.tolerated as error:
             self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
 
@@ -111,7 +115,7 @@ class Findings:
         """Run the artifact under a cap of so many bytes; a line says whether it fits."""
         reporter.step(f"running under a cap of {format_bytes(cap)}{elsewhere(how.host)}")
         try:
-            found = how.host.check(artifact, how.options, how.trials, cap, watched_by(reporter), command)
+            found = how.host.check(how.job(artifact, command), cap, watched_by(reporter))
         except self.tolerated as error:
             self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
             return

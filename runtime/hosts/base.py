@@ -32,6 +32,16 @@ class Watcher:
     advance: Callable[[str, int, int], None] = _counted_for_nobody
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured, and how. command: as typed, for the record"""
+
+    artifact: Artifact
+    options: RunOptions
+    trials: Trials
+    command: str = ""
+
+
 class Host(Protocol):
     """A machine that measures artifacts. Every call stands alone; nothing is left open between two."""
 
@@ -42,18 +52,8 @@ class Host(Protocol):
     def refuse(self, artifact_format: str, watcher: Watcher) -> None:
         """Raise HostError where that format could not be measured there: before hours of other work."""
 
-    def measure(
-        self, artifact: Artifact, options: RunOptions, trials: Trials, watcher: Watcher, command: str = ""
-    ) -> Measurement:
+    def measure(self, job: Job, watcher: Watcher) -> Measurement:
         """`runtime.measure.measure` on that machine. HostError: it is not reached; EngineError too where it is lost."""
 
-    def check(
-        self,
-        artifact: Artifact,
-        options: RunOptions,
-        trials: Trials,
-        cap_bytes: int,
-        watcher: Watcher,
-        command: str = "",
-    ) -> CapVerdict:
+    def check(self, job: Job, cap_bytes: int, watcher: Watcher) -> CapVerdict:
         """`runtime.check.check` on that machine; errors as those of `measure`."""

@@ -8,10 +8,9 @@ from runtime.check import check
 from runtime.measure import measure
 
 if TYPE_CHECKING:
-    from runtime.artifact import Artifact
     from runtime.check import CapVerdict
-    from runtime.hosts.base import Watcher
-    from runtime.measurement import Measurement, RunOptions, Trials
+    from runtime.hosts.base import Job, Watcher
+    from runtime.measurement import Measurement
 
 
 class LocalHost:
@@ -22,20 +21,10 @@ class LocalHost:
     def refuse(self, artifact_format: str, watcher: Watcher) -> None:
         """Nothing: an engine that is missing here says so when it is opened."""
 
-    def measure(
-        self, artifact: Artifact, options: RunOptions, trials: Trials, watcher: Watcher, command: str = ""
-    ) -> Measurement:
+    def measure(self, job: Job, watcher: Watcher) -> Measurement:
         """In a fresh process."""
-        return measure(artifact, options, trials, progress=watcher.note, command=command)
+        return measure(job.artifact, job.options, job.trials, progress=watcher.note, command=job.command)
 
-    def check(
-        self,
-        artifact: Artifact,
-        options: RunOptions,
-        trials: Trials,
-        cap_bytes: int,
-        watcher: Watcher,
-        command: str = "",
-    ) -> CapVerdict:
+    def check(self, job: Job, cap_bytes: int, watcher: Watcher) -> CapVerdict:
         """In a fresh process, under a cap."""
-        return check(artifact, options, trials, cap_bytes, progress=watcher.note, command=command)
+        return check(job.artifact, job.options, job.trials, cap_bytes, progress=watcher.note, command=job.command)

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.artifact import Artifact, FileRecord
-    from runtime.hosts.base import Watcher
-    from runtime.measurement import RunOptions, Trials
+    from runtime.hosts.base import Job, Watcher
 
 
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.gguf")
@@ -100,21 +99,13 @@ class Remote:
         for name, one in shipped.files.items():
             self._send_file(shipped.digest, name, artifact.root / name, one)
 
-    def measure(
-        self,
-        artifact: Artifact,
-        shipped: Shipped,
-        how: tuple[RunOptions, Trials],
-        cap_bytes: int | None,
-        command: str,
-    ) -> dict[str, Any]:
+    def measure(self, job: Job, shipped: Shipped, cap_bytes: int | None) -> dict[str, Any]:
         """The JSON of a Measurement, with a cap of a CapVerdict; raises what `runtime.measure.measure` raises."""
-        options, trials = how
-        described = dataclasses.asdict(dataclasses.replace(artifact, files=shipped.files))
+        described = dataclasses.asdict(dataclasses.replace(job.artifact, files=shipped.files))
         del described["root"]
         answer = self._ask(
-            do="measure", artifact=shipped.digest, described=described, options=dataclasses.asdict(options),
-            trials=dataclasses.asdict(trials), cap_bytes=cap_bytes, command=command,
+            do="measure", artifact=shipped.digest, described=described, options=dataclasses.asdict(job.options),
+            trials=dataclasses.asdict(job.trials), cap_bytes=cap_bytes, command=job.command,
         )  # fmt: skip
         found: dict[str, Any] = answer["result"]
         return found

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from io import BufferedReader
 
-    from runtime.artifact import Artifact
-    from runtime.hosts.base import Watcher
-    from runtime.measurement import RunOptions, Trials
+    from runtime.hosts.base import Job, Watcher
 
 COMMAND = "PACKLIGHT_SSH"
 """The variable that names another client, or options for it: `ssh -F ~/lab.config`."""
@@ -111,23 +109,13 @@ class SshHost:
         with self._connected(artifact_format, watcher):
             pass
 
-    def measure(
-        self, artifact: Artifact, options: RunOptions, trials: Trials, watcher: Watcher, command: str = ""
-    ) -> Measurement:
+    def measure(self, job: Job, watcher: Watcher) -> Measurement:
         """There, in a fresh process."""
-        return Measurement.from_json(self._recorded(self._run(artifact, (options, trials), None, watcher, command)))
+        return Measurement.from_json(self._recorded(self._run(job, None, watcher)))
 
-    def check(
-        self,
-        artifact: Artifact,
-        options: RunOptions,
-        trials: Trials,
-        cap_bytes: int,
-        watcher: Watcher,
-        command: str = "",
-    ) -> CapVerdict:
+    def check(self, job: Job, cap_bytes: int, watcher: Watcher) -> CapVerdict:
         """There, in a fresh process, under a cap by what that machine has."""
-        found = self._run(artifact, (options, trials), cap_bytes, watcher, command)
+        found = self._run(job, cap_bytes, watcher)
         measured = found.pop("measurement")
         measurement = None if measured is None else Measurement.from_json(self._recorded(measured))
         return CapVerdict(**found, measurement=measurement)
@@ -135,21 +123,14 @@ class SshHost:
     def _recorded(self, measured: dict[str, Any]) -> dict[str, Any]:
         return {**measured, "host": {**measured["host"], "on": self.name}}
 
-    def _run(
-        self,
-        artifact: Artifact,
-        how: tuple[RunOptions, Trials],
-        cap_bytes: int | None,
-        watcher: Watcher,
-        command: str,
-    ) -> dict[str, Any]:
-        shipped = Shipped.of(artifact)  # before there is a connection that would wait for it
-        with self._connected(artifact.format, watcher) as remote:
+    def _run(self, job: Job, cap_bytes: int | None, watcher: Watcher) -> dict[str, Any]:
+        shipped = Shipped.of(job.artifact)  # before there is a connection that would wait for it
+        with self._connected(job.artifact.format, watcher) as remote:
             try:
-                remote.ship(artifact, shipped, keep=self.keep)
-                return remote.measure(artifact, shipped, how, cap_bytes, command)
+                remote.ship(job.artifact, shipped, keep=self.keep)
+                return remote.measure(job, shipped, cap_bytes)
             except KeyboardInterrupt as error:
-                kept = f"{self.name} keeps what it has of {artifact.entry}, the same command sends the rest"
+                kept = f"{self.name} keeps what it has of {job.artifact.entry}, the same command sends the rest"
                 raise KeyboardInterrupt(*[kept] * self.keep) from error
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ from support.ssh import fake_client
 
 from runtime.artifact import open_artifact, record, write_manifest
 from runtime.errors import EngineError, HostError, OutOfMemory, TimedOut, UserError
-from runtime.hosts.base import Watcher
+from runtime.hosts.base import Job, Watcher
 from runtime.hosts.remote import digest_of
 from runtime.hosts.ssh import COMMAND, Address, SshHost
 from runtime.hosts.store import Store
@@ -26,6 +26,7 @@ from runtime.measurement import RunOptions, Trials
 GOLDEN = Path(__file__).resolve().parents[3] / "golden" / "golden-q4_k_m.gguf"
 OPTIONS = RunOptions(threads=1, context=64)
 TRIALS = Trials(prompt_tokens=8, decode_tokens=2, count=2)
+FOR_EVER = dataclasses.replace(TRIALS, count=100_000)
 KEPT = ".cache/packlight/artifacts"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is capped on Linux only")
 
@@ -56,9 +57,14 @@ def before(monkeypatch, tmp_path, shell):
     return home
 
 
+def nothing_left(home):
+    """Neither a process nor a file of the other end, but what it keeps."""
+    return gone(f"TMPDIR={home}/tmp") and list((home / "tmp").iterdir()) == []
+
+
 def test_measured_there(there, home):
     seen = Seen()
-    found = there.measure(open_artifact(GOLDEN), OPTIONS, TRIALS, seen.watcher, "as typed")
+    found = there.measure(Job(open_artifact(GOLDEN), OPTIONS, TRIALS, "as typed"), seen.watcher)
     assert found.host["on"] == "ssh:pi@board:2222"
     assert found.host["engine"].startswith("llama.cpp")
     assert (found.command, found.options.context, found.trials.count) == ("as typed", 64, 2)
@@ -78,19 +84,19 @@ def test_measured_there(there, home):
 
 def test_sent_once(there, home):
     artifact = open_artifact(GOLDEN)
-    there.measure(artifact, OPTIONS, TRIALS, Watcher())
+    there.measure(Job(artifact, OPTIONS, TRIALS), Watcher())
     seen = Seen()
-    there.measure(artifact, OPTIONS, TRIALS, seen.watcher)
+    there.measure(Job(artifact, OPTIONS, TRIALS), seen.watcher)
     assert seen.sent == []
 
 
 def test_removed_where_that_is_asked(there, home):
-    dataclasses.replace(there, keep=False).measure(open_artifact(GOLDEN), OPTIONS, TRIALS, Watcher())
+    dataclasses.replace(there, keep=False).measure(Job(open_artifact(GOLDEN), OPTIONS, TRIALS), Watcher())
     assert list((home / KEPT).iterdir()) == []
 
 
 def test_another_directory(there, home):
-    dataclasses.replace(there, directory="~/card/kept").measure(open_artifact(GOLDEN), OPTIONS, TRIALS, Watcher())
+    dataclasses.replace(there, directory="~/card/kept").measure(Job(open_artifact(GOLDEN), OPTIONS, TRIALS), Watcher())
     assert list((home / "card" / "kept").rglob("*.gguf"))
     assert not (home / KEPT).exists()
 
@@ -101,7 +107,7 @@ def test_half_of_it_goes_on(there, home):
     with store.receiving(GOLDEN.name, GOLDEN.stat().st_size) as file:
         file.write(GOLDEN.read_bytes()[:500_000])
     seen = Seen()
-    there.measure(artifact, OPTIONS, TRIALS, seen.watcher)
+    there.measure(Job(artifact, OPTIONS, TRIALS), seen.watcher)
     assert f"{GOLDEN.name}: goes on behind 0.5 MB" in seen.notes
     assert len(seen.sent) == 1  # the rest was one piece, and right at once
     assert store.path(GOLDEN.name).read_bytes() == GOLDEN.read_bytes()
@@ -111,7 +117,7 @@ def test_half_of_something_else_is_sent_anew(there, home):
     store = Store(home / KEPT, digest_of({GOLDEN.name: record(GOLDEN)}))
     with store.receiving(GOLDEN.name, GOLDEN.stat().st_size) as file:
         file.write(b"?" * 500_000)
-    there.measure(open_artifact(GOLDEN), OPTIONS, TRIALS, Watcher())
+    there.measure(Job(open_artifact(GOLDEN), OPTIONS, TRIALS), Watcher())
     assert store.path(GOLDEN.name).read_bytes() == GOLDEN.read_bytes()
 
 
@@ -124,17 +130,17 @@ def test_a_file_that_is_not_what_its_manifest_says(there, tmp_path):
     with copy.open("r+b") as file:
         file.write(b"?")
     with pytest.raises(HostError, match="came to ssh:pi@board:2222 with another SHA-256 twice"):
-        there.measure(open_artifact(copy.parent), OPTIONS, TRIALS, Watcher())
+        there.measure(Job(open_artifact(copy.parent), OPTIONS, TRIALS), Watcher())
 
 
 @linux
 def test_checked_there(there):
     artifact = open_artifact(GOLDEN)
-    fits = there.check(artifact, OPTIONS, TRIALS, 500_000_000, Watcher())
+    fits = there.check(Job(artifact, OPTIONS, TRIALS), 500_000_000, Watcher())
     assert fits.fits
     assert fits.measurement.cap["bytes"] == 500_000_000
     assert fits.measurement.host["on"] == there.name
-    small = there.check(artifact, OPTIONS, TRIALS, 8_000_000, Watcher())
+    small = there.check(Job(artifact, OPTIONS, TRIALS), 8_000_000, Watcher())
     assert not small.fits
     assert small.needed_bytes > 8_000_000
 
@@ -143,11 +149,11 @@ def test_errors_arrive_as_what_they_are(there, tmp_path):
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(GOLDEN.read_bytes()[:-5000])
     with pytest.raises(EngineError, match=r"ssh:pi@board:2222: .*cut\.gguf: llama\.cpp does not load it"):
-        there.measure(open_artifact(cut), OPTIONS, TRIALS, Watcher())
+        there.measure(Job(open_artifact(cut), OPTIONS, TRIALS), Watcher())
     with pytest.raises(UserError, match="ssh:pi@board:2222: a context of 4 tokens is too small"):
-        there.measure(open_artifact(GOLDEN), RunOptions(context=4), TRIALS, Watcher())
+        there.measure(Job(open_artifact(GOLDEN), RunOptions(context=4), TRIALS), Watcher())
     with pytest.raises(TimedOut, match=r"took longer than 0\.01 s") as caught:
-        there.measure(open_artifact(GOLDEN), OPTIONS, dataclasses.replace(TRIALS, timeout_s=0.01), Watcher())
+        there.measure(Job(open_artifact(GOLDEN), OPTIONS, dataclasses.replace(TRIALS, timeout_s=0.01)), Watcher())
     assert caught.value.phase == "starting"
     assert not isinstance(caught.value, OutOfMemory)
 
@@ -155,7 +161,7 @@ def test_errors_arrive_as_what_they_are(there, tmp_path):
 def test_what_a_login_shell_prints_is_skipped(monkeypatch, tmp_path):
     before(monkeypatch, tmp_path, "echo Welcome to the board; echo '{\"facts\": 1}'")
     there = SshHost(Address("board"), python=sys.executable)
-    assert there.measure(open_artifact(GOLDEN), OPTIONS, TRIALS, Watcher()).host["on"] == "ssh:board"
+    assert there.measure(Job(open_artifact(GOLDEN), OPTIONS, TRIALS), Watcher()).host["on"] == "ssh:board"
 
 
 def test_what_a_login_shell_prints_without_an_end_of_line(monkeypatch, tmp_path):
@@ -205,7 +211,7 @@ def test_a_full_disk_in_the_middle_of_a_file_is_said(monkeypatch, tmp_path):
     big.write_bytes(GOLDEN.read_bytes() + bytes(60_000_000))
     before(monkeypatch, tmp_path, "ulimit -f 20000")  # blocks of 512 bytes: a file of 10 MB, then EFBIG
     with pytest.raises(HostError, match="ssh:board: writing: File too large"):
-        SshHost(Address("board"), python=sys.executable).measure(open_artifact(big), OPTIONS, TRIALS, Watcher())
+        SshHost(Address("board"), python=sys.executable).measure(Job(open_artifact(big), OPTIONS, TRIALS), Watcher())
 
 
 @pytest.mark.parametrize(
@@ -222,7 +228,7 @@ def test_shards_go_together(there, home, tmp_path):
     for path in (first, second):
         shutil.copy(GOLDEN, path)
     (tmp_path / "m-00001-of-00003.gguf").touch()
-    there.measure(open_artifact(first), OPTIONS, TRIALS, Watcher())
+    there.measure(Job(open_artifact(first), OPTIONS, TRIALS), Watcher())
     assert sorted(path.name for path in (home / KEPT).rglob("*.gguf")) == [first.name, second.name]
 
 
@@ -234,12 +240,12 @@ def test_what_was_cut_is_removed_too_where_that_is_asked(there, home, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        there.measure(open_artifact(big), OPTIONS, TRIALS, Watcher(advance=interrupt))
+        there.measure(Job(open_artifact(big), OPTIONS, TRIALS), Watcher(advance=interrupt))
     assert str(caught.value) == f"{there.name} keeps what it has of {big.name}, the same command sends the rest"
     assert list((home / KEPT).rglob("big.gguf.part"))
     clean = dataclasses.replace(there, keep=False)
     with pytest.raises(KeyboardInterrupt) as caught:
-        clean.measure(open_artifact(big), OPTIONS, TRIALS, Watcher(advance=interrupt))
+        clean.measure(Job(open_artifact(big), OPTIONS, TRIALS), Watcher(advance=interrupt))
     assert str(caught.value) == ""
     assert list((home / KEPT).iterdir()) == []
 
@@ -304,10 +310,9 @@ def test_a_connection_that_breaks_while_it_measures(monkeypatch, tmp_path):
             os.kill(int((home / "pid").read_text()), 9)
 
     with pytest.raises(EngineError, match="ssh:board: the connection broke while ") as caught:
-        there.measure(open_artifact(GOLDEN), OPTIONS, dataclasses.replace(TRIALS, count=100_000), Watcher(kill))
+        there.measure(Job(open_artifact(GOLDEN), OPTIONS, FOR_EVER), Watcher(kill))
     assert not isinstance(caught.value, UserError)
-    assert gone(f"TMPDIR={home}/tmp")
-    assert list((home / "tmp").iterdir()) == []
+    assert nothing_left(home)
 
 
 @linux
@@ -322,10 +327,9 @@ def test_ctrl_c_here_ends_the_other_end(monkeypatch, tmp_path):
     ended = []
     monkeypatch.setattr("runtime.hosts.ssh.subprocess.Popen.kill", lambda process: ended.append(process.poll()))
     with pytest.raises(KeyboardInterrupt, match="ssh:board keeps what it has"):
-        there.measure(open_artifact(GOLDEN), OPTIONS, dataclasses.replace(TRIALS, count=100_000), Watcher(interrupt))
+        there.measure(Job(open_artifact(GOLDEN), OPTIONS, FOR_EVER), Watcher(interrupt))
     assert ended == [0]  # by itself, before it would have been killed
-    assert gone(f"TMPDIR={home}/tmp")
-    assert list((home / "tmp").iterdir()) == []
+    assert nothing_left(home)
 
 
 def test_a_link_that_is_lost_without_a_word_is_given_up(monkeypatch, tmp_path):
