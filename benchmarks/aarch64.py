@@ -20,9 +20,9 @@ from typing import IO
 
 from benchmarks.paths import CACHE, new_directory
 
-HOME = CACHE / "aarch64"
 # The newest whose import does not crash in QEMU 7.2, which is what Debian 12 has.
 WHEELS = ("onnxruntime==1.27.0", "numpy==2.4.6")
+HOME = CACHE / "-".join(("aarch64", *WHEELS)).replace("==", "-")
 _PYTHONS = ("3.11", "3.12", "3.13")
 _LIBRARIES = ("libstdc++6", "libgomp1")
 _WRAPPER = """#!/bin/sh

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.findings import Findings, Limits, Running, refuse_other_limits
+from exporter.findings import Findings, Limits, Running, refuse_kv_type, refuse_other_limits
 from exporter.pipeline import Source, provenance, with_source
 from exporter.report.report import Report
 from runtime.artifact import open_artifact
 from runtime.budget import Line
-from runtime.errors import PacklightError, UserError
-from runtime.measurement import KV_TYPES
+from runtime.errors import PacklightError, UserError, said_of
 from runtime.sessions.base import task_of
 from targets.text import load_text
 
@@ -40,8 +39,7 @@ class Check:
         """The artifact. Raises UserError for what can be known to be wrong before anything is run."""
         artifact = open_artifact(self.artifact)
         refuse_other_limits(self.limits, lambda: task_of(artifact))
-        if self.running.options.kv_type not in (None, *KV_TYPES):
-            raise UserError(f"'{self.running.options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
+        refuse_kv_type(self.running.options.kv_type)
         if self.verifying is not None and self.verifying[1].text is not None:
             load_text(self.verifying[1].text)
         if self.verifying is not None and is_path(model := self.verifying[0].model) and not Path(model).exists():
@@ -69,14 +67,10 @@ class Check:
         return findings.report(artifact, self.limits, provenance(command, facts))
 
 
-def _said(error: PacklightError | OSError) -> str:
-    return f"{error.filename or 'writing'}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+def open_all(checks: Mapping[str, Check], where: str) -> dict[str, Artifact]:
+    """The artifacts, by the checks' names. Raises UserError where any of them cannot be checked.
 
-
-def run_all(checks: Mapping[str, Check], where: str, command: str, reporter: Reporter) -> dict[str, Report]:
-    """A report for every check, by name. Raises UserError before the first one runs where any of them cannot.
-
-    where: the file that they stand in, for messages.
+    where: the file that the checks stand in, for messages.
     """
     artifacts = {}
     for name, check in checks.items():
@@ -84,13 +78,21 @@ def run_all(checks: Mapping[str, Check], where: str, command: str, reporter: Rep
             artifacts[name] = check.opened()
         except PacklightError as error:
             raise UserError(f"{where}: checks.{name}: {error}") from error
+    return artifacts
+
+
+def run_all(
+    checks: Mapping[str, Check], artifacts: Mapping[str, Artifact], command: str, reporter: Reporter
+) -> dict[str, Report]:
+    """A report for every check, by name."""
     reports = {}
     for name, check in checks.items():
         reporter.step(f"check {name}")
         try:
             reports[name] = check.run(artifacts[name], command, reporter)
         except (PacklightError, OSError) as error:  # a file that went meanwhile, a full disk
-            line = Line("check", _said(error), "", ok=False, value=1.0, limit=0.0)
+            said = said_of(error) if isinstance(error, OSError) else str(error)
+            line = Line("check", said, "", ok=False, value=1.0, limit=0.0)
             reports[name] = Report(artifacts[name], (line,), provenance(command), check.limits.device)
     return reports
 

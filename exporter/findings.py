@@ -13,7 +13,7 @@ from runtime.errors import CheckFailed, EngineError, PacklightError, UserError
 from runtime.hosts import LOCAL
 from runtime.hosts.base import Job, Watcher
 from runtime.hosts.local import LocalHost
-from runtime.measurement import RunOptions, Trials
+from runtime.measurement import KV_TYPES, RunOptions, Trials
 from runtime.sessions.base import ENCODER_TASKS
 from runtime.units import format_bytes
 
@@ -163,6 +163,12 @@ def refuse_other_limits(limits: Limits, task: Callable[[], str]) -> None:
         )
 
 
+def refuse_kv_type(kv_type: str | None) -> None:
+    """Raise UserError for what is no type of KV cache; None is nobody's wish."""
+    if kv_type not in (None, *KV_TYPES):
+        raise UserError(f"'{kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
+
+
 def elsewhere(host: Host) -> str:
     """For people, behind what is done; nothing where it is done here."""
     return "" if host.name == LOCAL else f" on {host.name}"
@@ -170,7 +176,7 @@ def elsewhere(host: Host) -> str:
 
 def watched_by(reporter: Reporter) -> Watcher:
     """A host tells the reporter how it goes on."""
-    return Watcher(reporter.note, reporter.advance)
+    return Watcher(reporter.note, reporter.advance, reporter.pause)
 
 
 def _size_lines(artifact: Artifact, limits: Limits) -> list[Line]:

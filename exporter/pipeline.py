@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exporter.by_recipe import compressed, quant_of, recorded
-from exporter.findings import Findings, Limits, Running, refuse_other_limits, watched_by
+from exporter.findings import Findings, Limits, Running, refuse_kv_type, refuse_other_limits, watched_by
 from exporter.quant import known_quant
 from exporter.report.report import Provenance, Report, utc_now, version
 from exporter.source import refuse_problems, resolve_model, task_of_source
@@ -19,7 +19,7 @@ from runtime.budget import Budget
 from runtime.errors import PacklightError, UserError
 from runtime.host import host_facts
 from runtime.hosts import LOCAL
-from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPES
+from runtime.measurement import KV_BLOCK, KV_FLOATS
 from runtime.sessions.base import task_of
 from targets import get_target
 from targets.base import Calibration, EmitOptions
@@ -235,8 +235,7 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
     target = get_target(request.format)
     if device is not None and request.format not in device.formats:
         raise UserError(f"{device.id}: does not run '{request.format}'; it runs {', '.join(device.formats)}")
-    if request.running.options.kv_type not in (None, *KV_TYPES):
-        raise UserError(f"'{request.running.options.kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
+    refuse_kv_type(request.running.options.kv_type)
     if not request.measure and request.running.host.name != LOCAL:
         raise UserError("--on names a machine that measures; leave out --no-measure or --on")
     speeds = dataclasses.replace(budget, max_artifact_bytes=None)

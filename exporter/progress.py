@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -24,6 +25,9 @@ class Reporter(Protocol):
     def advance(self, what: str, done: int, total: int) -> None:
         """`done` of `total` of `what`, in whatever unit; called often."""
 
+    def pause(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is drawn in this block: another program, such as ssh, may ask the user something."""
+
 
 class SilentReporter:
     """Says nothing."""
@@ -36,6 +40,10 @@ class SilentReporter:
 
     def advance(self, what: str, done: int, total: int) -> None:
         """Nothing."""
+
+    def pause(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is drawn anyway."""
+        return contextlib.nullcontext()
 
 
 class LineReporter:
@@ -62,6 +70,10 @@ class LineReporter:
             return
         self._last = now
         self._write(f"  {what}: {100 * done // total} %")
+
+    def pause(self) -> contextlib.AbstractContextManager[None]:
+        """Lines that are written stay."""
+        return contextlib.nullcontext()
 
     def _write(self, line: str) -> None:
         self._stream.write(line + "\n")

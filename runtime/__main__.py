@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from runtime.artifact import open_artifact
 from runtime.budget import Budget, judge
 from runtime.check import check
-from runtime.errors import PacklightError
+from runtime.errors import PacklightError, said_of
 from runtime.measure import measure
 from runtime.measurement import RunOptions, Trials
 from runtime.units import format_bytes, parse_bytes
@@ -39,9 +39,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; try {self.prog} --help\n")
 
 
+def _program() -> list[str]:
+    """How this was started: as a package, or as the one file that `packlight harness` writes."""
+    name = Path(sys.argv[0]).name
+    return ["python3", name] if name.endswith(".pyz") else ["python", "-m", "runtime"]
+
+
 def parser() -> argparse.ArgumentParser:
     """The options; the defaults are those of `packlight measure`."""
-    built = _Parser(prog="python -m runtime", description="Measure an artifact on this machine.")
+    built = _Parser(prog=shlex.join(_program()), description="Measure an artifact on this machine.")
     built.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an exported directory, or a .gguf file")
     built.add_argument("--context", type=int, default=RunOptions.context, metavar="N", help="tokens of context")
     built.add_argument("--threads", type=int, metavar="N", help="compute threads; default: the cores, at most 4")
@@ -100,12 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(given)
     try:
-        return run(args, shlex.join(["python", "-m", "runtime", *given]))
+        return run(args, shlex.join([*_program(), *given]))
     except PacklightError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_status
     except OSError as error:
-        sys.stderr.write(f"error: {error.filename or 'writing'}: {error.strerror or error}\n")
+        sys.stderr.write(f"error: {said_of(error)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -15,6 +15,11 @@ PacklightError
 from __future__ import annotations
 
 
+def said_of(error: OSError) -> str:
+    """A full disk, a directory without permission, in one line."""
+    return f"{error.filename or 'writing'}: {error.strerror or error}"
+
+
 class PacklightError(Exception):
     """Root of the tree. `exit_status` is what the command line returns for it."""
 

@@ -118,7 +118,7 @@ class ResidentKinds:
 
     anonymous_bytes: nothing but swap: what the process allocated and touched; a phone cannot drop it
     file_bytes: files, mapped: weights, the engine's code; the kernel may drop and read them again
-    shared_bytes: memory shared with other processes
+    shared_bytes: tmpfs and shared anonymous memory (RssShmem); shared libraries are files
     proportional_bytes: PSS, where pages that several processes have are divided by their number: what Android's tools
         report; None where the kernel does not say
     """

@@ -82,20 +82,24 @@ def _check(entry: Any, directory: Path) -> Check:  # noqa: ANN401  an _Entry
     running = Running(**_of(Running, entry))
     verifying = Verifying(**_of(Verifying, entry))
     if budget.device is not None and budget.device.endswith(".toml"):
-        budget = dataclasses.replace(budget, device=str(directory / budget.device))
+        budget = dataclasses.replace(budget, device=str(_beside(directory, budget.device)))
     if verifying.text is not None:
-        verifying = dataclasses.replace(verifying, text=directory / verifying.text)
+        verifying = dataclasses.replace(verifying, text=_beside(directory, str(verifying.text)))
     limits = budget.limits(verifying.thresholds(), verifying.encoder_thresholds())
     compared = None
     if entry.against is not None:
-        beside = directory.absolute() / entry.against
+        beside = _beside(directory.absolute(), entry.against)
         source = Source(str(beside) if is_path(entry.against) or beside.exists() else entry.against, entry.revision)
         compared = (source, verifying.options(running.threads, running.kv_type))
     elif verifying != Verifying() or entry.revision is not None:
         raise UserError("max_kl, chunks and their kin need the model to compare with; add against")
     elif budget == BudgetOptions():
         raise UserError("holds the artifact against nothing; add a limit such as max_memory, or against")
-    return Check(directory / entry.artifact, limits, running.how(), compared)
+    return Check(_beside(directory, entry.artifact), limits, running.how(), compared)
+
+
+def _beside(directory: Path, name: str) -> Path:
+    return directory / Path(name).expanduser()
 
 
 def _of(group: type, entry: Any) -> dict[str, Any]:  # noqa: ANN401  an _Entry

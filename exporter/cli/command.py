@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 
 from exporter.cli.options import Output
-from runtime.errors import PacklightError
+from runtime.errors import PacklightError, said_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,10 +69,10 @@ def _guarded(verb: Callable[..., int], filled: list[Any]) -> int:
     except PacklightError as error:
         return _fail(str(error), error.exit_status, output)
     except OSError as error:
-        # A full disk, a directory without permission: nobody is helped by a traceback.
+        # Nobody is helped by a traceback.
         if isinstance(error, BrokenPipeError):
             raise
-        return _fail(f"{error.filename or 'writing'}: {error.strerror or error}", 2, output)
+        return _fail(said_of(error), 2, output)
     except KeyboardInterrupt as error:
         return _fail(f"interrupted; {str(error) or 'nothing was left behind'}", INTERRUPTED, output)
 

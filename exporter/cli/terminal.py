@@ -75,6 +75,15 @@ class RichReporter:
             if what:
                 self.note(what)
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """The bars are not drawn: they would be over what another program asks."""
+        self._bars.stop()
+        try:
+            yield
+        finally:
+            self._bars.start()
+
     def done(self) -> None:
         """The step is over."""
         if self._task is not None:

@@ -6,6 +6,7 @@ A verb returns its exit status. Everything heavy is imported inside.
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +191,7 @@ def check(checked: Checked, budget: BudgetOptions, running: Running, output: Out
 
 
 def _check_all(checked: Checked, budget: BudgetOptions, running: Running, output: Output) -> int:
-    from exporter.checks import run_all
+    from exporter.checks import open_all, run_all
     from exporter.cli.budget_file import NAME, load_checks
 
     path = checked.budget or Path(NAME)
@@ -199,9 +200,10 @@ def _check_all(checked: Checked, budget: BudgetOptions, running: Running, output
     if budget != type(budget)() or running != type(running)():
         raise UserError(f"limits and options of the checks are keys of {path}; write them there, or name an ARTIFACT")
     checks = load_checks(path)
+    artifacts = open_all(checks, str(path))
     _clear_junit(checked)
     with progress(output) as reporter:
-        reports = run_all(checks, str(path), command_line(), reporter)
+        reports = run_all(checks, artifacts, command_line(), reporter)
     failed = [name for name, report in reports.items() if report.exit_status]
     if output.json:
         verdict = "failed" if failed else "met"
@@ -217,12 +219,21 @@ def _check_all(checked: Checked, budget: BudgetOptions, running: Running, output
 
 
 def _clear_junit(checked: Checked) -> None:
-    """Before anything runs: the file can be written, and what an earlier run has left does not stand for this one."""
-    if checked.junit is None:
+    """Before anything runs: the file can be written, and what an earlier run has left does not stand for this one.
+
+    Raises UserError for a file that is something else: a model, where the name of the file was forgotten.
+    """
+    path = checked.junit
+    if path is None:
         return
-    if checked.junit.is_dir() or not checked.junit.absolute().parent.is_dir():
-        raise UserError(f"{checked.junit}: cannot be written; name a file in a directory that is there")
-    checked.junit.unlink(missing_ok=True)
+    if path.exists() and not (path.is_file() and path.read_bytes()[:5] in (b"<?xml", b"")):
+        raise UserError(f"{path}: is there and no JUnit file of an earlier run; name another, or remove it")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    path.unlink(missing_ok=True)
 
 
 def _write_junit(checked: Checked, reports: dict[str, Report]) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from exporter.steps import training_of
-from runtime.errors import EngineError, PacklightError, UserError
+from runtime.errors import EngineError, PacklightError, UserError, said_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -171,6 +171,6 @@ def said_after_first(here: Launched) -> Iterator[None]:
         raise
     except OSError as error:
         time.sleep(SAYS_IT_FIRST)
-        raise EngineError(f"{who}: {error.filename or 'writing'}: {error.strerror or error}") from error
+        raise EngineError(f"{who}: {said_of(error)}") from error
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(who) from error

@@ -3,7 +3,7 @@
 It is started by `runtime.hosts.bootstrap`. What it is asked is in `runtime.hosts.wire`. When the user's end is gone (a
 Ctrl-C there, a client that was killed), the reader sees the end of its stream, and whatever runs here is interrupted. A
 link that is lost without a word ends nothing by itself: a file that does not come on is given up after a minute, and
-so is a connection over which nothing is asked.
+so is a connection over which nothing is asked, or, while something runs, nothing is heard.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import queue
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from runtime.artifact import Artifact, FileRecord
 from runtime.check import check
-from runtime.errors import EngineError, HostError, PacklightError
+from runtime.errors import EngineError, HostError, PacklightError, said_of
 from runtime.home import home
 from runtime.host import host_facts
 from runtime.hosts.store import Store
@@ -52,6 +53,7 @@ class Reader:
     wire: Wire
     requests: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
     ended: bool = False
+    heard: float = 0.0
     _may_read: threading.Event = field(default_factory=threading.Event)
     _busy: bool = False
 
@@ -65,8 +67,9 @@ class Reader:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """The end of the stream interrupts what runs in this block."""
-        self._busy = True
+        """The end of the stream, and a long silence, interrupt what runs in this block."""
+        self._busy, self.heard = True, time.monotonic()
+        threading.Thread(target=self._watch, daemon=True).start()
         try:
             if self.ended:
                 _ignore_signals()
@@ -80,6 +83,9 @@ class Reader:
             with contextlib.suppress(Closed):
                 while True:
                     request = self.wire.receive()
+                    if request.get("do") == "alive":
+                        self.heard = time.monotonic()
+                        continue
                     self.requests.put(request)
                     if request.get("do") == "receive":
                         self._may_read.wait()
@@ -87,8 +93,16 @@ class Reader:
         finally:
             self.ended = True
             self.requests.put(None)
-            if self._busy:
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            self._interrupt()
+
+    def _watch(self) -> None:
+        while self._busy and time.monotonic() - self.heard < IDLE_SECONDS:
+            time.sleep(IDLE_SECONDS / 60)
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._busy:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 @dataclass
@@ -130,13 +144,13 @@ class Agent:
 
     def _expect(self, request: dict[str, Any], root: Path) -> None:
         store = Store(root, request["artifact"])
-        lock = self.held.enter_context(store.lock())
+        self.held.enter_context(store.lock())
         if not request["keep"]:
             self.held.callback(store.forget)
         files = {name: FileRecord(**record) for name, record in request["files"].items()}
         store.refuse_no_room(files)
         self.stores[request["artifact"]] = store
-        self.wire.send(expected=bool(lock))
+        self.wire.send(expected=True)
 
     def _receive(self, request: dict[str, Any], store: Store) -> None:
         name, n_bytes, sha256 = request["name"], request["bytes"], request["sha256"]
@@ -218,7 +232,7 @@ def _told(error: Exception) -> PacklightError:
     if isinstance(error, PacklightError):
         return error
     if isinstance(error, OSError):
-        return HostError(f"{error.filename or 'writing'}: {error.strerror or error}")
+        return HostError(said_of(error))
     if isinstance(error, RuntimeError):  # a "~name" that nobody has
         return HostError(str(error))
     return EngineError(f"{type(error).__name__}: {error}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from runtime.artifact import Artifact
     from runtime.check import CapVerdict
@@ -26,10 +28,12 @@ class Watcher:
     """Who is told how it goes on.
 
     note: a phase that begins, or something else worth a line; advance: bytes done of all bytes of what is sent
+    pause: a block in which another program may ask the user something
     """
 
     note: Callable[[str], None] = _said_to_nobody
     advance: Callable[[str, int, int], None] = _counted_for_nobody
+    pause: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The user's end of a connection: sends an artifact to another machine, has it measured there, brings the result back.
 
-How bytes get there is a `Connection`'s; this knows only what is said (`runtime.hosts.wire`).
+How bytes get there is another module's; this knows only what is said (`runtime.hosts.wire`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import re
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,14 @@ from runtime.sessions import DISTRIBUTIONS, MODULES
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from runtime.artifact import Artifact, FileRecord
     from runtime.hosts.base import Job, Watcher
 
 
+ALIVE_SECONDS = 10.0
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.gguf")
 
 
@@ -103,12 +105,32 @@ class Remote:
         """The JSON of a Measurement, with a cap of a CapVerdict; raises what `runtime.measure.measure` raises."""
         described = dataclasses.asdict(dataclasses.replace(job.artifact, files=shipped.files))
         del described["root"]
-        answer = self._ask(
-            do="measure", artifact=shipped.digest, described=described, options=dataclasses.asdict(job.options),
-            trials=dataclasses.asdict(job.trials), cap_bytes=cap_bytes, command=job.command,
-        )  # fmt: skip
+        with self._alive():
+            answer = self._ask(
+                do="measure", artifact=shipped.digest, described=described, options=dataclasses.asdict(job.options),
+                trials=dataclasses.asdict(job.trials), cap_bytes=cap_bytes, command=job.command,
+            )  # fmt: skip
         found: dict[str, Any] = answer["result"]
         return found
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Say now and then that this end is there, so that the other one need not run on for nobody."""
+        over, said = threading.Event(), threading.Lock()
+
+        def say() -> None:
+            while not over.wait(ALIVE_SECONDS):
+                with said, contextlib.suppress(Closed):
+                    if not over.is_set():
+                        self.wire.send(do="alive")
+
+        threading.Thread(target=say, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+            with said:  # what is being said is said before anything else is
+                pass
 
     def _send_file(self, digest: str, name: str, path: Path, one: FileRecord) -> None:
         request = {"do": "receive", "artifact": digest, "name": name, "bytes": one.bytes, "sha256": one.sha256}

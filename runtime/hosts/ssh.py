@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from runtime.hosts.base import Job, Watcher
 
 COMMAND = "PACKLIGHT_SSH"
-"""The variable that names another client, or options for it: `ssh -F ~/lab.config`."""
+"""The variable that names another client, or options for it: `ssh -F lab.config -J gateway`."""
 PYTHONS = ("python3", "~/.venv/bin/python", "~/venv/bin/python", "python3.14", "python3.13", "python3.12", "python3.11")
 """Looked for in this order where the user names none: the first that has the engine, else the first of all."""
 NO_PYTHON = "packlight: no Python"
@@ -143,7 +143,8 @@ class SshHost:
         with tempfile.TemporaryFile() as stderr:  # a file: a pipe that nobody reads would block the client
             process = self._client(module, len(bootstrap), stderr)
             try:
-                self._start_there(process, bootstrap + len(package).to_bytes(8, "big") + package, stderr)
+                with watcher.pause():  # ssh may ask for a passphrase, or whether a host is known
+                    self._start_there(process, bootstrap + len(package).to_bytes(8, "big") + package, stderr)
                 remote = Remote(
                     self.name, Wire(cast("BufferedReader", process.stdout), cast("IO[bytes]", process.stdin)),
                     watcher, self.directory,

@@ -9,6 +9,7 @@ The user's end asks, the other end answers; it asks nothing more before the last
                                                         -> {"have": N}, then the file's bytes from N on are sent,
                                                            -> {"received": true}, false where the hash is another's
     {"do": "measure", "artifact": DIGEST, …}            -> {"phase": …} as each begins, then {"result": {…}}
+    {"do": "alive"}, now and then meanwhile             -> nothing
 
 Every request may be answered by {"error": {"kind", "message", "phase"}} in place of that, also in the middle of a
 file's bytes: the connection is then over.

@@ -80,9 +80,11 @@ def test_the_real_model_sent_again_after_a_cut_and_measured(board: Board, smollm
     assert found["peak_rss_bytes"] > GGUF.stat().st_size
     assert found["decode_tokens_per_s"]["median"] > 0
     assert parts(kept) == []
+    (whole,) = kept.rglob("*.gguf")
+    before = whole.stat()
     third = packlight("measure", GGUF, *on(kept), *SHORT)
     assert third.returncode == 0
-    assert "sending" not in third.stderr
+    assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert list(board.temporary.iterdir()) == []
 
 

@@ -93,9 +93,14 @@ def test_paths_are_the_files_own(written, tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     shutil.copy(DEVICES / "raspberry-pi-5.toml", tmp_path / "board.toml")
     (tmp_path / "text.txt").write_text("text")
-    path = written('[checks.a]\nartifact = "g.gguf"\nagainst = "model"\ndevice = "board.toml"\ntext = "text.txt"\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = written(
+        '[checks.a]\nartifact = "g.gguf"\nagainst = "model"\ndevice = "board.toml"\ntext = "text.txt"\n'
+        '[checks.b]\nartifact = "~/g.gguf"\nagainst = "~/model"\n'
+    )
     monkeypatch.chdir("/")
-    one = load_checks(path)["a"]
+    one, other = load_checks(path)["a"], load_checks(path)["b"]
+    assert (other.artifact, other.verifying[0].model) == (tmp_path / "g.gguf", str(tmp_path / "model"))
     assert one.verifying[0].model == str(tmp_path / "model")
     assert one.verifying[1].text == tmp_path / "text.txt"
     assert one.limits.device.name == "Raspberry Pi 5 (8 GB)"
@@ -129,11 +134,12 @@ def test_paths_are_the_files_own(written, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_mistakes_are_one_line_before_anything_runs(written, text, said):
     written(text)
+    Path("out.xml").write_text("<?xml: of an earlier run")
     done = run("check", "--junit", "out.xml")
     assert done.exit_code == 2, done.output
     assert done.stderr.startswith(f"error: packlight.toml: {said}"), done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not Path("out.xml").exists()
+    assert Path("out.xml").read_text() == "<?xml: of an earlier run"
 
 
 @pytest.mark.parametrize(
@@ -143,8 +149,10 @@ def test_mistakes_are_one_line_before_anything_runs(written, text, said):
         (("--budget", "no.toml"), "no.toml: cannot be read (No such file or directory)"),
         (("golden.gguf", "--budget", "b.toml"), "either ARTIFACT or --budget: b.toml names its artifacts itself"),
         (("--budget", "b.toml", "--max-memory", "1GB"), "limits and options of the checks are keys of b.toml"),
-        (("golden.gguf", "--max-memory", "1GB", "--junit", "no/x.xml"), "no/x.xml: cannot be written; name a file in"),
-        (("golden.gguf", "--max-memory", "1GB", "--junit", "."), ".: cannot be written; name a file in a directory"),
+        (("golden.gguf", "--max-memory", "1GB", "--junit", "no/x.xml"), "no/x.xml: cannot be written (No such file"),
+        (("golden.gguf", "--max-memory", "1GB", "--junit", "."), ".: is there and no JUnit file of an earlier run"),
+        (("golden.gguf", "--max-memory", "1GB", "--junit", "golden.gguf"), "golden.gguf: is there and no JUnit file"),
+        (("golden.gguf", "--max-memory", "1GB", "--junit", "/dev/null"), "/dev/null: is there and no JUnit file of"),
         (("--budget", "b.toml", "--threads", "1"), "limits and options of the checks are keys of b.toml"),
     ],
 )
@@ -226,7 +234,7 @@ def test_a_file_that_goes_meanwhile_leaves_the_others(written, tmp_path, monkeyp
         """
     )
     monkeypatch.setattr("runtime.hosts.local.measure", lambda *_, **__: (tmp_path / "golden.gguf").unlink())
-    (tmp_path / "out.xml").write_text("of an earlier run")
+    (tmp_path / "out.xml").write_text("<?xml: of an earlier run")
     done = run("check", "--json", "--junit", "out.xml")
     assert done.exit_code == 1, done.output
     checks = json.loads(done.stdout)["checks"]
@@ -237,7 +245,7 @@ def test_a_file_that_goes_meanwhile_leaves_the_others(written, tmp_path, monkeyp
 
 def test_an_engine_that_fails_leaves_no_earlier_junit(written, tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF, but no more")
-    (tmp_path / "out.xml").write_text("of an earlier run")
+    (tmp_path / "out.xml").write_text("<?xml: of an earlier run")
     assert run("check", "bad.gguf", "--max-memory", "500MB", "--junit", "out.xml").exit_code == 1
     assert not (tmp_path / "out.xml").exists()
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 
+from rich.console import Console
+from rich.progress import Progress
+
+from exporter.cli.terminal import RichReporter
 from exporter.progress import LineReporter
 
 
@@ -24,3 +28,12 @@ def test_a_total_of_nothing():
     times = iter((0.0, 100.0))
     LineReporter(stream, clock=lambda: next(times)).advance("quantizing", 0, 0)
     assert stream.getvalue() == ""
+
+
+def test_bars_are_not_drawn_while_another_program_may_ask():
+    with Progress(console=Console(file=io.StringIO(), force_terminal=True)) as bars:
+        reporter = RichReporter(bars)
+        reporter.step("connecting")
+        with reporter.pause():
+            assert not bars.live.is_started
+        assert bars.live.is_started

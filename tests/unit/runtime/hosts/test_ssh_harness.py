@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -329,6 +331,44 @@ def test_ctrl_c_here_ends_the_other_end(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="ssh:board keeps what it has"):
         there.measure(Job(open_artifact(GOLDEN), OPTIONS, FOR_EVER), Watcher(interrupt))
     assert ended == [0]  # by itself, before it would have been killed
+    assert nothing_left(home)
+
+
+class Paused:
+    def __init__(self):
+        self.open, self.times = 0, 0
+
+    @contextlib.contextmanager
+    def __call__(self):
+        self.open += 1
+        self.times += 1
+        yield
+        self.open -= 1
+
+
+def test_what_is_drawn_pauses_while_ssh_may_ask(there):
+    paused = Paused()
+    notes = []
+    there.refuse("gguf", Watcher(lambda text: notes.append((text, paused.open)), pause=paused))
+    assert [drawn for _text, drawn in notes] == [0, 0]
+    assert (paused.open, paused.times) == (0, 1)
+
+
+@linux
+def test_a_link_that_is_lost_while_it_measures_is_given_up(monkeypatch, tmp_path):
+    """This end says now and then that it is there; where it says no more, what runs for nobody is stopped."""
+    home = before(monkeypatch, tmp_path, "true")
+    monkeypatch.setattr("runtime.hosts.remote.ALIVE_SECONDS", 0.2)
+    there = SshHost(Address("board"), python=sys.executable)
+    found = there.measure(Job(open_artifact(GOLDEN), OPTIONS, TRIALS), Watcher())
+    assert found.host["on"] == "ssh:board"
+    text = pkgutil.get_data("runtime.hosts", "bootstrap.py").decode()
+    hasty = "import runtime.hosts.agent\n        runtime.hosts.agent.IDLE_SECONDS = 3\n        from runtime.hosts.agent"
+    changed = text.replace("from runtime.hosts.agent", hasty).encode()
+    monkeypatch.setattr("runtime.hosts.ssh.pkgutil.get_data", lambda *_: changed)
+    monkeypatch.setattr("runtime.hosts.remote.ALIVE_SECONDS", 600)
+    with pytest.raises(EngineError, match="ssh:board: the connection broke while "):
+        there.measure(Job(open_artifact(GOLDEN), OPTIONS, FOR_EVER), Watcher())
     assert nothing_left(home)
 
 
