@@ -226,7 +226,7 @@ def _clear_junit(checked: Checked) -> None:
     path = checked.junit
     if path is None:
         return
-    if path.exists() and not (path.is_file() and path.read_bytes()[:5] in (b"<?xml", b"")):
+    if path.exists() and not (path.is_file() and _begins(path) in (b"<?xml", b"")):
         raise UserError(f"{path}: is there and no JUnit file of an earlier run; name another, or remove it")
     try:
         with tempfile.TemporaryFile(dir=path.absolute().parent):
@@ -234,6 +234,11 @@ def _clear_junit(checked: Checked) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
     path.unlink(missing_ok=True)
+
+
+def _begins(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(5)
 
 
 def _write_junit(checked: Checked, reports: dict[str, Report]) -> None:
