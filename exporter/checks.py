@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.findings import Findings, Limits, Running, refuse_kv_type, refuse_other_limits
+from exporter.findings import Findings, Limits, Running, not_done, refuse_kv_type, refuse_other_limits
 from exporter.pipeline import Source, provenance, with_source
 from exporter.report.report import Report
 from runtime.artifact import open_artifact
-from runtime.budget import Line
-from runtime.errors import PacklightError, UserError, said_of
+from runtime.errors import PacklightError, UserError
 from runtime.sessions.base import task_of
 from targets.text import load_text
 
@@ -56,7 +55,7 @@ class Check:
             try:
                 artifact, facts = with_source(artifact, source, options, reporter)
             except PacklightError as error:
-                findings.broken.append(Line("verify", str(error), "", ok=False, value=1.0, limit=0.0))
+                findings.broken.append(not_done("verify", error))
             else:
                 findings.verify(artifact, facts, options, reporter)
         cap = self.limits.budget.max_memory_bytes
@@ -91,9 +90,9 @@ def run_all(
         try:
             reports[name] = check.run(artifacts[name], command, reporter)
         except (PacklightError, OSError) as error:  # a file that went meanwhile, a full disk
-            said = said_of(error) if isinstance(error, OSError) else str(error)
-            line = Line("check", said, "", ok=False, value=1.0, limit=0.0)
-            reports[name] = Report(artifacts[name], (line,), provenance(command), check.limits.device)
+            reports[name] = Report(
+                artifacts[name], (not_done("check", error),), provenance(command), check.limits.device
+            )
     return reports
 
 

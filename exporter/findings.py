@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from exporter.report.report import Provenance, Report
 from runtime.artifact import damage
 from runtime.budget import Budget, Line, at_most, run_lines, size_line
-from runtime.errors import CheckFailed, EngineError, PacklightError, UserError
+from runtime.errors import CheckFailed, EngineError, PacklightError, UserError, said_of
 from runtime.hosts import LOCAL
 from runtime.hosts.base import Job, Watcher
 from runtime.hosts.local import LocalHost
@@ -101,7 +101,7 @@ class Findings:
         try:
             self.drift = verify(artifact, facts, options, reporter.advance)
         except self.tolerated as error:
-            self.broken.append(Line("verify", str(error), "", ok=False, value=1.0, limit=0.0))
+            self.broken.append(not_done("verify", error))
 
     def measure(self, artifact: Artifact, how: Running, command: str, reporter: Reporter) -> None:
         """Run the artifact in a fresh process, here or on another machine."""
@@ -109,7 +109,7 @@ class Findings:
         try:
             self.measurement = how.host.measure(how.job(artifact, command), watched_by(reporter))
         except self.tolerated as error:
-            self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
+            self.broken.append(not_done("measure", error))
 
     def check(self, artifact: Artifact, cap: int, how: Running, command: str, reporter: Reporter) -> None:
         """Run the artifact under a cap of so many bytes; a line says whether it fits."""
@@ -117,7 +117,7 @@ class Findings:
         try:
             found = how.host.check(how.job(artifact, command), cap, watched_by(reporter))
         except self.tolerated as error:
-            self.broken.append(Line("measure", str(error), "", ok=False, value=1.0, limit=0.0))
+            self.broken.append(not_done("measure", error))
             return
         self.measurement = found.measurement
         limit, needed = f"≤ {format_bytes(cap)}", float(found.needed_bytes or 0)
@@ -141,6 +141,12 @@ class Findings:
         return Report(
             artifact, tuple(lines), where_from, limits.device, self.measurement, self.drift, skipped, tuple(notes)
         )
+
+
+def not_done(what: str, error: PacklightError | OSError) -> Line:
+    """The failing line of a part that could not be done."""
+    said = said_of(error) if isinstance(error, OSError) else str(error)
+    return Line(what, said, "", ok=False, value=1.0, limit=0.0)
 
 
 def refuse_other_limits(limits: Limits, task: Callable[[], str]) -> None:

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from exporter.report.table import plain_table
+from exporter.report.table import failure_text, plain_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,9 +57,7 @@ def _suite(root: ElementTree.Element, name: str, report: Report) -> None:
 def _case(suite: ElementTree.Element, name: str, line: Line) -> None:
     case = ElementTree.SubElement(suite, "testcase", classname=_clean(f"packlight.{name}"), name=_clean(line.name))
     if not line.ok:
-        said = " ".join(line.text.split())
-        limit = f" (budget {line.limit_text})" if line.limit_text else ""
-        ElementTree.SubElement(case, "failure", message=_clean(f"{line.name} {said}{limit}"), type="budget")
+        ElementTree.SubElement(case, "failure", message=_clean(failure_text(line)), type="budget")
 
 
 def _clean(text: str) -> str:

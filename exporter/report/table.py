@@ -37,10 +37,11 @@ def markdown_table(lines: Iterable[Line]) -> str:
 def verdict_text(report: Report) -> str:
     """The verdict in one line, with the quantities that fail."""
     if report.failing:
-        return f"verdict: {report.verdict}: " + "; ".join(_failure(line) for line in report.failing)
+        return f"verdict: {report.verdict}: " + "; ".join(failure_text(line) for line in report.failing)
     return f"verdict: {report.verdict}"
 
 
-def _failure(line: Line) -> str:
+def failure_text(line: Line) -> str:
+    """What a line that fails says, in one line: the quantity, its value and its limit."""
     limit = f" (budget {line.limit_text})" if line.limit_text else ""
     return f"{line.name} {' '.join(line.text.split())}{limit}"

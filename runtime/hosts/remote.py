@@ -76,8 +76,8 @@ class Remote:
     directory: str | None
     last_words: Callable[[], str]
 
-    def look(self, artifact_format: str) -> dict[str, Any]:
-        """What the machine has. Raises HostError where it has no engine for that format."""
+    def look(self, artifact_format: str) -> None:
+        """Say what the machine has. Raises HostError where it has no engine for that format."""
         found: dict[str, Any] = self._ask(do="look")["facts"]
         module = MODULES.get(artifact_format, artifact_format)
         if module not in found["engines"]:
@@ -89,7 +89,6 @@ class Remote:
         host = found["host"]
         said = f"{host['cpu']}, {host['machine']}, Python {found['version']}, {module} {found['engines'][module]}"
         self.watcher.note(f"{self.name}: {said.rstrip()}")
-        return found
 
     def ship(self, artifact: Artifact, shipped: Shipped, *, keep: bool) -> None:
         """Send the files that are not there yet. Raises HostError where there is no room for them.

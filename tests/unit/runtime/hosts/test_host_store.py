@@ -112,7 +112,9 @@ def test_what_is_there_needs_no_room(store, monkeypatch):
     put(store, "a")
     full = shutil.disk_usage("/")._replace(free=0)
     monkeypatch.setattr("runtime.hosts.store.shutil.disk_usage", lambda _path: full)
-    store.refuse_no_room({"a": FileRecord(len(DATA), SHA256)})
+    assert store.refuse_no_room({"a": FileRecord(len(DATA), SHA256)}) is None
+    with pytest.raises(HostError, match=r"0\.0 MB free"):
+        store.refuse_no_room({"b": FileRecord(len(DATA), SHA256)})
 
 
 def test_two_do_not_use_the_same_artifact(store):
@@ -126,7 +128,8 @@ def test_a_filesystem_without_locks(store, monkeypatch):
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    store.lock().close()
+    with store.lock() as file:
+        assert not file.closed
 
 
 def test_it_is_forgotten(store):
