@@ -18,10 +18,13 @@ from exporter.cli.options import (
     ArtifactPath,
     BudgetOptions,
     Cache,
+    Calibrating,
     Checked,
     CompressJob,
     HarnessOut,
     Job,
+    PlanLimits,
+    Planned,
     Running,
     Threads,
     Verifying,
@@ -43,10 +46,12 @@ app = typer.Typer(
 
 for _verb, _groups in (
     (verbs.export, (Job, BudgetOptions, Running, Verifying)),
+    (verbs.plan, (Planned, PlanLimits)),
     (verbs.compress, (CompressJob,)),
     (verbs.verify, (ArtifactPath, Against, Verifying, Threads, Cache)),
     (verbs.measure, (ArtifactPath, BudgetOptions, Running)),
     (verbs.check, (Checked, BudgetOptions, Running)),
+    (verbs.calibrate_host, (Calibrating,)),
     (verbs.harness, (HarnessOut,)),
     (verbs.pack, (ArtifactPath, ArchiveOut, Threads)),
     (verbs.unpack, (Archive,)),
@@ -54,7 +59,7 @@ for _verb, _groups in (
     (verbs.formats, ()),
     (verbs.recipes, ()),
 ):
-    app.command(name=_verb.__name__, cls=SectionedCommand)(with_groups(_verb, _groups))
+    app.command(name=_verb.__name__.replace("_", "-"), cls=SectionedCommand)(with_groups(_verb, _groups))
 
 
 def _show_version(wanted: bool) -> None:

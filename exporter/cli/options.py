@@ -75,6 +75,59 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What to plan. Options that may be repeated make a row each."""
+
+    model: Annotated[
+        str, typer.Argument(help="A model directory, a hub id or a .gguf file.", metavar="MODEL", show_default=False)
+    ]
+    format: Annotated[list[str] | None, _option("--format", "Only this format; may be repeated.", _JOB, _NAME)] = None
+    quant: Annotated[list[str] | None, _option("--quant", "Only this preset; may be repeated.", _JOB, _NAME)] = None
+    context: Annotated[
+        list[int] | None, _option("--context", "Tokens of context; default 2048; repeatable.", _RUN, _COUNT, min=16)
+    ] = None
+    kv_type: Annotated[
+        list[str] | None, _option("--kv-type", "Type of the KV cache; default f16; repeatable.", _RUN, _NAME)
+    ] = None
+    batch: Annotated[int, _option("--batch", "Prompt tokens at once; default 512.", _RUN, _COUNT, min=1)] = 512
+    threads: Annotated[
+        int | None, _option("--threads", "Compute threads; default the cores, at most 4.", _RUN, _COUNT, min=1)
+    ] = None
+    no_mmap: Annotated[bool, _option("--no-mmap", "Read the weights, do not map them.", _RUN)] = False
+    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
+
+
+@dataclass(frozen=True)
+class PlanLimits:
+    """Limits that are known beforehand, and the device to fit."""
+
+    device: Annotated[
+        str | None, _option("--device", "A device of 'packlight devices', or a .toml file.", _BUDGET, _NAME)
+    ] = None
+    max_memory: Annotated[str | None, _option("--max-memory", "Peak resident memory: 300MB.", _BUDGET, _SIZE)] = None
+    max_size: Annotated[str | None, _option("--max-size", "Size of the file: 120MB.", _BUDGET, _SIZE)] = None
+    min_prefill: Annotated[float | None, _option("--min-prefill", "Reading the prompt.", _BUDGET, _SPEED, min=0)] = None
+    min_speed: Annotated[float | None, _option("--min-speed", "Generating.", _BUDGET, _SPEED, min=0)] = None
+
+    def budget_options(self) -> BudgetOptions:
+        """The same among all limits."""
+        return BudgetOptions(self.device, self.max_memory, self.max_size,
+                             min_prefill=self.min_prefill, min_speed=self.min_speed)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """How this machine is calibrated."""
+
+    threads: Annotated[
+        int | None, _option("--threads", "Compute threads; default the cores, at most 4.", _RUN, _COUNT, min=1)
+    ] = None
+    format: Annotated[
+        list[str] | None, _option("--format", "Only engines of this format; may be repeated.", _RUN, _NAME)
+    ] = None
+
+
+@dataclass(frozen=True)
 class CompressJob:
     """What to compress, how, and to where."""
 

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
         ArtifactPath,
         BudgetOptions,
         Cache,
+        Calibrating,
         Checked,
         CompressJob,
         HarnessOut,
         Job,
         Output,
+        PlanLimits,
+        Planned,
         Running,
         Threads,
         Verifying,
@@ -72,6 +75,65 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
     with progress(output) as reporter:
         report = run(request, reporter)
     return _finish(report, output, f"{report.artifact.entry_path}")
+
+
+def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
+    """Before anything is converted: bytes, memory and speed of every format and quantization, and what fits."""
+    from exporter.cli.plan_table import show_plan
+    from exporter.plan import PlanRequest, this_host
+    from exporter.plan import plan as run
+    from runtime.home import home
+    from targets.speed import CALIBRATION, load_speed
+
+    held = limits.budget_options().limits()
+    report = run(
+        PlanRequest(
+            model=planned.model,
+            budget=held.budget,
+            device=held.device,
+            formats=planned.format,
+            quants=[name.lower() for name in planned.quant] if planned.quant else None,
+            contexts=planned.context,
+            kv_types=[name.lower() for name in planned.kv_type] if planned.kv_type else None,
+            batch=planned.batch,
+            threads=planned.threads,
+            mmap=not planned.no_mmap,
+            revision=planned.revision,
+            speed=this_host(load_speed(home() / CALIBRATION), planned.threads),
+        )
+    )
+    if output.json:
+        _print_json(report.to_json())
+    elif not output.quiet:
+        show_plan(report)
+    return report.exit_status
+
+
+def calibrate_host(calibrating: Calibrating, output: Output) -> int:
+    """Measure this machine once, so that 'plan' can say how fast a model will be on it."""
+    from exporter.calibrate_host import calibrate
+    from runtime.home import home
+    from targets.speed import CALIBRATION
+
+    out = home() / CALIBRATION
+    with progress(output) as reporter:
+        speed = calibrate(calibrating.threads, calibrating.format, reporter)
+        from runtime.atomic import write_json
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, speed.to_json())
+    if output.json:
+        _print_json({"out": str(out), **speed.to_json()})
+    elif not output.quiet:
+        rows = [
+            (name, label, f"{1e-9 / engine.decode_s[label]:.2f}", f"{1e-9 / engine.prefill_s[label]:.2f}")
+            for name, engine in speed.engines.items()
+            for label in engine.decode_s
+        ]
+        show_rows(("format", "stored as", "decode, G elements/s", "prefill, G elements/s"), rows)
+        typer.echo(f"memory read: {speed.bandwidth_bytes_per_s / 1e9:.1f} GB/s with {speed.threads} threads")
+        typer.echo(f"written: {out}")
+    return 0
 
 
 def compress(job: CompressJob, output: Output) -> int:

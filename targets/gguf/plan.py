@@ -89,19 +89,27 @@ def find_preset(name: str) -> Preset:
 def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
     """The plan, or every problem that keeps the model from being written. Raises ModelError and UnsupportedError."""
     preset = find_preset(options.quant)
-    other = other_preset(facts.path, "gguf", preset.name, "in the blocks")
-    if other and stored_blocks(facts.path):
-        return None, other
-    if facts.source == "gguf":
-        from targets.gguf.requantize import read_content
-
-        content, problems = read_content(facts)
-    else:
-        content, problems = _read_checkpoint(facts)
-    if content is None or problems:
-        return None, problems
+    problems = packed_for_another(facts, preset)
+    content, found = (None, problems) if problems else read_content(facts)
+    if content is None or found:
+        return None, found
     with damage_in(facts.path):
-        return _lay_out(preset, content), []
+        return lay_out(preset, content), []
+
+
+def packed_for_another(facts: ModelFacts, preset: Preset) -> list[Problem]:
+    """What is wrong with writing blocks that were chosen for another preset."""
+    other = other_preset(facts.path, "gguf", preset.name, "in the blocks")
+    return other if other and stored_blocks(facts.path) else []
+
+
+def read_content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
+    """What goes into the file whatever the preset is, or every problem. Raises ModelError and UnsupportedError."""
+    if facts.source == "gguf":
+        from targets.gguf import requantize
+
+        return requantize.read_content(facts)
+    return _read_checkpoint(facts)
 
 
 def _on_grid(facts: ModelFacts, tensors: list[OutTensor]) -> tuple[list[OutTensor], list[Problem]]:
@@ -175,12 +183,17 @@ def _is_70b(arch: str, config: dict[str, Any]) -> bool:
     return config["num_hidden_layers"] == 80 and (arch == "qwen2" or (arch == "llama" and grouped))
 
 
-def _lay_out(preset: Preset, content: Content) -> Plan:
-    """Choose the types, place the tensors, encode the header."""
+def place(preset: Preset, content: Content) -> list[header.Placed]:
+    """Choose the types and place the tensors, in their order."""
     types = choose_types(preset, [(tensor.name, tensor.shape) for tensor in content.tensors], content.shape)
     if content.from_checkpoint:  # what a recipe chose stays; of a GGUF source the preset decides
         types |= {t.name: TYPES[t.source.dtype] for t in content.tensors if t.source is not None and _is_block(t)}
-    placed = header.place([(t.name, t.shape, types.get(t.name, _kept_type(t))) for t in content.tensors])
+    return header.place([(t.name, t.shape, types.get(t.name, _kept_type(t))) for t in content.tensors])
+
+
+def lay_out(preset: Preset, content: Content) -> Plan:
+    """Choose the types, place the tensors, encode the header."""
+    placed = place(preset, content)
     metadata = [
         *content.metadata,
         uint32("general.file_type", preset.file_type),

@@ -40,7 +40,7 @@ class GraphBuilder:
     _outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     _constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
     _tables: set[str] = field(default_factory=set)
-    _aliases: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
+    aliases: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
 
     def node(self, op: str, inputs: Sequence[str], name: str, n_outputs: int = 1, **attributes: Any) -> str:
         """Add a node called `name`; its first output is `name`, further ones `name.1` and on. "" is an absent input."""
@@ -100,7 +100,7 @@ class GraphBuilder:
 
     def alias(self, name: str, of: str, shape: tuple[int, ...]) -> str:
         """A second tensor over the same bytes of the data file, in another shape."""
-        self._aliases.append((name, of, shape))
+        self.aliases.append((name, of, shape))
         return name
 
     def proto(self, data_files: Sequence[str], opset: int, ir_version: int) -> onnx.ModelProto:
@@ -109,7 +109,7 @@ class GraphBuilder:
 
         blobs = {blob.name: blob for job in self.jobs for blob in job.blobs}
         stored = [_external(blob, blob.name, blob.shape, data_files) for blob in blobs.values()]
-        stored += [_external(blobs[of], name, shape, data_files) for name, of, shape in self._aliases]
+        stored += [_external(blobs[of], name, shape, data_files) for name, of, shape in self.aliases]
         graph = onnx.helper.make_graph(
             self.nodes, self.name, self._inputs, self._outputs, [*self._constants.values(), *stored]
         )

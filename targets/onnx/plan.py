@@ -49,6 +49,7 @@ class Plan:
     """An export that is ready to be written.
 
     data_bytes: sizes of the data files, exact; counts: matrices by the label of their scheme
+    elements: by the same labels, of the matrices that every token is multiplied by; head: of those the output's
     context: tokens that the file can hold; notes: what a reader has to know
     recorded: of a plan that only runs the model for calibration: the input of each layer, by the layer's name
     fixed: inputs among them that must not be smoothed
@@ -62,6 +63,8 @@ class Plan:
     n_params: int
     context: int
     counts: dict[str, int]
+    elements: dict[str, int]
+    head: dict[str, int] = field(default_factory=dict)
     decoder: DecoderSpec | None = None
     encoder: EncoderSpec | None = None
     recorded: dict[str, str] = field(default_factory=dict)
@@ -180,13 +183,14 @@ def make_plan(
     if other := other_preset(facts.path, "onnx", preset.name, "on the grids"):
         return None, other
     if task == TEXT_GENERATION:
-        return _plan_decoder(facts, preset, ranges)
+        return plan_decoder(facts, preset, ranges)
     if task in ENCODER_TASKS:
         return _plan_encoder(facts, task, preset, ranges)
     raise UnsupportedError(f"{facts.requested}: {task} cannot be written as ONNX yet; known: {', '.join(KNOWN_TASKS)}")
 
 
-def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> tuple[Plan | None, list[Problem]]:
+def plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> tuple[Plan | None, list[Problem]]:
+    """`make_plan` for a decoder and whatever preset."""
     architecture = architecture_of(facts.architecture)
     config = full_config(architecture, facts)
     with damage_in(facts.path / "config.json"):
@@ -210,8 +214,16 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         spec = decoder_spec(architecture, config)
         stored = {tensor.name: tensor for tensor in tensors if tensor.source is not None}
         counts: Counter[str] = Counter()
-        for name in stored:
-            counts[_scheme_of_tensor(choice, name, spec.n_layers)] += 1
+        elements: Counter[str] = Counter()
+        head_name = "token_embd.weight" if spec.tied else "output.weight"
+        head: dict[str, int] = {}
+        for name, tensor in stored.items():
+            label = _scheme_of_tensor(choice, name, spec.n_layers)
+            counts[label] += 1
+            if len(tensor.shape) == 2 and (name == head_name or name.startswith("blk.")):
+                elements[label] += tensor.shape[0] * tensor.shape[1]
+            if name == head_name:
+                head = {label: tensor.shape[0] * tensor.shape[1]}
         graph = decoder_graph(
             spec, config, DecoderWeights(stored, factors), lambda role, layer: choice(role, layer, spec.n_layers)
         )
@@ -228,6 +240,8 @@ def _plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> t
         ),
         context=spec.context,
         counts=dict(counts),
+        elements=dict(elements),
+        head=head,
         decoder=spec,
         notes=(*spec.context_notes, *choice.notes(), *paired_notes(factors)),
     ), []
@@ -246,7 +260,11 @@ def _plan_encoder(
         if problems := choice.problems() + (given.problems(facts.tensors) if given else []):
             return None, problems
         graph = encoder_graph(spec, tensors, lambda role, layer: choice(role, layer, spec.n_layers))
-    counts = Counter(choice(role, layer, spec.n_layers).label for role in ROLES for layer in range(spec.n_layers))
+    labels = [choice(role, layer, spec.n_layers).label for role in ROLES for layer in range(spec.n_layers)]
+    sizes = {"ffn_up": spec.hidden * spec.ffn, "ffn_down": spec.hidden * spec.ffn}
+    elements: Counter[str] = Counter()
+    for label, role in zip(labels, (role for role in ROLES for _ in range(spec.n_layers)), strict=True):
+        elements[label] += sizes.get(role, spec.hidden**2)
     return Plan(
         task=task,
         preset=choice.preset,
@@ -257,7 +275,8 @@ def _plan_encoder(
         data_bytes=_places(facts, graph),
         n_params=sum(fact.n_elements for fact in tensors.values()),
         context=spec.max_tokens,
-        counts=dict(counts),
+        counts=dict(Counter(labels)),
+        elements=dict(elements),
         encoder=spec,
         notes=choice.notes(),
     ), []

@@ -60,11 +60,15 @@ class OnnxTarget(PlannedTarget[Plan]):
 
     def file_bytes(self, facts: ModelFacts, options: EmitOptions) -> int:
         """See `PlannedTarget`; of a preset that is calibrated as if a fixed range holds every input."""
+        return self.final_plan(facts, options).file_bytes
+
+    def final_plan(self, facts: ModelFacts, options: EmitOptions) -> Plan:
+        """The plan; of a preset that is calibrated as if a fixed range holds every input."""
         plan = self.plan(facts, options)
-        if plan.recorded:
-            held = calibration.Ranges(dict.fromkeys(plan.recorded, (0.0, 1.0)), frozenset(), {})
-            plan = _final_plan(facts, options, held)
-        return plan.file_bytes
+        if not plan.recorded:
+            return plan
+        held = calibration.Ranges(dict.fromkeys(plan.recorded, (0.0, 1.0)), frozenset(), {})
+        return _final_plan(facts, options, held)
 
     def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
         """Write the directory. Raises ModelError for NaN or infinite weights."""
@@ -126,7 +130,7 @@ def _final_plan(facts: ModelFacts, options: EmitOptions, ranges: calibration.Ran
     return final
 
 
-def _graph(plan: Plan, options: EmitOptions) -> onnx.ModelProto:
+def graph_of(plan: Plan, options: EmitOptions) -> onnx.ModelProto:
     """The graph, in the newest opset that both we need and the device's ONNX Runtime loads."""
     release = releases.opset_for(options.engine)
     names = [name.removeprefix(f"{FOLDER}/") for name in plan.data_files]
@@ -137,7 +141,7 @@ def _too_new(plan: Plan, options: EmitOptions) -> list[Problem]:
     """Whether the device's ONNX Runtime is older than what the graph needs."""
     if options.engine is None:
         return []
-    need = releases.minimum_onnxruntime(_graph(plan, options))
+    need = releases.minimum_onnxruntime(graph_of(plan, options))
     if releases.parse_version(need.version) <= releases.parse_version(options.engine):
         return []
     what = f"has ONNX Runtime {options.engine}, {plan.preset.name} needs {need.version} ({need.because})"
@@ -149,7 +153,7 @@ def write_graph(out: Path, plan: Plan, options: EmitOptions, progress: Progress)
     model = out / plan.file
     model.parent.mkdir(exist_ok=True)
     write_data(out, plan, options.threads or usable_cores(), progress)
-    proto = _graph(plan, options)
+    proto = graph_of(plan, options)
     with replacing(model) as temporary:
         temporary.write_bytes(proto.SerializeToString())
     return proto
@@ -178,7 +182,12 @@ def write_data(out: Path, plan: Plan, threads: int, progress: Progress) -> None:
 
 def write_side_files(facts: ModelFacts, plan: Plan, out: Path) -> list[str]:
     """What the clients read beside the graph; returns the names."""
-    names = clients.copy_side_files(facts.path, out)
+    return [*clients.copy_side_files(facts.path, out), *write_settings(facts, plan, out)]
+
+
+def write_settings(facts: ModelFacts, plan: Plan, out: Path) -> list[str]:
+    """Of the side files those that name the graph; returns the names."""
+    names = []
     config: dict[str, Any]
     if plan.decoder is not None:
         files = read_files(facts.path)

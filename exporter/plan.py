@@ -1,0 +1,319 @@
+"""What a model would be in every format and quantization, before it is converted: bytes, memory, speed, what fits.
+
+Reads config.json, the tokenizer and the headers of the weights; no weight, and no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import platform
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from exporter.source import resolve_model
+from runtime.errors import UnsupportedError, UserError
+from runtime.host import default_threads, host_facts
+from runtime.measurement import KV_TYPE, KV_TYPES, PROMPT_TOKENS, TEXT_TOKENS, RunOptions
+from runtime.units import format_bytes
+from targets.outline import Outlined
+from targets.speed import HostSpeed, decode_bound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runtime.budget import Budget
+    from targets.device import Device
+    from targets.facts import ModelFacts
+    from targets.outline import Footprint, Outline
+
+PLANNED = {"gguf": "targets.gguf.outline", "onnx": "targets.onnx.outline"}
+"""Formats of which memory is known beforehand, and where."""
+PLENTY = 8.0
+"""Bits for a weight from which on more of them change next to nothing: of those the smallest file is the best."""
+CONTEXT = 2048
+"""Tokens where nobody names any."""
+CALIBRATED, BOUND, UNKNOWN = "calibrated", "bound", "unknown"
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What to plan.
+
+    formats, quants: None for all; contexts, kv_types: None for one that is usual
+    speed: of this host, where it was measured; it says nothing of another device
+    """
+
+    model: str
+    budget: Budget
+    device: Device | None = None
+    formats: Sequence[str] | None = None
+    quants: Sequence[str] | None = None
+    contexts: Sequence[int] | None = None
+    kv_types: Sequence[str] | None = None
+    batch: int = 512
+    threads: int | None = None
+    mmap: bool = True
+    revision: str | None = None
+    trust_remote_code: bool = False
+    speed: HostSpeed | None = None
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One way to have the model.
+
+    file_bytes: all that is shipped; exact: whether that is known to the byte
+    footprint: with the context full; None: not known yet
+    decode_tokens_per_s: in the middle of the context's first PROMPT_TOKENS and what follows; None: not known
+    over: the limits that it breaks, with the figures; None where there are no limits
+    """
+
+    format: str
+    quant: str
+    bits_per_weight: float
+    context: int
+    kv_type: str | None
+    file_bytes: int
+    exact: bool
+    footprint: Footprint | None
+    decode_tokens_per_s: float | None
+    prefill_tokens_per_s: float | None
+    over: tuple[str, ...] | None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Peak resident memory; None where it is not known."""
+        return self.footprint.peak_bytes if self.footprint is not None else None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether no limit is broken; None where there is none."""
+        return None if self.over is None else not self.over
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        data = dataclasses.asdict(self)
+        return {**data, "peak_bytes": self.peak_bytes, "fits": self.fits}
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """Every row, what cannot be written and why, and the best row that fits.
+
+    speeds: "calibrated" on this host, "bound" by a device's bandwidth, or "unknown"
+    """
+
+    model: str
+    device: Device | None
+    rows: tuple[PlanRow, ...]
+    refused: dict[str, dict[str, str]]
+    best: PlanRow | None
+    speeds: str
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def exit_status(self) -> int:
+        """1 where there are limits and nothing fits."""
+        return 1 if self.rows and self.best is None else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`. Sizes in bytes, speeds in tokens a second."""
+        return {
+            "packlight_plan": 1,
+            "model": self.model,
+            "device": self.device.to_json() if self.device else None,
+            "speeds": self.speeds,
+            "best": self.best.to_json() if self.best else None,
+            "rows": [row.to_json() for row in self.rows],
+            "refused": self.refused,
+            "notes": list(self.notes),
+        }
+
+
+def plan(request: PlanRequest) -> PlanReport:
+    """Every format and preset of the request. Raises UserError and its kin for a model that cannot be read."""
+    formats = _formats(request)
+    for kv_type in request.kv_types or ():
+        if kv_type not in KV_TYPES:
+            raise UserError(f"'{kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
+    facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
+    rows: list[PlanRow] = []
+    refused: dict[str, dict[str, str]] = {}
+    for name in formats:
+        found = _outlined(name, facts, request)
+        if found.refused:
+            refused[name] = dict(found.refused)
+        for outline in found.outlines:
+            rows += _rows(outline, request)
+    if not rows:
+        reasons = [f"{name}: {reason}" for name, by in refused.items() for reason in list(by.values())[:1]]
+        raise UserError(f"{request.model}: nothing to plan; {'; '.join(reasons) or 'name a --quant of these formats'}")
+    speeds = _speeds(request)
+    return PlanReport(
+        model=request.model,
+        device=request.device,
+        rows=tuple(rows),
+        refused=refused,
+        best=best_of(rows),
+        speeds=speeds,
+        notes=_notes(request, speeds, formats),
+    )
+
+
+def _formats(request: PlanRequest) -> list[str]:
+    """The formats that are wanted, known beforehand, and run on the device."""
+    from targets import TARGETS
+
+    wanted = request.formats or list(PLANNED)
+    for name in wanted:
+        if name not in TARGETS:
+            raise UserError(f"unknown format '{name}'; known: {', '.join(TARGETS)}")
+        if name not in PLANNED:
+            raise UserError(f"{name} is not planned yet, only {', '.join(PLANNED)}; 'packlight export' measures it")
+        if request.formats and request.device is not None and name not in request.device.formats:
+            runs = ", ".join(request.device.formats)
+            raise UserError(f"{request.device.id} runs no {name}; its profile names {runs}")
+    return [name for name in wanted if request.device is None or name in request.device.formats]
+
+
+def _outlined(name: str, facts: ModelFacts, request: PlanRequest) -> Outlined:
+    """The outlines of one format; where a preset of another format is named as well, of those that it knows."""
+    from targets import get_target
+
+    presets = get_target(name).presets()
+    quants = None
+    if request.quants is not None:
+        known = {preset for one in (request.formats or PLANNED) for preset in get_target(one).presets()}
+        for quant in request.quants:
+            if quant not in known:
+                raise UserError(f"unknown quantization '{quant}'; known: {', '.join(sorted(known))}")
+        quants = [quant for quant in request.quants if quant in presets]
+        if not quants:
+            return Outlined(())
+    try:
+        found: Outlined = importlib.import_module(PLANNED[name]).outlines(facts, quants)
+    except UnsupportedError as error:  # this format, of this kind of model
+        return Outlined((), dict.fromkeys(quants or presets, str(error)))
+    return found
+
+
+def _rows(outline: Outline, request: PlanRequest) -> list[PlanRow]:
+    """One row a context and type of cache."""
+    contexts = request.contexts or [CONTEXT]
+    if outline.encoder or (request.contexts is None and outline.context < CONTEXT):
+        contexts = [outline.context]
+    rows = []
+    for context in contexts:
+        if outline.context and context > outline.context and not outline.encoder:
+            what = f"{outline.format} {outline.quant} holds {outline.context} tokens, --context says {context}"
+            raise UserError(f"{request.model}: {what}; name at most {outline.context}")
+        for kv_type in _kv_types(outline, request):
+            rows.append(_row(outline, context, kv_type, request))
+    return rows
+
+
+def _kv_types(outline: Outline, request: PlanRequest) -> list[str | None]:
+    """Those that are asked for and that it can have; its own one where it fixes that."""
+    if outline.encoder:
+        return [None]
+    possible = outline.kv_types()
+    if len(possible) == 1:
+        return [possible[0]]
+    return [name for name in request.kv_types or [KV_TYPE] if name in possible]
+
+
+def _row(outline: Outline, context: int, kv_type: str | None, request: PlanRequest) -> PlanRow:
+    options = RunOptions(request.threads, context, min(request.batch, context), request.mmap, kv_type)
+    arch = (request.device.arch if request.device else None) or platform.machine()
+    footprint = outline.footprint(options, "aarch64" if arch == "arm64" else arch)
+    tokens = min(TEXT_TOKENS if outline.encoder else PROMPT_TOKENS, context)
+    decode = prefill = None
+    if request.device is None and request.speed is not None:
+        decode, prefill = request.speed.decode(outline, tokens), request.speed.prefill(outline, tokens)
+    elif request.device is not None and not outline.encoder:
+        decode = decode_bound(outline.work(), request.device.bandwidth_bytes_per_s, tokens, kv_type or KV_TYPE)
+    return PlanRow(
+        format=outline.format,
+        quant=outline.quant,
+        bits_per_weight=outline.bits_per_weight,
+        context=context,
+        kv_type=kv_type,
+        file_bytes=outline.file_bytes,
+        exact=outline.exact,
+        footprint=footprint,
+        decode_tokens_per_s=decode,
+        prefill_tokens_per_s=prefill,
+        over=_over(request, footprint.peak_bytes if footprint else None, outline.file_bytes, decode, prefill),
+    )
+
+
+def _over(
+    request: PlanRequest, peak_bytes: int | None, file_bytes: int, decode: float | None, prefill: float | None
+) -> tuple[str, ...] | None:
+    """The limits that are broken; what is not known breaks a limit on it."""
+    budget = request.budget
+    usable = request.device.usable_bytes if request.device is not None else None
+    at_most = (
+        ("memory", peak_bytes, budget.max_memory_bytes),
+        ("usable memory", peak_bytes, usable),
+        ("size", file_bytes, budget.max_artifact_bytes),
+    )
+    at_least = (
+        ("decode", decode, budget.min_decode_tokens_per_s),
+        ("prefill", prefill, budget.min_prefill_tokens_per_s),
+    )
+    if all(limit is None for _, _, limit in (*at_most, *at_least)):
+        return None
+    over = [
+        f"{name} unknown" if value is None else f"{name} {format_bytes(value)} > {format_bytes(limit)}"
+        for name, value, limit in at_most
+        if limit is not None and (value is None or value > limit)
+    ]
+    over += [
+        f"{name} unknown" if value is None else f"{name} {value:.1f} < {limit:g} tokens/s"
+        for name, value, limit in at_least
+        if limit is not None and (value is None or value < limit)
+    ]
+    return tuple(over)
+
+
+def best_of(rows: Sequence[PlanRow]) -> PlanRow | None:
+    """Of those that fit the one with most bits for a weight, up to PLENTY of them; then the least memory.
+
+    Of several contexts the longest that fits. None where nothing fits.
+    """
+    fitting = [row for row in rows if row.fits is not False]
+    return max(
+        fitting,
+        key=lambda row: (row.context, min(row.bits_per_weight, PLENTY), -(row.peak_bytes or row.file_bytes)),
+        default=None,
+    )
+
+
+def _speeds(request: PlanRequest) -> str:
+    if request.device is not None:
+        return BOUND
+    return CALIBRATED if request.speed is not None else UNKNOWN
+
+
+def _notes(request: PlanRequest, speeds: str, formats: Sequence[str]) -> tuple[str, ...]:
+    notes = []
+    if speeds == BOUND and request.device is not None:
+        rate = f"{request.device.bandwidth_bytes_per_s / 1e9:.1f} GB/s"
+        notes.append(f"decode is what a bandwidth of {rate} allows at most, not a forecast; prefill is not known")
+    elif speeds == CALIBRATED and request.speed is not None:
+        notes.append(f"speeds by the calibration of {request.speed.created}, {request.speed.threads} threads")
+    else:
+        notes.append("speeds are not known here: 'packlight calibrate-host' measures this machine once")
+    if left := [name for name in ("ort", "torchscript", "ptl", "executorch") if name not in formats]:
+        notes.append(f"not planned: {', '.join(left)}")
+    notes.append("'packlight export' measures memory and speed, and how far the model has moved")
+    return tuple(notes)
+
+
+def this_host(speed: HostSpeed | None, threads: int | None) -> HostSpeed | None:
+    """The calibration where it is of this processor and of so many threads, else None."""
+    if speed is None or speed.cpu != host_facts()["cpu"] or speed.threads != (threads or default_threads()):
+        return None
+    return speed

@@ -1,0 +1,247 @@
+"""What llama.cpp will need for a GGUF file that is not written yet: bytes, memory, multiplications.
+
+The sizes of tensors, cache and file are sums. What llama.cpp touches of its compute buffers, and what its vocabulary
+takes, are fitted to measurements of `benchmarks/estimate_accuracy.py`; each constant says so.
+Source of the rules: src/llama-context.cpp, src/llama-kv-cache*.cpp and ggml/src/ggml-cpu/repack.cpp of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPES, RunOptions
+from targets.gguf.header import align
+from targets.gguf.plan import find_preset, lay_out, packed_for_another, place, read_content
+from targets.gguf.presets import PRESETS
+from targets.gguf.types import TYPES
+from targets.outline import Footprint, Outlined, Work, first_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from targets.facts import ModelFacts
+    from targets.gguf.header import Placed
+
+CELLS = 256
+"""A context, and the window of a sliding layer, is rounded up to so many cells."""
+REPACKED = {
+    "x86_64": {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8},
+    "aarch64": {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "IQ4_NL": 4, "Q8_0": 4},
+}
+"""Types that ggml copies into another order, and what the rows have to divide by: AVX2, and dotprod of ARMv8.2."""
+GEMMA_PATTERN = 6
+"""Every sixth layer of Gemma 3 attends to all, where the file does not say it layer by layer."""
+
+STREAMS, SCORE_STREAMS, HEAPS = 3, 4.5, 2_800_000
+PROCESS, LAYER_BYTES, TOKEN_BYTES, MERGE_BYTES = 27_500_000, 45_000, 155, 120
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """What memory depends on, one entry a layer where layers may differ.
+
+    window: cells that a sliding layer looks at; sliding: which layers slide
+    """
+
+    hidden: int
+    widest: int
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    key: int
+    value: int
+    context: int
+    vocab: int
+    merges: int
+    window: int = 0
+    sliding: tuple[bool, ...] = ()
+
+    @classmethod
+    def of(cls, metadata: dict[str, Any]) -> Dimensions:
+        """From the key/values of a file."""
+        arch = metadata["general.architecture"]
+
+        def get(key: str, default: Any = None) -> Any:  # noqa: ANN401  as the file has it
+            return metadata.get(f"{arch}.{key}", default)
+
+        n_layers = get("block_count")
+
+        def each(key: str, default: int) -> tuple[int, ...]:
+            found = get(key, default)
+            return tuple(found) if isinstance(found, (list, tuple)) else (found,) * n_layers
+
+        heads = each("attention.head_count", 1)
+        wide = get("embedding_length") // max(heads)
+        pattern = get("attention.sliding_window_pattern")
+        if pattern is None:
+            pattern = [bool((layer + 1) % GEMMA_PATTERN) for layer in range(n_layers)]
+        window = get("attention.sliding_window", 0)
+        return cls(
+            hidden=get("embedding_length"),
+            widest=max(each("feed_forward_length", 0)),
+            heads=heads,
+            kv_heads=each("attention.head_count_kv", heads[0]),
+            key=get("attention.key_length", wide),
+            value=get("attention.value_length", wide),
+            context=get("context_length", 0),
+            vocab=len(metadata.get("tokenizer.ggml.tokens", ())),
+            merges=len(metadata.get("tokenizer.ggml.merges", ())),
+            window=window,
+            sliding=tuple(pattern) if window else (False,) * n_layers,
+        )
+
+
+def cells(tokens: int) -> int:
+    """The cells of a cache for so many tokens."""
+    return -(-tokens // CELLS) * CELLS
+
+
+@dataclass(frozen=True)
+class GgufOutline:
+    """See `targets.outline.Outline`."""
+
+    quant: str
+    file_bytes: int
+    header_bytes: int
+    n_params: int
+    tensors: Sequence[Placed]
+    dimensions: Dimensions
+    format: str = "gguf"
+    encoder: bool = False
+    exact: bool = True
+
+    @property
+    def data_bytes(self) -> int:
+        """Of all tensors."""
+        return self.file_bytes - self.header_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight."""
+        return 8 * sum(tensor.n_bytes for tensor in self.tensors) / self.n_params
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the model was trained for."""
+        return self.dimensions.context
+
+    def kv_types(self) -> Sequence[str]:
+        """Those whose blocks divide the heads."""
+        size = self.dimensions
+        whole = size.key % KV_BLOCK == 0 and size.value % KV_BLOCK == 0
+        return KV_TYPES if whole else KV_FLOATS
+
+    def footprint(self, options: RunOptions, arch: str) -> Footprint:
+        """What llama.cpp takes on a CPU."""
+        copies = self._copied(arch)
+        copied = {tensor.name for tensor in copies}
+        # Pages that were read for a copy stay resident beside it; what lies before and behind all that is read in
+        # place is unmapped. Without mmap the copy is all there is.
+        read_in_place = [tensor for tensor in self.tensors if tensor.name not in copied]
+        weights = sum(tensor.n_bytes for tensor in copies)
+        if not options.mmap:
+            weights += sum(tensor.n_bytes for tensor in read_in_place)
+        elif read_in_place:
+            weights += read_in_place[-1].offset + read_in_place[-1].n_bytes - read_in_place[0].offset
+        return Footprint(
+            weights_bytes=weights,
+            kv_cache_bytes=self.kv_bytes(options),
+            compute_bytes=self.compute_bytes(options),
+            other_bytes=self.other_bytes(),
+        )
+
+    def _copied(self, arch: str) -> list[Placed]:
+        """The tensors that ggml copies into another order."""
+        rules = REPACKED.get(arch, {})
+        return [
+            tensor
+            for tensor in self.tensors
+            if len(tensor.shape) == 2
+            and tensor.name != "token_embd.weight"
+            and tensor.shape[0] % rules.get(tensor.kind.name, tensor.shape[0] + 1) == 0
+        ]
+
+    def kv_bytes(self, options: RunOptions) -> int:
+        """Of the cache, which llama.cpp fills with zeros when it makes it."""
+        size, kind = self.dimensions, TYPES[(options.kv_type or "f16").upper()]
+        all_cells = cells(options.context)
+        found = 0
+        for kv_heads, slides in zip(size.kv_heads, size.sliding, strict=True):
+            n_cells = min(all_cells, cells(size.window + self._batch(options))) if slides else all_cells
+            found += n_cells * (kind.row_bytes(kv_heads * size.key) + kind.row_bytes(kv_heads * size.value))
+        return found
+
+    def compute_bytes(self, options: RunOptions) -> int:
+        """Touched of the compute buffers and heaps, with the context full; fitted, in the shape of llama.cpp's graph.
+
+        A feed-forward holds three of its own values and three of the residual stream's for every token of a batch,
+        attention without the flash kernel (a cache of f32) the scores of all heads. The mask has an f16 for every
+        token and cell. The rest is what matrices are multiplied through.
+        """
+        size, tokens = self.dimensions, self._batch(options)
+        n_cells, kv_type = cells(options.context), options.kv_type or "f16"
+        streams = STREAMS if kv_type in KV_FLOATS else STREAMS - 1
+        held = 4 * tokens * (3 * size.widest + streams * size.hidden)
+        masks = 2 * tokens * (n_cells + (min(n_cells, cells(size.window + tokens)) if size.window else 0))
+        if kv_type == "f32":
+            scores = 4 * tokens * n_cells * max(size.heads)
+            held = max(held, int(4 * tokens * SCORE_STREAMS * size.hidden) + scores)
+            masks *= 2
+        return HEAPS + held + masks + int(1.14 * tokens * max(size.widest, size.hidden))
+
+    def other_bytes(self) -> int:
+        """The interpreter, llama.cpp's code, the graph, the vocabulary; fitted."""
+        size = self.dimensions
+        vocabulary = TOKEN_BYTES * size.vocab + MERGE_BYTES * size.merges
+        return PROCESS + LAYER_BYTES * len(size.kv_heads) + vocabulary
+
+    @property
+    def _tied(self) -> bool:
+        return all(tensor.name != "output.weight" for tensor in self.tensors)
+
+    def _batch(self, options: RunOptions) -> int:
+        return min(options.batch, options.context)
+
+    def work(self) -> Work:
+        """Every matrix once; a table that is also the head is multiplied by, one that is not is looked up in."""
+        head_name = "token_embd.weight" if self._tied else "output.weight"
+        weights: Counter[str] = Counter()
+        head: Counter[str] = Counter()
+        n_bytes = 0
+        for tensor in self.tensors:
+            if len(tensor.shape) == 2 and (tensor.name == head_name or tensor.name.startswith("blk.")):
+                weights[tensor.kind.name] += tensor.shape[0] * tensor.shape[1]
+                n_bytes += tensor.n_bytes
+            if tensor.name == head_name:
+                head[tensor.kind.name] += tensor.shape[0] * tensor.shape[1]
+        size = self.dimensions
+        return Work(
+            weights=weights,
+            head=head,
+            weight_bytes=n_bytes,
+            n_layers=len(size.kv_heads),
+            kv_elements=sum(size.kv_heads) * (size.key + size.value),
+            attention=sum(size.heads) * (size.key + size.value),
+        )
+
+
+def outlines(facts: ModelFacts, quants: Sequence[str] | None = None) -> Outlined:
+    """See `targets.outline.Outlines`. The content is read once for all presets."""
+    presets = [find_preset(name) for name in quants or PRESETS]
+    refused = {one.name: first_problem(found) for one in presets if (found := packed_for_another(facts, one))}
+    presets = [preset for preset in presets if preset.name not in refused]
+    content, problems = read_content(facts) if presets else (None, [])
+    if content is None or problems:
+        return Outlined((), refused | {preset.name: first_problem(problems) for preset in presets})
+    first = lay_out(presets[0], content)  # names, shapes and keys are the same in all, and so is the header's length
+    dimensions = Dimensions.of({entry.key: entry.value for entry in first.metadata})
+    made: list[GgufOutline] = []
+    for preset in presets:
+        placed = place(preset, content)
+        last = placed[-1]
+        data = align(last.offset + last.n_bytes)
+        made.append(
+            GgufOutline(preset.name, len(first.header) + data, len(first.header), first.n_params, placed, dimensions)
+        )
+    return Outlined(tuple(made), refused)

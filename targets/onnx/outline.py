@@ -1,0 +1,185 @@
+"""What ONNX Runtime will need for a graph that is not written yet: bytes, memory, multiplications."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.sessions.onnxruntime import PIECE
+from targets.base import EmitOptions
+from targets.onnx import clients
+from targets.onnx.presets import PRESETS
+from targets.onnx.target import OnnxTarget, graph_of, write_settings
+from targets.outline import Footprint, Outlined, Work, first_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runtime.measurement import RunOptions
+    from targets.facts import ModelFacts
+    from targets.onnx.plan import Plan
+    from targets.onnx.weights import Blob
+
+FITTED = ("fp32", "int8", "int4", "int4-mixed")
+PROCESS, HEAPS = 60_500_000, 2_500_000
+"""The interpreter, numpy and ONNX Runtime; what products need beside their values. Fitted."""
+PACKED_BLOCK = 12
+"""Bytes for a block in memory: its scale twice and the sum of its codes, as floats."""
+READ_AROUND = 1 << 16
+"""Bytes that Linux maps at once where one page of a file is asked for (fault_around_bytes)."""
+
+
+@dataclass(frozen=True)
+class OnnxOutline:
+    """See `targets.outline.Outline`."""
+
+    quant: str
+    file_bytes: int
+    exact: bool
+    plan: Plan
+    format: str = "onnx"
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it reads texts and generates none."""
+        return self.plan.encoder is not None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight."""
+        return self.plan.bits_per_weight
+
+    @property
+    def context(self) -> int:
+        """Most tokens that it can hold."""
+        return self.plan.context
+
+    def kv_types(self) -> Sequence[str]:
+        """The one that the graph fixes."""
+        return ("f16",) if self.plan.preset.name == "fp16" else ("f32",)
+
+    def footprint(self, options: RunOptions, arch: str) -> Footprint | None:
+        """What ONNX Runtime takes on a CPU; None for an encoder, and for a preset that nobody has fitted yet."""
+        del arch  # packs alike on both
+        spec = self.plan.decoder
+        if spec is None or self.quant not in FITTED:
+            return None
+        packed = self._packed_bytes()
+        table = self._table_bytes(options.context)
+        widest = max(shape[0] for shape in self._shapes())
+        kv = self.kv_bytes(options)
+        compute = HEAPS + 4 * min(PIECE, options.batch) * (3 * widest + 4 * spec.hidden) + 4 * spec.vocab
+        # While the largest matrix is packed, it is there twice; the cache is not there yet.
+        while_loading = max(self._copies(), default=0)
+        return Footprint(
+            weights_bytes=packed + table,
+            kv_cache_bytes=kv,
+            compute_bytes=max(compute, while_loading - kv - table),
+            other_bytes=PROCESS,
+        )
+
+    def _blobs(self) -> list[Blob]:
+        return [blob for job in self.plan.graph.jobs for blob in job.blobs]
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Outputs and inputs of what is multiplied by."""
+        found = []
+        for blob in self._blobs():
+            if blob.name.endswith(".codes"):
+                found.append((blob.shape[0], blob.n_bytes // blob.shape[0]))
+            elif len(blob.shape) == 2:
+                found.append(blob.shape[::-1])
+        tables = {self.plan.decoder.vocab} if self.plan.decoder else set()
+        return [shape for shape in found if shape[0] not in tables]
+
+    def _gathered(self) -> set[str]:
+        """Blobs that rows are looked up in."""
+        names = {blob.name: blob.name for blob in self._blobs()}
+        names |= {name: of for name, of, _ in self.plan.graph.aliases}
+        nodes = (node for node in self.plan.graph.nodes if node.op_type.startswith("Gather"))
+        return {names[name] for node in nodes for name in node.input if name in names}
+
+    def _packed_bytes(self) -> int:
+        """Held by the engine: codes and zero points, for every block its scale twice and the sum of its codes."""
+        tied = self.plan.decoder is not None and self.plan.decoder.tied
+        only_looked_up = set() if tied else self._gathered()
+        found = 0
+        for blob in self._blobs():
+            if blob.name in only_looked_up:
+                continue
+            found += PACKED_BLOCK * math.prod(blob.shape) if blob.name.endswith(".scales") else blob.n_bytes
+        return found
+
+    def _table_bytes(self, tokens: int) -> int:
+        """Mapped from the file: what so many different tokens have looked up, and the kernel has read around it."""
+        spec, gathered = self.plan.decoder, self._gathered()
+        codes = sum(blob.n_bytes for blob in self._blobs() if blob.name in gathered and blob.name.endswith(".codes"))
+        if codes:
+            return int(codes * -math.expm1(-tokens * READ_AROUND / codes))
+        return 4 * spec.vocab * spec.hidden if spec is not None and spec.tied else 0
+
+    def _copies(self) -> list[int]:
+        """Bytes of each matrix in blocks beside its packed form."""
+        scales = {blob.name: math.prod(blob.shape) for blob in self._blobs() if blob.name.endswith(".scales")}
+        return [
+            blob.n_bytes + 4 * scales[f"{blob.name.removesuffix('.codes')}.scales"]
+            for blob in self._blobs()
+            if blob.name.endswith(".codes") and f"{blob.name.removesuffix('.codes')}.scales" in scales
+        ]
+
+    def kv_bytes(self, options: RunOptions) -> int:
+        """Of the cache, full."""
+        spec = self.plan.decoder
+        if spec is None:
+            return 0
+        width = 2 if self.plan.preset.name == "fp16" else 4
+        return 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * options.context * width
+
+    def work(self) -> Work:
+        """Every matrix once."""
+        # Not the data files: a table that is only looked up in is not read.
+        n_bytes, spec = int(sum(self.plan.elements.values()) * self.bits_per_weight / 8), self.plan.decoder
+        if spec is None:
+            n_layers = self.plan.encoder.n_layers if self.plan.encoder else 0
+            return Work(self.plan.elements, {}, n_bytes, n_layers)
+        per_layer = 2 * spec.head_dim * spec.n_layers
+        return Work(
+            weights=self.plan.elements,
+            head=self.plan.head,
+            weight_bytes=n_bytes,
+            n_layers=spec.n_layers,
+            kv_elements=spec.n_kv_heads * per_layer,
+            attention=spec.n_heads * per_layer,
+        )
+
+
+def outlines(facts: ModelFacts, quants: Sequence[str] | None = None) -> Outlined:
+    """See `targets.outline.Outlines`."""
+    found: list[OnnxOutline] = []
+    refused: dict[str, str] = {}
+    target = OnnxTarget()
+    side_bytes: int | None = None
+    with tempfile.TemporaryDirectory() as directory:
+        room = Path(directory)
+        for name in quants or PRESETS:
+            options = EmitOptions(name)
+            problems = target.check(facts, options)
+            if problems:
+                refused[name] = first_problem(problems)
+                continue
+            if side_bytes is None:
+                clients.copy_side_files(facts.path, room)
+                side_bytes = _bytes_below(room)
+            plan = target.final_plan(facts, options)
+            settings = sum((room / one).stat().st_size for one in write_settings(facts, plan, room))
+            graph = graph_of(plan, options).ByteSize()
+            n_bytes = plan.file_bytes + graph + settings + side_bytes
+            found.append(OnnxOutline(name, n_bytes, plan.preset.calibrated != "ranges", plan))
+    return Outlined(tuple(found), refused)
+
+
+def _bytes_below(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

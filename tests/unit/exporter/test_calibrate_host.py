@@ -1,0 +1,95 @@
+"""Calibration: the equations, and real engines on small synthetic models."""
+
+from __future__ import annotations
+
+import pytest
+
+from exporter import calibrate_host
+from exporter.calibrate_host import DECODED, LONG, SHORT, Times, bandwidth_bytes_per_s, calibrate, solve
+from exporter.progress import SilentReporter
+from runtime.artifact import open_artifact
+from runtime.errors import UserError
+from runtime.measurement import RunOptions
+from runtime.sessions import open_session
+from targets.gguf.synthetic import write_gguf
+from targets.gguf.types import TYPES
+from targets.onnx.synthetic import presets, write_onnx, write_source
+from targets.synthetic import DEEP, WIDE, Shape
+
+SMALL = Shape(256, 256, 1, 4)
+
+
+def test_solving_gives_back_what_times_were_made_of():
+    element, layer, attention, read, prompt = 1e-10, 2e-5, 3e-10, 1e-11, 4e-12
+
+    def times(shape, tokens, cost=element, read_cost=read):
+        past = tokens + DECODED / 2
+        return Times(
+            shape.elements * cost + shape.layers * layer + shape.attention * past * attention,
+            shape.elements * read_cost + shape.attention * tokens / 2 * prompt,
+        )
+
+    others = {"small": times(WIDE, SHORT, 5e-11, 2e-11)}
+    found = solve("base", times(WIDE, SHORT), times(DEEP, SHORT), times(WIDE, LONG), others)
+    assert found.decode_s == pytest.approx({"base": element, "small": 5e-11})
+    assert found.prefill_s == pytest.approx({"base": read, "small": 2e-11})
+    assert (found.layer_s, found.attention_s) == pytest.approx((layer, attention))
+    assert found.prompt_attention_s == pytest.approx(prompt)
+
+
+def test_noise_makes_no_negative_cost():
+    fast_far = Times(0.9e-3, 0.9e-5)
+    found = solve("base", Times(1e-3, 1e-5), Times(1e-6, 1e-6), fast_far, {"free": Times(1e-9, 1e-9)})
+    costs = [*found.decode_s.values(), *found.prefill_s.values(), found.layer_s, found.attention_s]
+    assert min(costs) >= 0
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_llamacpp_runs_a_model_of_every_type(tmp_path, name):
+    path = tmp_path / "one.gguf"
+    write_gguf(path, SMALL, TYPES[name])
+    session = open_session(open_artifact(path), RunOptions(context=64, threads=1))
+    session.prefill([1, 2, 3])
+    assert 0 <= session.greedy() < 512
+    session.close()
+
+
+@pytest.mark.parametrize("label", presets())
+def test_onnxruntime_runs_a_model_of_every_scheme(tmp_path, label):
+    facts = write_source(tmp_path / "source", SMALL)
+    (tmp_path / "out").mkdir()
+    artifact = write_onnx(facts, presets()[label], tmp_path / "out")
+    session = open_session(artifact, RunOptions(context=64, threads=1))
+    session.prefill([1, 2, 3])
+    assert 0 <= session.greedy() < 512
+    session.close()
+
+
+def test_every_label_of_the_presets_is_calibrated(tiny_llama):
+    from exporter.checkpoint import resolve
+    from targets.onnx.outline import outlines
+
+    labels = {label for one in outlines(resolve(str(tiny_llama))).outlines for label in one.work().weights}
+    known = set(presets())
+    assert {label for label in labels if label not in known} <= {"int4 block 16", "int8 block 16 symmetric"}
+
+
+def test_memory_is_read():
+    assert bandwidth_bytes_per_s(1, n_bytes=1 << 20, rounds=1) > 0
+
+
+def test_the_whole_of_it(monkeypatch):
+    monkeypatch.setattr(calibrate_host, "WIDE", Shape(256, 512, 1, 4))
+    monkeypatch.setattr(calibrate_host, "DEEP", Shape(64, 64, 2, 2))
+    monkeypatch.setattr(calibrate_host, "LONG", 256)
+    monkeypatch.setattr(calibrate_host, "BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr("targets.gguf.types.TYPES", {name: TYPES[name] for name in ("F16", "Q8_0")})
+    speed = calibrate(1, ["gguf"], SilentReporter())
+    assert set(speed.engines) == {"gguf"}
+    assert set(speed.engines["gguf"].decode_s) == {"F16", "Q8_0"}
+    assert (speed.threads, "llama.cpp" in speed.engine_versions["gguf"]) == (1, True)
+
+
+def test_an_unknown_format_is_refused_before_anything_runs():
+    with pytest.raises(UserError, match="ptl is not calibrated, only gguf, onnx"):
+        calibrate(1, ["ptl"], SilentReporter())

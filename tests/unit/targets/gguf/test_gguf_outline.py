@@ -1,0 +1,184 @@
+"""What is said of a GGUF file before it is written, against files that are written and sums by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from exporter.checkpoint import resolve
+from runtime.measurement import RunOptions
+from targets.base import EmitOptions
+from targets.gguf.outline import Dimensions, GgufOutline, outlines
+from targets.gguf.presets import PRESETS
+from targets.gguf.target import GgufTarget
+from targets.gguf.types import TYPES
+
+
+def silent(_what, _done, _total):
+    pass
+
+
+@pytest.mark.parametrize("quant", PRESETS)
+def test_the_bytes_are_those_that_are_written(tiny_model_dir, tmp_path, quant):
+    facts = resolve(str(tiny_model_dir("llama", hidden=256)))
+    (outline,) = outlines(facts, [quant]).outlines
+    artifact = GgufTarget().emit(facts, EmitOptions(quant), tmp_path, silent)
+    assert outline.file_bytes == artifact.total_bytes
+    assert outline.bits_per_weight == artifact.bits_per_weight
+    assert outline.quant == artifact.quant
+
+
+def test_of_every_family(tiny_any, tmp_path):
+    facts = resolve(str(tiny_any))
+    (outline,) = outlines(facts, ["q8_0"]).outlines
+    artifact = GgufTarget().emit(facts, EmitOptions("q8_0"), tmp_path, silent)
+    assert (outline.file_bytes, outline.context) == (artifact.total_bytes, artifact.context_length)
+
+
+def test_all_presets_at_once_are_as_each_alone(tiny_llama):
+    facts = resolve(str(tiny_llama))
+    for outline in outlines(facts).outlines:
+        assert outlines(facts, [outline.quant]).outlines == (outline,)
+
+
+def test_of_a_gguf_file(tiny_llama, tmp_path):
+    made = GgufTarget().emit(resolve(str(tiny_llama)), EmitOptions("f16"), tmp_path, silent)
+    facts = resolve(str(made.entry_path))
+    (outline,) = outlines(facts, ["q8_0"]).outlines
+    (tmp_path / "again").mkdir()
+    assert outline.file_bytes == GgufTarget().emit(facts, EmitOptions("q8_0"), tmp_path / "again", silent).total_bytes
+
+
+def test_a_model_that_cannot_be_written_says_why(tiny_model_dir):
+    facts = resolve(str(tiny_model_dir("qwen2")))
+    broken = dataclasses.replace(facts, config={**facts.config, "use_sliding_window": True})
+    found = outlines(broken, ["q8_0", "f16"])
+    assert found.outlines == ()
+    assert set(found.refused) == {"q8_0", "f16"}
+    assert "use_sliding_window" in found.refused["f16"]
+
+
+SIZES = Dimensions(hidden=512, widest=1536, heads=(8,) * 6, kv_heads=(2,) * 6, key=64, value=64, context=8192,
+                   vocab=1000, merges=0, window=0, sliding=(False,) * 6)  # fmt: skip
+
+
+def an_outline(*tensors, dimensions=SIZES):
+    """tensors: (name, shape, type)"""
+    from targets.gguf.header import align, place
+
+    placed = place([(name, shape, TYPES[kind]) for name, shape, kind in tensors])
+    data = align(placed[-1].offset + placed[-1].n_bytes) if placed else 0
+    return GgufOutline("q4_0", 1000 + data, 1000, 1, placed, dimensions)
+
+
+@pytest.mark.parametrize(
+    ("context", "kv_type", "cells", "element_bytes"),
+    [(2048, "f16", 2048, 2), (2000, "f16", 2048, 2), (16, "f32", 256, 4), (256, "q8_0", 256, 34 / 32),
+     (257, "q4_0", 512, 18 / 32)],
+)  # fmt: skip
+def test_the_cache_is_of_whole_cells(context, kv_type, cells, element_bytes):
+    size = an_outline().kv_bytes(RunOptions(context=context, kv_type=kv_type))
+    assert size == 6 * cells * 2 * (2 * 64) * element_bytes
+
+
+def test_a_sliding_layer_keeps_its_window_and_a_batch():
+    sliding = dataclasses.replace(SIZES, window=512, sliding=(True, True, True, True, True, False))
+    found = an_outline(dimensions=sliding).kv_bytes(RunOptions(context=8192, batch=100, kv_type="f16"))
+    position = 2 * (2 * 64) * 2
+    assert found == (5 * 768 + 8192) * position  # 512 + 100 in whole cells of 256
+
+
+def test_a_window_is_never_more_than_the_context():
+    sliding = dataclasses.replace(SIZES, window=512, sliding=(True,) * 6)
+    outline = an_outline(dimensions=sliding)
+    assert outline.kv_bytes(RunOptions(context=256)) == an_outline().kv_bytes(RunOptions(context=256))
+
+
+LAYER = ("blk.0.ffn_up.weight", (64, 64), "Q4_0")
+
+
+def test_copies_in_another_order_lie_beside_what_is_mapped():
+    table, norm = ("token_embd.weight", (64, 64), "Q8_0"), ("output_norm.weight", (64,), "F32")
+    outline = an_outline(table, LAYER, norm)
+    mapped = outline.footprint(RunOptions(), "x86_64").weights_bytes
+    read = outline.footprint(RunOptions(mmap=False), "x86_64").weights_bytes
+    copy = 64 * 64 // 32 * 18
+    assert read == 64 * 64 // 32 * 34 + copy + 64 * 4
+    assert mapped == read + copy
+
+
+def test_copies_at_the_end_of_the_file_are_unmapped():
+    outline = an_outline(("token_embd.weight", (64, 64), "Q8_0"), LAYER)
+    assert (
+        outline.footprint(RunOptions(), "x86_64").weights_bytes
+        == outline.footprint(RunOptions(mmap=False), "x86_64").weights_bytes
+    )
+
+
+def test_what_is_copied_goes_by_the_processor_and_by_the_rows():
+    def copied(kind, rows, arch):
+        norms = [(name, (64,), "F32") for name in ("blk.0.ffn_norm.weight", "output_norm.weight")]
+        outline = an_outline(norms[0], ("blk.0.ffn_up.weight", (rows, 256), kind), norms[1])
+        options = RunOptions()
+        read = dataclasses.replace(options, mmap=False)
+        return outline.footprint(options, arch).weights_bytes > outline.footprint(read, arch).weights_bytes
+
+    assert copied("Q4_K", 8, "x86_64")
+    assert not copied("Q4_K", 12, "x86_64")
+    assert not copied("Q6_K", 8, "x86_64")
+    assert copied("Q6_K", 8, "aarch64")
+    assert copied("Q8_0", 4, "aarch64")
+    assert not copied("Q8_0", 8, "x86_64")
+    assert not copied("Q4_K", 8, "riscv64")
+
+
+def test_a_table_that_is_the_head_is_multiplied_by():
+    tied = an_outline(("token_embd.weight", (100, 64), "Q8_0"), LAYER)
+    untied = an_outline(("token_embd.weight", (100, 64), "Q8_0"), LAYER, ("output.weight", (100, 64), "F16"))
+    assert (tied.work().weights, tied.work().head) == ({"Q8_0": 6400, "Q4_0": 4096}, {"Q8_0": 6400})
+    assert (untied.work().weights, untied.work().head) == ({"F16": 6400, "Q4_0": 4096}, {"F16": 6400})
+    assert untied.work().weight_bytes == 6400 * 2 + 4096 // 32 * 18
+    assert (tied.work().kv_elements, tied.work().attention) == (6 * 2 * 128, 6 * 8 * 128)
+
+
+def test_a_quantized_cache_needs_heads_of_whole_blocks():
+    assert "q8_0" in an_outline().kv_types()
+    assert "q8_0" not in an_outline(dimensions=dataclasses.replace(SIZES, key=48)).kv_types()
+
+
+@pytest.mark.parametrize("more", [{"context": 4096}, {"batch": 1024, "context": 4096}])
+def test_more_of_anything_takes_more(more):
+    outline = an_outline(LAYER)
+    less = outline.footprint(RunOptions(context=2048, batch=512), "x86_64")
+    assert (
+        outline.footprint(RunOptions(**{"context": 2048, "batch": 512, **more}), "x86_64").peak_bytes > less.peak_bytes
+    )
+
+
+def test_attention_without_the_flash_kernel_holds_its_scores():
+    outline = an_outline(dimensions=dataclasses.replace(SIZES, widest=512))
+    scores = 4 * 512 * 2048 * 8
+    found = {kv: outline.footprint(RunOptions(kv_type=kv), "x86_64").compute_bytes for kv in ("f16", "f32")}
+    assert found["f32"] - found["f16"] > 0.8 * scores
+
+
+def test_dimensions_of_uneven_layers():
+    found = Dimensions.of(
+        {
+            "general.architecture": "deci", "deci.block_count": 2, "deci.embedding_length": 64,
+            "deci.attention.head_count": [4, 2], "deci.attention.head_count_kv": [2, 1],
+            "deci.feed_forward_length": [100, 300], "deci.attention.key_length": 16,
+            "deci.attention.value_length": 16, "tokenizer.ggml.tokens": ["a", "b"],
+        }
+    )  # fmt: skip
+    assert (found.heads, found.kv_heads, found.widest, found.vocab) == ((4, 2), (2, 1), 300, 2)
+    assert found.sliding == (False, False)
+
+
+def test_gemmas_pattern_stands_in_for_one_that_is_not_written():
+    entries = {"general.architecture": "gemma3", "gemma3.block_count": 7, "gemma3.embedding_length": 64,
+               "gemma3.attention.head_count": 4, "gemma3.attention.sliding_window": 512}  # fmt: skip
+    assert Dimensions.of(entries).sliding == (True, True, True, True, True, False, True)
+    entries["gemma3.attention.sliding_window_pattern"] = [False] * 7
+    assert Dimensions.of(entries).sliding == (False,) * 7

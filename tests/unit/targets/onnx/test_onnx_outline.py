@@ -1,0 +1,103 @@
+"""What is said of an ONNX directory before it is written, held against the directories that are written."""
+
+from __future__ import annotations
+
+import pytest
+from support.tiny_encoders import make_tiny_bert
+
+from exporter.checkpoint import resolve
+from runtime.measurement import RunOptions
+from targets.base import EmitOptions
+from targets.onnx.outline import outlines
+from targets.onnx.presets import PRESETS
+from targets.onnx.target import OnnxTarget
+
+
+def written(facts, quant, out):
+    return OnnxTarget().emit(facts, EmitOptions(quant), out, lambda _what, _done, _total: None)
+
+
+@pytest.mark.parametrize("quant", PRESETS)
+def test_the_bytes_are_those_that_are_written(tiny_llama, tmp_path, quant):
+    facts = resolve(str(tiny_llama))
+    (outline,) = outlines(facts, [quant]).outlines
+    artifact = written(facts, quant, tmp_path)
+    if outline.exact:
+        assert outline.file_bytes == artifact.total_bytes
+    else:  # which products keep float inputs is known only when they were calibrated
+        assert outline.file_bytes == pytest.approx(artifact.total_bytes, rel=0.02)
+    assert outline.exact == (quant != "static-int8")
+    assert outline.bits_per_weight == pytest.approx(artifact.bits_per_weight, rel=0.02)
+    assert not outline.encoder
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen3", "gemma3"])
+def test_of_other_families(tiny_model_dir, tmp_path, family):
+    facts = resolve(str(tiny_model_dir(family)))
+    (outline,) = outlines(facts, ["int8"]).outlines
+    artifact = written(facts, "int8", tmp_path)
+    assert (outline.file_bytes, outline.context) == (artifact.total_bytes, artifact.context_length)
+
+
+def test_of_an_encoder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "out").mkdir()
+    facts = resolve(str(make_tiny_bert(tmp_path / "model")))
+    (outline,) = outlines(facts, ["fp32"]).outlines
+    artifact = written(facts, "fp32", tmp_path / "out")
+    assert outline.encoder
+    assert (outline.file_bytes, outline.context) == (artifact.total_bytes, artifact.context_length)
+    assert outline.footprint(RunOptions(context=64), "x86_64") is None  # not fitted yet
+
+
+def test_a_cache_of_halves_is_half_as_large(tiny_llama):
+    facts = resolve(str(tiny_llama))
+    full, half = outlines(facts, ["fp32", "fp16"]).outlines
+    options = RunOptions(context=100)
+    config = facts.config
+    width = config["hidden_size"] // config["num_attention_heads"]
+    elements = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width * 100
+    assert (full.kv_bytes(options), half.kv_bytes(options)) == (4 * elements, 2 * elements)
+    assert (full.kv_types(), half.kv_types()) == (("f32",), ("f16",))
+
+
+def test_every_matrix_counts_once(tiny_llama, tiny_model_dir):
+    for source in (tiny_llama, tiny_model_dir("llama3")):  # tied, and not
+        facts = resolve(str(source))
+        (outline,) = outlines(facts, ["fp32"]).outlines
+        matrices = {name: tensor for name, tensor in facts.tensors.items() if len(tensor.shape) == 2}
+        if "lm_head.weight" in matrices:
+            del matrices["model.embed_tokens.weight"]
+        assert sum(outline.work().weights.values()) == sum(tensor.n_elements for tensor in matrices.values())
+
+
+def test_the_parts_of_the_memory(tiny_llama):
+    facts = resolve(str(tiny_llama))
+    full, codes, half = outlines(facts, ["fp32", "int4", "fp16"]).outlines
+    options = RunOptions(context=256)
+    assert half.footprint(options, "x86_64") is None
+    found = full.footprint(options, "x86_64")
+    table = facts.tensors["model.embed_tokens.weight"]
+    assert found.kv_cache_bytes == full.kv_bytes(options)
+    assert found.weights_bytes == full.plan.file_bytes + 4 * table.n_elements  # tied: looked up in, and packed
+    small = codes.footprint(options, "x86_64")
+    blobs = [blob for job in codes.plan.graph.jobs for blob in job.blobs]
+    blocks = sum(blob.n_bytes // 2 for blob in blobs if blob.name.endswith(".scales"))
+    packed = sum(blob.n_bytes for blob in blobs if not blob.name.endswith(".scales")) + 12 * blocks
+    assert packed < small.weights_bytes < packed + table.n_elements
+    assert small.peak_bytes < found.peak_bytes
+
+
+def test_a_longer_text_looks_up_more_of_the_table(tiny_llama):
+    (outline,) = outlines(resolve(str(tiny_llama)), ["int8"]).outlines
+    short, long = (outline.footprint(RunOptions(context=n), "x86_64") for n in (16, 2048))
+    assert 0 < long.weights_bytes - short.weights_bytes < 600 * 64
+
+
+def test_a_gguf_file_is_refused_preset_by_preset(tiny_llama, tmp_path):
+    from targets.gguf.target import GgufTarget
+
+    made = GgufTarget().emit(resolve(str(tiny_llama)), EmitOptions("f16"), tmp_path, lambda _what, _done, _total: None)
+    found = outlines(resolve(str(made.entry_path)), ["int4"])
+    assert found.outlines == ()
+    assert ".gguf" in found.refused["int4"]
