@@ -21,6 +21,7 @@ from benchmarks import (
     compression_methods,
     convert_speed,
     edge_torch,
+    estimate_accuracy,
     kl_parity,
     onnx_tables,
     openmp_waiting,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERBS = (
-    "export", "compress", "verify", "measure", "check", "harness", "pack", "unpack", "devices", "formats", "recipes"
+    "plan", "export", "compress", "verify", "measure", "check", "calibrate-host", "harness", "pack", "unpack", "devices", "formats", "recipes"
 )  # fmt: skip
 DOCS = ROOT / "docs"
 MARKER = "<!-- table: {} -->"
@@ -113,6 +114,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "benchmarks.md": {
         "convert_speed": _result("convert_speed", convert_speed.table),
         "kl_parity": _result("kl_parity", kl_parity.table),
+        "estimate_accuracy": _result(estimate_accuracy.NAME, estimate_accuracy.table),
         "startup": _result("startup", startup.table),
         "onnx_peers": _result("onnx_peers", onnx_tables.table),
         "edge_torch": _result("edge_torch", edge_torch.table),

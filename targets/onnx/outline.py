@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from targets.onnx.weights import Blob
 
 FITTED = ("fp32", "int8", "int4", "int4-mixed")
-PROCESS, HEAPS = 60_500_000, 2_500_000
+PROCESS, HEAPS = 61_500_000, 2_500_000
 """The interpreter, numpy and ONNX Runtime; what products need beside their values. Fitted."""
 PACKED_BLOCK = 12
 """Bytes for a block in memory: its scale twice and the sum of its codes, as floats."""
+ROTARY = "rotary."
 READ_AROUND = 1 << 16
 """Bytes that Linux maps at once where one page of a file is asked for (fault_around_bytes)."""
 
@@ -68,7 +69,7 @@ class OnnxOutline:
         if spec is None or self.quant not in FITTED:
             return None
         packed = self._packed_bytes()
-        table = self._table_bytes(options.context)
+        table = self._table_bytes(options.context) + self._rotary_bytes(options.context)
         widest = max(shape[0] for shape in self._shapes())
         kv = self.kv_bytes(options)
         compute = HEAPS + 4 * min(PIECE, options.batch) * (3 * widest + 4 * spec.hidden) + 4 * spec.vocab
@@ -103,12 +104,15 @@ class OnnxOutline:
         return {names[name] for node in nodes for name in node.input if name in names}
 
     def _packed_bytes(self) -> int:
-        """Held by the engine: codes and zero points, for every block its scale twice and the sum of its codes."""
+        """Held by the engine: codes and zero points, for every block its scale twice and the sum of its codes.
+
+        Rotary tables stay where they are mapped from, and so does a table that is not the head as well.
+        """
         tied = self.plan.decoder is not None and self.plan.decoder.tied
-        only_looked_up = set() if tied else self._gathered()
+        left = set() if tied else self._gathered()
         found = 0
         for blob in self._blobs():
-            if blob.name in only_looked_up:
+            if blob.name in left or blob.name.startswith(ROTARY):
                 continue
             found += PACKED_BLOCK * math.prod(blob.shape) if blob.name.endswith(".scales") else blob.n_bytes
         return found
@@ -116,15 +120,21 @@ class OnnxOutline:
     def _table_bytes(self, tokens: int) -> int:
         """Mapped from the file: what so many different tokens have looked up, and the kernel has read around it."""
         spec, gathered = self.plan.decoder, self._gathered()
+        whole = sum(blob.n_bytes for blob in self._blobs() if blob.name in gathered)
         codes = sum(blob.n_bytes for blob in self._blobs() if blob.name in gathered and blob.name.endswith(".codes"))
-        if codes:
-            return int(codes * -math.expm1(-tokens * READ_AROUND / codes))
-        return 4 * spec.vocab * spec.hidden if spec is not None and spec.tied else 0
+        if not codes and spec is not None and spec.tied:
+            return whole  # it was read to be packed for the head
+        return int((codes or whole) * -math.expm1(-tokens * READ_AROUND / max(codes or whole, 1)))
+
+    def _rotary_bytes(self, tokens: int) -> int:
+        """Of the rotary tables, the rows of so many positions."""
+        return sum(blob.n_bytes // blob.shape[0] * tokens for blob in self._blobs() if blob.name.startswith(ROTARY))
 
     def _copies(self) -> list[int]:
         """Bytes of each matrix in blocks beside its packed form."""
         scales = {blob.name: math.prod(blob.shape) for blob in self._blobs() if blob.name.endswith(".scales")}
-        return [
+        floats = [blob.n_bytes for blob in self._blobs() if blob.name in self._gathered()]
+        return floats * (not scales) + [
             blob.n_bytes + 4 * scales[f"{blob.name.removesuffix('.codes')}.scales"]
             for blob in self._blobs()
             if blob.name.endswith(".codes") and f"{blob.name.removesuffix('.codes')}.scales" in scales

@@ -120,9 +120,9 @@ def test_what_is_copied_goes_by_the_processor_and_by_the_rows():
     def copied(kind, rows, arch):
         norms = [(name, (64,), "F32") for name in ("blk.0.ffn_norm.weight", "output_norm.weight")]
         outline = an_outline(norms[0], ("blk.0.ffn_up.weight", (rows, 256), kind), norms[1])
-        options = RunOptions()
-        read = dataclasses.replace(options, mmap=False)
-        return outline.footprint(options, arch).weights_bytes > outline.footprint(read, arch).weights_bytes
+        mapped = outline.footprint(RunOptions(), arch).weights_bytes
+        read = outline.footprint(RunOptions(mmap=False), arch).weights_bytes
+        return mapped - read > outline.tensors[1].n_bytes / 2  # the rest is padding
 
     assert copied("Q4_K", 8, "x86_64")
     assert not copied("Q4_K", 12, "x86_64")

@@ -1,0 +1,208 @@
+"""How near `packlight plan` comes to what `packlight measure` finds: bytes, peak memory, decoding speed.
+
+    python -m benchmarks.estimate_accuracy [--models deep wide] [--formats gguf onnx] [--no-speed]
+
+Real SmolLM2 and four random models of other shapes: wide, with a large vocabulary, with sliding layers, with many
+narrow layers and a head of its own. Every cell is one artifact measured by the harness with one context, batch and type
+of cache; the speed comes from `packlight calibrate-host`, run here first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import record
+from benchmarks.models import offgrid
+from benchmarks.paths import MODELS, new_directory
+from benchmarks.smollm2 import smollm2
+from exporter.calibrate_host import calibrate
+from exporter.checkpoint import resolve
+from exporter.progress import LineReporter
+from runtime.host import default_threads
+from runtime.measure import measure
+from runtime.measurement import RunOptions, Trials
+from targets import get_target
+from targets.base import EmitOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from runtime.measurement import Measurement
+    from targets.facts import ModelFacts
+    from targets.outline import Outline
+    from targets.speed import HostSpeed
+
+NAME = "estimate-accuracy"
+NEAR, SPEED_NEAR = 0.05, 0.20
+PROMPT, DECODED = 192, 32
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "wide": ("LlamaConfig", {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
+                             "num_key_value_heads": 4, "num_hidden_layers": 12, "vocab_size": 49152}),
+    "vocabulary": ("Qwen3Config", {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+                                   "num_key_value_heads": 12, "head_dim": 64, "num_hidden_layers": 8,
+                                   "vocab_size": 151936}),
+    "sliding": ("Gemma3TextConfig", {"hidden_size": 640, "intermediate_size": 2048, "num_attention_heads": 4,
+                                     "num_key_value_heads": 1, "head_dim": 256, "num_hidden_layers": 18,
+                                     "vocab_size": 49152, "sliding_window": 512}),
+    "deep": ("LlamaConfig", {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8,
+                             "num_key_value_heads": 2, "num_hidden_layers": 24, "vocab_size": 49152,
+                             "tie_word_embeddings": False}),
+}  # fmt: skip
+"""Random models: the configuration's class, and what it is given."""
+QUANTS = {"gguf": ("q4_k_m", "q4_0", "q8_0", "q5_k_m"), "onnx": ("int4", "int8")}
+SETTINGS = {
+    "gguf": (RunOptions(context=512), RunOptions(context=1024, kv_type="q8_0"), RunOptions(context=1024, batch=128),
+             RunOptions(context=512, kv_type="f32")),
+    "onnx": (RunOptions(context=256), RunOptions(context=512), RunOptions(context=1024)),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One artifact, run in one way: what was said, and what was found."""
+
+    model: str
+    format: str
+    quant: str
+    options: RunOptions
+    predicted: int
+    peak: int
+    bytes_equal: bool
+    predicted_decode: float | None
+    decode: float
+
+    @property
+    def error(self) -> float:
+        """Of the peak, relative to what was measured; negative where too little was said."""
+        return self.predicted / self.peak - 1
+
+    @property
+    def speed_error(self) -> float | None:
+        """Of the decoding speed."""
+        return None if self.predicted_decode is None else self.predicted_decode / self.decode - 1
+
+    def row(self) -> dict[str, Any]:
+        """For the result file."""
+        return {
+            "model": self.model, "format": self.format, "quant": self.quant, "context": self.options.context,
+            "batch": self.options.batch, "kv_type": self.options.kv_type or "f16", "predicted_peak": self.predicted,
+            "peak": self.peak, "bytes_equal": self.bytes_equal, "predicted_decode": self.predicted_decode,
+            "decode": self.decode,
+        }  # fmt: skip
+
+
+def model(name: str) -> Path:
+    """The directory of one of the models, made once."""
+    if name == "smollm2":
+        return offgrid()
+    out = MODELS / f"estimate-{name}"
+    if (out / "config.json").is_file():
+        return out
+    import torch
+    import transformers
+
+    kind, fields = SHAPES[name]
+    usual = {"max_position_embeddings": 8192, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = getattr(transformers, kind)(**{"tie_word_embeddings": True, **usual, **fields})
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    made = made.to_empty(device="cpu")
+    for parameter in made.parameters():
+        if parameter.dim() == 1:
+            parameter.data.fill_(1)
+        else:
+            parameter.data.normal_(0, 0.02)
+    made.tie_weights()
+    source = smollm2()
+    with new_directory(out) as partial:
+        for path in source.iterdir():
+            if path.name.startswith(("tokenizer", "special", "vocab", "merges")):
+                shutil.copyfile(path, partial / path.name)
+        made.save_pretrained(partial)
+    return out
+
+
+def cells(names: Sequence[str], formats: Sequence[str], speed: HostSpeed | None) -> Iterator[Cell]:
+    """Every cell in turn."""
+    for name in names:
+        facts = resolve(str(model(name)))
+        for format_name in formats:
+            outlines = importlib.import_module(f"targets.{format_name}.outline").outlines
+            for outline in outlines(facts, QUANTS[format_name]).outlines:
+                yield from _of_one(name, facts, outline, speed)
+
+
+def _of_one(name: str, facts: ModelFacts, outline: Outline, speed: HostSpeed | None) -> Iterator[Cell]:
+    with tempfile.TemporaryDirectory(dir=MODELS.parent) as directory:
+        out = Path(directory)
+        target = get_target(outline.format)
+        artifact = target.emit(facts, EmitOptions(outline.quant), out, lambda _what, _done, _total: None)
+        for options in SETTINGS[outline.format]:
+            footprint = outline.footprint(options, "x86_64")
+            if footprint is None:
+                continue
+            found: Measurement = measure(artifact, options, Trials(PROMPT, DECODED, 3))
+            decode = found.decode_tokens_per_s
+            cell = Cell(
+                name, outline.format, outline.quant, options, footprint.peak_bytes, found.peak_rss_bytes,
+                outline.file_bytes == artifact.total_bytes,
+                speed.decode(outline, PROMPT + DECODED / 2) if speed else None,
+                decode.median if decode else 0.0,
+            )  # fmt: skip
+            said = f"{cell.speed_error:+.0%}" if cell.speed_error is not None else "-"
+            how = f"{options.context} {options.batch} {options.kv_type or 'f16'}"
+            memory = f"{cell.peak / 1e6:.1f} MB, {cell.error:+.1%}"
+            print(f"{name} {cell.format} {cell.quant} {how}: {memory}; {cell.decode:.1f}/s, {said}", flush=True)
+            yield cell
+
+
+def run(names: Sequence[str], formats: Sequence[str], with_speed: bool) -> dict[str, Any]:
+    """The result's content."""
+    content = record.provenance()
+    start = time.perf_counter()
+    speed = calibrate(None, formats, LineReporter(sys.stdout)) if with_speed else None
+    rows = [cell.row() for cell in cells(names, formats, speed)]
+    return {**content, "threads": default_threads(), "seconds": time.perf_counter() - start, "cells": rows}
+
+
+def table(content: dict[str, Any]) -> str:
+    """For the documentation: one row a model and format."""
+    lines = ["| model | format | cells | bytes exact | peak memory: error | within 5 % | decode within 20 % |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in content["cells"]:
+        groups.setdefault((row["model"], row["format"]), []).append(row)
+        groups.setdefault(("all", row["format"]), []).append(row)
+    for (name, format_name), rows in sorted(groups.items(), key=lambda one: (one[0][0] == "all", one[0])):
+        errors = [row["predicted_peak"] / row["peak"] - 1 for row in rows]
+        near = sum(abs(error) <= NEAR for error in errors)
+        exact = sum(row["bytes_equal"] for row in rows)
+        timed = [row["predicted_decode"] / row["decode"] - 1 for row in rows if row["predicted_decode"]]
+        fast = f"{sum(abs(error) <= SPEED_NEAR for error in timed)} of {len(timed)}" if timed else ""
+        lines.append(f"| {name} | {format_name} | {len(rows)} | {exact} | {min(errors):+.1%} to {max(errors):+.1%} "
+                     f"| {near} | {fast} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.estimate_accuracy", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["smollm2", *SHAPES], choices=["smollm2", *SHAPES])
+    parser.add_argument("--formats", nargs="+", default=list(QUANTS), choices=list(QUANTS))
+    parser.add_argument("--no-speed", action="store_true", help="memory and bytes only")
+    args = parser.parse_args()
+    content = run(args.models, args.formats, not args.no_speed)
+    print(table(content))
+    print(record.save(NAME, content))
+
+
+if __name__ == "__main__":
+    main()
