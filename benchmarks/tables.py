@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERBS = (
-    "export", "compress", "verify", "measure", "check", "harness", "pack", "unpack", "devices", "formats", "recipes"
+    "export", "compress", "verify", "measure", "check", "report", "harness", "pack", "unpack", "devices", "formats",
+    "recipes",
 )  # fmt: skip
 DOCS = ROOT / "docs"
 MARKER = "<!-- table: {} -->"

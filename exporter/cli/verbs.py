@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         HarnessOut,
         Job,
         Output,
+        PageOut,
+        Reported,
         Running,
         Threads,
         Verifying,
@@ -71,7 +73,7 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
     )
     with progress(output) as reporter:
         report = run(request, reporter)
-    return _finish(report, output, f"{report.artifact.entry_path}")
+    return _finish(report, output, f"{report.artifact.entry_path}", f"{report.artifact.root / 'report.html'}")
 
 
 def compress(job: CompressJob, output: Output) -> int:
@@ -249,6 +251,18 @@ def _write_junit(checked: Checked, reports: dict[str, Report]) -> None:
         write_text(checked.junit, junit(reports))
 
 
+def report(what: Reported, to: PageOut, output: Output) -> int:
+    """Write one HTML page about ARTIFACT, or about several side by side. It judges nothing anew."""
+    from exporter.report.page import write_page
+
+    write_page(what.artifacts, to.out)
+    if output.json:
+        _print_json({"out": str(to.out), "bytes": to.out.stat().st_size})
+    elif not output.quiet:
+        typer.echo(f"written: {to.out}")
+    return 0
+
+
 def harness(to: HarnessOut, output: Output) -> int:
     """Write the measuring harness as one file, which a device's Python runs: for a device without SSH."""
     from runtime.atomic import replacing
@@ -344,12 +358,12 @@ def _device_row(device: Device) -> tuple[str, ...]:
     )
 
 
-def _finish(report: Report, output: Output, where: str = "") -> int:
+def _finish(report: Report, output: Output, where: str = "", page: str = "") -> int:
     """Show a report and give its exit status."""
     if output.json:
         _print_json(report.to_json())
     elif not output.quiet:
-        show_report(report, where)
+        show_report(report, where, page)
     return report.exit_status
 
 

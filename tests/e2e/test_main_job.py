@@ -33,7 +33,7 @@ def exported(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_the_directory_is_whole(exported: tuple[Path, dict[str, Any]]) -> None:
     out, _ = exported
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        [NAME, "Modelfile", "README.md", "manifest.json", "report.json"]
+        [NAME, "Modelfile", "README.md", "manifest.json", "report.html", "report.json"]
     )
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     artifact = open_artifact(out)
