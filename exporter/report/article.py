@@ -118,7 +118,7 @@ def _facts(found: Found) -> tuple[tuple[str, str], ...]:
         ("size", format_bytes(size) if size else NONE),
         ("weights", weights),
         ("bits per weight", bits),
-        ("context that it was trained for", f"{artifact.context_length:,} tokens" if artifact.context_length else NONE),
+        ("trained for a context of", f"{artifact.context_length:,} tokens" if artifact.context_length else NONE),
     )
 
 

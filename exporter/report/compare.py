@@ -5,32 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporter.report.figures import Axes, Mark, Plot, Table
+from exporter.report.figures import Plot, Table
+from exporter.report.pareto import Point, pareto, plot
 from exporter.report.parts import size_of, text_of
-from exporter.report.scale import linear, logarithmic, number
+from exporter.report.scale import number
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from exporter.report.stored import Found
 
 Json = dict[str, Any]
-
-LETTER_WIDTH, LINE_HEIGHT = 2.3, 7.0
-"""Room of a label's letter and line, percent of a figure on a narrow phone: labels that are free there are free."""
-EDGE = 2.0
-"""A drift of 0 has no place on a logarithmic axis: it is drawn at its lower edge, so many times below the others."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One artifact in a plot. name: its label; x: MB; drift: of the axis below, 0 or more; front: nothing beats it."""
-
-    name: str
-    x: float
-    drift: float
-    front: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,84 +81,6 @@ def labels(founds: Sequence[Found]) -> list[str]:
 def letter(at: int) -> str:
     """A, B, … Z, AA, AB, …"""
     return (letter(at // 26 - 1) if at >= 26 else "") + chr(ord("A") + at % 26)
-
-
-def pareto(points: Iterable[Point]) -> list[Point]:
-    """By x; on the front are those that no other beats in one of the two without losing in the other."""
-    ordered = sorted(points, key=lambda point: (point.x, point.drift))
-    best, at, found = float("inf"), None, []
-    for point in ordered:
-        front = point.drift < best or (point.x, point.drift) == at
-        if front:
-            best, at = point.drift, (point.x, point.drift)
-        found.append(Point(point.name, point.x, point.drift, front))
-    return found
-
-
-def plot(id: str, what: str, points: Sequence[Point], measure: str) -> Plot:
-    """The figure of at least one point, in the order of `pareto`."""
-    positive = [point.drift for point in points if point.drift > 0]
-    floor = min(positive) / EDGE if positive else 1e-6
-    heights = [max(point.drift, floor) for point in points]
-    axes = Axes(linear([point.x for point in points]), logarithmic(heights))
-    front = [(point.x, height) for point, height in zip(points, heights, strict=True) if point.front]
-    groups: dict[tuple[float, float], list[Point]] = {}
-    for point, height in zip(points, heights, strict=True):
-        groups.setdefault(axes.place(point.x, height), []).append(point)
-    marks = _labelled(groups)
-    said = "; ".join(f"{p.name}: {p.x:,.1f} MB, {p.drift:.4g}{', on the front' if p.front else ''}" for p in points)
-    rows = tuple((p.name, f"{p.x:,.1f}", f"{p.drift:.4g}", "yes" if p.front else "no") for p in points)
-    return Plot(
-        id=f"compare-{id}",
-        title=f"Drift against {what}",
-        description=f"Smaller is better on both axes. {said}.",
-        x_label=f"{what}, MB",
-        y_label=f"{measure} (logarithmic)",
-        x_ticks=axes.x_ticks(),
-        y_ticks=axes.y_ticks(),
-        table=Table(("artifact", f"{what}, MB", measure, "on the Pareto front"), rows),
-        segments=axes.steps(front, "front"),
-        marks=marks,
-        key=(("front", "the Pareto front: no other is better in one without being worse in the other"),
-             ("on", "on the front"), ("off", "not on it")),
-    )  # fmt: skip
-
-
-def _labelled(groups: dict[tuple[float, float], list[Point]]) -> tuple[Mark, ...]:
-    """A mark for each place, its label where it covers neither another label nor a mark; else its letters alone."""
-    taken = [(x - 2, y - 3, x + 2, y + 3) for x, y in groups]
-    marks = []
-    for (x, y), points in groups.items():
-        kind = "on" if any(point.front for point in points) else "off"
-        name = ", ".join(point.name for point in points)
-        short = ", ".join(point.name.split()[0] for point in points)
-        text, box, anchor = next(
-            (found for text in (name, short) for found in _places(text, x, y) if _free(found[1], taken)),
-            next(_places(short, x, y)),
-        )
-        taken.append(box)
-        left = {"start": box[0], "end": box[2], "middle": (box[0] + box[2]) / 2}[anchor]
-        marks.append(Mark(x, y, kind, text, round(left, 2), round(box[3] - 2, 2), anchor))
-    return tuple(marks)
-
-
-Box = tuple[float, float, float, float]
-
-
-def _places(text: str, x: float, y: float) -> Iterator[tuple[str, Box, str]]:
-    """Where a label may stand: right of the mark, left of it, above, below."""
-    width, height = LETTER_WIDTH * len(text), LINE_HEIGHT
-    yield text, (x + 2.5, y - height / 2, x + 2.5 + width, y + height / 2), "start"
-    yield text, (x - 2.5 - width, y - height / 2, x - 2.5, y + height / 2), "end"
-    yield text, (x - width / 2, y - 4 - height, x + width / 2, y - 4), "middle"
-    yield text, (x - width / 2, y + 4, x + width / 2, y + 4 + height), "middle"
-
-
-def _free(box: Box, taken: Iterable[Box]) -> bool:
-    inside = box[0] >= 15 and box[2] <= 99 and box[1] >= 0 and box[3] <= 86
-    return inside and not any(
-        box[0] < right and left < box[2] and box[1] < bottom and top < box[3] for left, top, right, bottom in taken
-    )
 
 
 def _measure(founds: Sequence[Found]) -> Measure:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.report.scale import Scale, linear, number, shown
+from exporter.report.scale import Scale, exact, linear, number, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LEFT, WIDTH = 15.0, 82.0
+LEFT, WIDTH = 15.0, 79.0
 TOP, HEIGHT = 6.0, 78.0
 """The plot's place in its figure, percent; beside and below it stand the ticks' labels."""
 POINTS = 160
@@ -47,14 +47,11 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A straight piece of a line; kind: the class that says how it is drawn."""
+class Line:
+    """A line through points, percent of the plot and not of the figure; kind: the class that says how it is drawn."""
 
-    x1: float
-    y1: float
-    x2: float
-    y2: float
     kind: str
+    points: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,8 @@ class Band:
 class Plot:
     """Two axes and what lies between them.
 
-    id: of the figure in the page; title, description: in words; x_ticks, y_ticks: (percent, label)
+    id: of the figure in the page; title, description: in words; caption: shown in place of a long description
+    x_ticks, y_ticks: (percent, label)
     key: how each kind of line or mark is drawn, (class, words)
     """
 
@@ -95,11 +93,12 @@ class Plot:
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     table: Table
-    segments: tuple[Segment, ...] = ()
+    lines: tuple[Line, ...] = ()
     marks: tuple[Mark, ...] = ()
     bands: tuple[Band, ...] = ()
     band_names: tuple[str, ...] = ()
     key: tuple[tuple[str, str], ...] = ()
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,24 +135,16 @@ class Axes:
         """Places and labels along y."""
         return tuple((self.place(self.x.low, tick)[1], shown(tick)) for tick in self.y.ticks)
 
-    def line(self, points: Sequence[tuple[float, float]], kind: str) -> tuple[Segment, ...]:
+    def line(self, points: Sequence[tuple[float, float]], kind: str) -> Line:
         """Straight pieces through points in order."""
-        places = [self.place(*point) for point in points]
-        return tuple(Segment(*here, *there, kind) for here, there in itertools.pairwise(places))
-
-    def steps(self, points: Sequence[tuple[float, float]], kind: str) -> tuple[Segment, ...]:
-        """As `line`, but level up to the next point's x."""
-        corners = [points[0]]
-        for (_, before), (x, y) in itertools.pairwise(points):
-            corners += [(x, before), (x, y)]
-        return self.line(corners, kind)
+        return Line(kind, tuple((round(self.x.at(x), 2), round(100 - self.y.at(y), 2)) for x, y in points))
 
 
 @dataclass(frozen=True)
-class Lines:
-    """A chart of one or more lines over one x axis.
+class Chart:
+    """A chart of one or more lines over one x axis; y begins at 0.
 
-    series: (class, name, points); zero: the y axis begins at 0
+    series: (class, name, points); phases: (words, from, to) along x; start: where x begins, None for the first point
     """
 
     id: str
@@ -163,18 +154,16 @@ class Lines:
     y_label: str
     series: tuple[tuple[str, str, tuple[tuple[float, float], ...]], ...]
     table: Table
-    phases: tuple[tuple[str, float, float], ...] = field(default_factory=tuple)
+    phases: tuple[tuple[str, float, float], ...] = ()
+    start: float | None = None
 
     def plot(self) -> Plot:
-        """The figure. phases: (words, from, to) along x."""
+        """The figure."""
         points = [point for _, _, line in self.series for point in line]
         ends = [x for _, start, end in self.phases for x in (start, end)]
-        x_values = [x for x, _ in points] + ends
-        x = Scale(min(x_values), max(x_values), ()) if len(set(x_values)) > 1 else linear(x_values)
-        axis = linear(x_values)
-        x = Scale(x.low, x.high, tuple(tick for tick in axis.ticks if x.low <= tick <= x.high))
-        axes = Axes(x, linear([y for _, y in points], zero=True))
-        segments = tuple(piece for kind, _, line in self.series for piece in axes.line(highest(line), kind))
+        x_values = [x for x, _ in points] + ends + ([] if self.start is None else [self.start])
+        axes = Axes(exact(x_values), linear([y for _, y in points], zero=True))
+        lines = tuple(axes.line(highest(line), kind) for kind, _, line in self.series if len(line) > 1)
         lone = tuple(Mark(*axes.place(*line[0]), kind) for kind, _, line in self.series if len(line) == 1)
         bands = []
         for index, (_, start, end) in enumerate(self.phases):
@@ -182,7 +171,7 @@ class Lines:
             bands.append(Band(left, round(right - left, 2), str(index + 1) if right - left >= NARROW else ""))
         return Plot(
             self.id, self.title, self.description, self.x_label, self.y_label, axes.x_ticks(), axes.y_ticks(),
-            self.table, segments, lone, tuple(bands), tuple(name for name, _, _ in self.phases),
+            self.table, lines, lone, tuple(bands), tuple(name for name, _, _ in self.phases),
             tuple((kind, name) for kind, name, _ in self.series) if len(self.series) > 1 else (),
         )  # fmt: skip
 
@@ -219,7 +208,7 @@ def strip(id: str, title: str, unit: str, values: Sequence[float], p95: float, *
     quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [median] * 3
 
     def at(value: float) -> float:
-        return round(3 + 94 * axis.at(value) / 100, 2)
+        return round(7 + 86 * axis.at(value) / 100, 2)
 
     words = {
         "median": median,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from exporter.report.article import article
 from exporter.report.compare import compare
+from exporter.report.figures import HEIGHT, LEFT, TOP, WIDTH
 from exporter.report.report import utc_now, version
 from exporter.report.stored import found_at, with_tensors
 from runtime.atomic import write_text
@@ -94,4 +95,5 @@ def _render(template: str, **context: object) -> str:
         loader=jinja2.FileSystemLoader(_HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True, autoescape=True,
     )  # fmt: skip
+    environment.globals.update(left=LEFT, right=LEFT + WIDTH, top=TOP, bottom=TOP + HEIGHT)
     return environment.get_template(template).render(context)

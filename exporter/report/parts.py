@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from exporter.report.figures import Bar, Lines, Plot, Strip, Table, bar, strip
+from exporter.report.figures import Bar, Chart, Plot, Strip, Table, bar, highest, strip
 from exporter.report.scale import number
 from runtime.units import format_bytes
 
@@ -74,20 +74,30 @@ def timeline(samples: Sequence[Json], id: str) -> Plot | None:
     anonymous = tuple((s, n / 1e6) for s, _, one in points if (n := number(one.get("anonymous_bytes"))) is not None)
     runs = [(str(name), list(group)) for name, group in itertools.groupby(points, key=lambda point: point[2]["phase"])]
     ends = [group[0][0] for _, group in runs[1:]] + [points[-1][0]]
+    # Not every sample: as many as are drawn.
+    drawn = {seconds for seconds, _ in highest(resident)}
     phases, rows = [], []
     for (name, group), end in zip(runs, ends, strict=True):
         top = max(rss for _, rss, _ in group)
         phases.append((f"{name}, {group[0][0]:.2f} to {end:.2f} s: up to {top:,.1f} MB", group[0][0], end))
         rows += [(f"{seconds:.2f}", f"{rss:,.1f}", size_of(one.get("anonymous_bytes")), name)
-                 for seconds, rss, one in group]  # fmt: skip
+                 for seconds, rss, one in group if seconds in drawn]  # fmt: skip
     series = [("first", "resident", resident)]
     if anonymous:
         series.append(("second", "anonymous", anonymous))
     peak = max(rss for _, rss in resident)
     said = f"Resident memory over {points[-1][0]:.1f} s in {len(phases)} phases, at most {peak:,.1f} MB among samples."
     table = Table(("seconds", "resident, MB", "anonymous", "phase"), tuple(rows))
-    return Lines(
-        f"{id}-timeline", "Memory over time", said, "seconds since the start", "MB", tuple(series), table, tuple(phases)
+    return Chart(
+        f"{id}-timeline",
+        "Memory over time",
+        said,
+        "seconds since the start",
+        "MB",
+        tuple(series),
+        table,
+        tuple(phases),
+        0.0,
     ).plot()
 
 
@@ -118,7 +128,9 @@ def sustained(sustained: Json, id: str) -> Plot | None:
     said = f"Decode speed over {windows[-1][0]:.0f} s: {first:,.1f} tokens/s at first, {last:,.1f} at the end."
     table = Table(("seconds", "tokens/s", "temperature, °C", "clock, MHz"), rows)
     line = (("first", "decode", tuple((seconds, speed) for seconds, speed, _ in windows)),)
-    return Lines(f"{id}-sustained", "Speed over time", said, "seconds since the start", "tokens/s", line, table).plot()
+    return Chart(
+        f"{id}-sustained", "Speed over time", said, "seconds since the start", "tokens/s", line, table, start=0.0
+    ).plot()
 
 
 def energy(sustained: Json) -> str:
@@ -126,7 +138,8 @@ def energy(sustained: Json) -> str:
     joules, tokens = number(sustained.get("energy_j")), number(sustained.get("tokens"))
     if joules is None or not tokens:
         return ""
-    return f"Energy: {joules:,.1f} J for {tokens:,.0f} tokens, {joules / tokens:.3f} J each ({sustained.get('energy_source') or 'source unknown'})."  # noqa: E501
+    source = sustained.get("energy_source") or "source unknown"
+    return f"Energy: {joules:,.1f} J for {tokens:,.0f} tokens, {joules / tokens:.3f} J each ({source})."
 
 
 def positions(drift: Json, id: str) -> Plot | None:
@@ -143,7 +156,7 @@ def positions(drift: Json, id: str) -> Plot | None:
         f"{len(spans)} spans: from {min(values):.4f} to {max(values):.4f} nats."
     )
     table = Table(("positions", "mean KL, nats"), tuple((f"{o['first']} to {o['last']}", f"{v:.4f}") for o, v in spans))
-    return Lines(
+    return Chart(
         f"{id}-positions", "Drift along the context", said, "position in the context, tokens", "nats",
         (("first", "mean KL", tuple(points)),), table,
     ).plot()  # fmt: skip

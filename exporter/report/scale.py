@@ -55,6 +55,14 @@ def linear(values: Sequence[float], *, zero: bool = False) -> Scale:
     return Scale(ticks[0], ticks[-1], ticks)
 
 
+def exact(values: Sequence[float]) -> Scale:
+    """An axis from the lowest to the highest of at least one value; ticks lie between them."""
+    around, low, high = linear(values), min(values), max(values)
+    if low == high:
+        return around
+    return Scale(low, high, tuple(tick for tick in around.ticks if low <= tick <= high))
+
+
 def logarithmic(values: Sequence[float]) -> Scale:
     """An axis of at least one positive value; its ticks are 1, 2 and 5 times powers of ten where those are few."""
     low, high = min(values), max(values)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from targets.stored_tensors import StoredTensor
 
-SHADES = (2.99, 3.99, 4.99, 5.99, 8.99)
+SHADES = (2.99, 3.99, 4.99, 5.99, 7.99)
 """Bits per weight up to which each of the lighter shades goes; the darkest is for all above."""
 
 
