@@ -1,4 +1,4 @@
-"""The pages of `packlight report` in a real Chromium: nothing loaded, nothing said, no sideways scrolling, two schemes."""
+"""Pages of `packlight report` in a real Chromium: nothing loaded or said, no scrolling sideways, two schemes."""
 
 from __future__ import annotations
 
