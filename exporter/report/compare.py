@@ -114,7 +114,7 @@ def _table(founds: Sequence[Found], names: Sequence[str], on_front: set[str]) ->
     decoder = ("first token", "decode", "KL divergence", "perplexity ratio", "same top-1")
     encoder = ("latency", "cosine", "rank correlation", "label agreement")
     own = encoder if founds[0].of_encoder else decoder
-    header = ("artifact", "verdict", "size", "bits per weight", "peak memory", *own, "on a Pareto front")
+    header = ("artifact", "verdict", "size", "bits per weight", "peak memory", *own, "Pareto")
     rows = []
     for name, found in zip(names, founds, strict=True):
         document = found.document

@@ -13,7 +13,7 @@ from exporter.report.article import article
 from exporter.report.compare import compare
 from exporter.report.figures import HEIGHT, LEFT, TOP, WIDTH
 from exporter.report.report import utc_now, version
-from exporter.report.stored import found_at, with_tensors
+from exporter.report.stored import founds_at, with_tensors
 from runtime.atomic import write_text
 from runtime.errors import ArtifactError, UserError
 
@@ -35,7 +35,7 @@ _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 def write_page(paths: Sequence[Path], out: Path) -> None:
     """Write the page of the reports at `paths`. Raises UserError and its kin, before anything is written."""
     refuse_other_file(out)
-    founds = [found_at(path) for path in paths]
+    founds = [found for path in paths for found in founds_at(path)]
     text = page(founds[0]) if len(founds) == 1 else comparison(founds)
     try:
         write_text(out, text)

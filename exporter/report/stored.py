@@ -45,35 +45,53 @@ class Found:
         return is_encoder(self.artifact)
 
 
-def found_at(path: Path) -> Found:
-    """The report of an exported directory, or the one in a .json file. Raises ArtifactError."""
-    if path.suffix == ".json" and path.is_file() and path.name != MANIFEST:
-        return _looked_into(str(path), _read(path))
+def founds_at(path: Path) -> list[Found]:
+    """The report of an exported directory, or those in a .json file: one, or each of a budget file's checks.
+
+    Raises ArtifactError.
+    """
+    if path.suffix != ".json" or path.name == MANIFEST or not path.is_file():
+        return [_exported(path)]
+    document = _json(path)
+    checks = document.get("checks") if isinstance(document, dict) else None
+    if not isinstance(checks, dict) or not checks:
+        return [_looked_into(str(path), _report(path, document))]
+    named = {f"{path}, check {name}": _report(path, one) for name, one in checks.items()}
+    return [_looked_into(where, one) for where, one in named.items()]
+
+
+def _exported(path: Path) -> Found:
+    """The report that lies in an exported directory."""
     root = path if path.is_dir() else path.parent
     if not (path.is_dir() or path.is_file()):
         raise ArtifactError(f"{path}: no such file or directory; name an exported directory or a report's .json file")
-    document, again = root / REPORT, f"packlight measure {path} --json > {REPORT}"
+    document, again = root / REPORT, f"packlight measure {path} --json > measured.json"
     if not (root / MANIFEST).is_file() or not document.is_file():
-        raise ArtifactError(f"{path}: no {REPORT} of an export there; run '{again}', then 'packlight report {REPORT}'")
-    artifact, found = read_manifest(root), _read(document)
+        raise ArtifactError(f"{path}: no {REPORT} of an export there; run '{again}' and name that file")
+    artifact, found = read_manifest(root), _report(document, _json(document))
     if found["artifact"].get("files") != {name: vars(entry) for name, entry in artifact.files.items()}:
-        raise ArtifactError(f"{document}: is about other files than {MANIFEST}; run '{again}', and name that file")
+        raise ArtifactError(f"{document}: is about other files than {MANIFEST}; run '{again}' and name that file")
     return _looked_into(str(path), {**found, "artifact": {**found["artifact"], "root": str(root.absolute())}})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The document of one report. Raises ArtifactError for what is none."""
-    fix = "name an exported directory, or what 'packlight measure', 'verify' or 'check' printed with --json"
+_FIX = "name an exported directory, or what 'packlight measure', 'verify' or 'check' printed with --json"
+
+
+def _json(path: Path) -> Any:  # noqa: ANN401  whatever the file holds
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror}); {_FIX}") from error
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: is not JSON ({error}); {fix}") from error
+        raise ArtifactError(f"{path}: is not JSON ({error}); {_FIX}") from error
+
+
+def _report(path: Path, document: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What is a report's document. Raises ArtifactError for what is none."""
     if not isinstance(document, dict) or document.get("packlight_report") != REPORT_VERSION:
-        raise ArtifactError(f"{path}: is not a packlight report of version {REPORT_VERSION}; {fix}")
+        raise ArtifactError(f"{path}: is not a packlight report of version {REPORT_VERSION}; {_FIX}")
     if not isinstance(document.get("artifact"), dict):
-        raise ArtifactError(f"{path}: is a damaged report, it names no artifact; {fix}")
+        raise ArtifactError(f"{path}: is a damaged report, it names no artifact; {_FIX}")
     return document
 
 

@@ -12,11 +12,18 @@ from support.markup import parsed
 from support.reports import document, encoder_document, exported
 
 from exporter.report.page import page, refuse_other_file, write_page
-from exporter.report.stored import Found, found_at
+from exporter.report.stored import Found, founds_at
 from runtime.errors import ArtifactError, UserError
 from targets.stored_tensors import StoredTensor
 
 EVIL = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+
+
+def found_at(path):
+    (found,) = founds_at(path)
+    return found
+
+
 TENSORS = (
     StoredTensor("token_embd", "Q8_0", (320, 64), 20480, 21760),
     StoredTensor("blk.0.attn_q", "Q4_K", (64, 256), 16384, 9216),
@@ -282,7 +289,7 @@ def test_a_moved_directory_is_where_it_was_named(tmp_path):
 def test_what_has_no_report_says_what_to_run(tmp_path):
     out = exported(tmp_path / "out")
     (out / "report.json").unlink()
-    with pytest.raises(ArtifactError, match=r"no report\.json of an export there; run 'packlight measure .*out --json"):
+    with pytest.raises(ArtifactError, match=r"no report\.json of an export there; run 'packlight measure .*out --json > measured\.json"):
         found_at(out)
     bare = tmp_path / "x.gguf"
     bare.write_bytes(b"GGUF")
@@ -301,6 +308,13 @@ def test_a_report_about_other_files_is_refused(tmp_path):
         found_at(out)
 
 
+def test_the_checks_of_a_budget_file(tmp_path):
+    path = tmp_path / "checks.json"
+    checks = {name: document(tmp_path / name) for name in ("phone", "board")}
+    path.write_text(json.dumps({"verdict": "failed", "checks": checks}))
+    assert [found.where for found in founds_at(path)] == [f"{path}, check phone", f"{path}, check board"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -309,6 +323,7 @@ def test_a_report_about_other_files_is_refused(tmp_path):
         ("[]", "is not a packlight report of version 1"),
         ('{"packlight_report": 2}', "is not a packlight report of version 1"),
         ('{"verdict": "met", "checks": {}}', "is not a packlight report"),
+        ('{"verdict": "met", "checks": {"a": {"packlight_report": 7}}}', "is not a packlight report"),
         ('{"packlight_report": 1}', "names no artifact"),
         ('{"packlight_report": 1, "artifact": {"files": 3}}', "is a damaged report"),
     ],
