@@ -289,7 +289,7 @@ def test_a_moved_directory_is_where_it_was_named(tmp_path):
 def test_what_has_no_report_says_what_to_run(tmp_path):
     out = exported(tmp_path / "out")
     (out / "report.json").unlink()
-    with pytest.raises(ArtifactError, match=r"no report\.json of an export there; run 'packlight measure .*out --json > measured\.json"):
+    with pytest.raises(ArtifactError, match=r"no report\.json .*; run 'packlight measure .*out --json > "):
         found_at(out)
     bare = tmp_path / "x.gguf"
     bare.write_bytes(b"GGUF")
