@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERBS = (
-    "plan", "export", "compress", "verify", "measure", "check", "calibrate-host", "harness", "pack", "unpack", "devices", "formats", "recipes"
+    "plan", "export", "compress", "verify", "measure", "check", "report", "calibrate-host", "harness", "pack", "unpack",
+    "devices", "formats", "recipes",
 )  # fmt: skip
 DOCS = ROOT / "docs"
 MARKER = "<!-- table: {} -->"

@@ -213,9 +213,10 @@ def provenance(command: str, facts: ModelFacts | None = None) -> Provenance:
 
 
 def write_documents(report: Report, facts: ModelFacts, room: Path, context: int) -> None:
-    """Write report.json, README.md, Modelfile and manifest.json beside the artifact's files in `room`."""
+    """Write report.json, report.html, README.md, Modelfile and manifest.json beside the artifact's files in `room`."""
     from exporter.report.card import model_card
     from exporter.report.modelfile import Chat, modelfile
+    from exporter.report.page import PAGE, page_of
 
     artifact = report.artifact
     if artifact.format == "gguf":
@@ -226,6 +227,7 @@ def write_documents(report: Report, facts: ModelFacts, room: Path, context: int)
         write_text(room / "Modelfile", modelfile(artifact.entry, context, Chat.of_gguf(metadata), kv_type))
     write_text(room / "README.md", model_card(report, facts, context))
     write_text(room / "report.json", json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_text(room / PAGE, page_of(report, dataclasses.replace(artifact, root=room)))
     write_manifest(dataclasses.replace(artifact, root=room), report.manifest_extra())
 
 

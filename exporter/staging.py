@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SUFFIX = ".partial"
-DOCUMENTS = ("README.md", "report.json", "Modelfile")
+DOCUMENTS = ("README.md", "report.json", "report.html", "Modelfile")
 """What the report adds beside an artifact's own files."""
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SLICE_POSITIONS = 16
 """Positions that are held in float64 at a time: 16 * 49,152 * 8 bytes = 6.3 MB an array."""
+POSITION_SPANS = 16
+"""Parts of the scored positions that the divergence is told for, one by one."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,18 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class SpanKl:
+    """The divergence at neighbouring positions of the context, over all chunks.
+
+    first, last: positions, counted from 0, both included; mean_kl: in nats
+    """
+
+    first: int
+    last: int
+    mean_kl: float
+
+
+@dataclass(frozen=True)
 class Drift(Statistics):
     """Distance of an artifact from its source model, on the same token ids.
 
@@ -87,6 +101,7 @@ class Drift(Statistics):
     engine: what ran the artifact; reference: what ran the source
     dead_tensors: matrices of the artifact that are all zeros, where the source's are not; None where nobody looked
     notes: what a reader has to know, such as columns left out of padded vocabularies
+    kl_by_position: the scored positions in POSITION_SPANS parts, in order; empty where an older packlight verified
     """
 
     n_chunks: int
@@ -98,6 +113,7 @@ class Drift(Statistics):
     reference: str
     dead_tensors: tuple[str, ...] | None = ()
     notes: tuple[str, ...] = field(default_factory=tuple)
+    kl_by_position: tuple[SpanKl, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -107,7 +123,11 @@ class Drift(Statistics):
     def from_json(cls, data: dict[str, Any]) -> Drift:
         """The inverse of `to_json`, also after a trip through JSON text."""
         dead = data.get("dead_tensors", ())
-        lists = {"dead_tensors": None if dead is None else tuple(dead), "notes": tuple(data.get("notes", ()))}
+        lists = {
+            "dead_tensors": None if dead is None else tuple(dead),
+            "notes": tuple(data.get("notes", ())),
+            "kl_by_position": tuple(SpanKl(**span) for span in data.get("kl_by_position", ())),
+        }
         return cls(**{**data, "parity": Parity.from_json(data["parity"]), **lists})
 
 
@@ -129,10 +149,11 @@ def kl_divergence(log_p: npt.NDArray[np.float64], log_q: npt.NDArray[np.float64]
 
 
 class DriftAccumulator:
-    """Streaming statistics: keeps one KL value a position and four sums, never the logits."""
+    """Streaming statistics: keeps one KL value a position, its place and three sums, never the logits."""
 
     def __init__(self) -> None:
         self._kl: list[npt.NDArray[np.float64]] = []
+        self._places: list[npt.NDArray[np.int64]] = []
         self._nll_source = 0.0
         self._nll_artifact = 0.0
         self._same = 0
@@ -149,6 +170,7 @@ class DriftAccumulator:
             log_p, log_q = log_softmax(source[part]), log_softmax(artifact[part])
             following = next_tokens[part, None]
             self._kl.append(kl_divergence(log_p, log_q))
+            self._places.append(np.arange(start, start + len(log_p)))
             self._nll_source -= float(np.take_along_axis(log_p, following, axis=1).sum())
             self._nll_artifact -= float(np.take_along_axis(log_q, following, axis=1).sum())
             self._same += int((log_p.argmax(axis=1) == log_q.argmax(axis=1)).sum())
@@ -167,6 +189,18 @@ class DriftAccumulator:
             perplexity_ratio=_exp(nll_artifact - nll_source),
             same_top1=self._same / len(kl),
             n_tokens_scored=len(kl),
+        )
+
+    def by_position(self, first: int) -> tuple[SpanKl, ...]:
+        """The divergence along the context; first: the position of the first row of every `add`."""
+        if not self._kl:
+            return ()
+        places, kl = np.concatenate(self._places), np.concatenate(self._kl)
+        counts, sums = np.bincount(places), np.bincount(places, weights=kl)
+        spans = np.array_split(np.arange(len(counts)), min(POSITION_SPANS, len(counts)))
+        return tuple(
+            SpanKl(first + int(span[0]), first + int(span[-1]), float(sums[span].sum() / counts[span].sum()))
+            for span in spans
         )
 
 

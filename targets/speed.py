@@ -61,6 +61,14 @@ class HostSpeed:
         engines = {name: EngineSpeed(**values) for name, values in data["engines"].items()}
         return cls(**{**data, "engines": engines})
 
+    def beside(self, earlier: HostSpeed) -> HostSpeed:
+        """The same with engines of an earlier calibration that this one left out."""
+        return dataclasses.replace(
+            self,
+            engines={**earlier.engines, **self.engines},
+            engine_versions={**earlier.engine_versions, **self.engine_versions},
+        )
+
     def decode(self, outline: Outline, past: float) -> float | None:
         """Tokens a second behind so many tokens; None for what was not measured, and for an encoder."""
         engine, work = self.engines.get(outline.format), outline.work()

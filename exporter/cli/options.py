@@ -169,6 +169,27 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """What a page is about."""
+
+    artifacts: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Exported directories, or files that --json was kept in; several are compared.",
+            metavar="ARTIFACT...",
+            show_default=False,
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class PageOut:
+    """Where the page goes."""
+
+    out: Annotated[Path, _option("--out -o", "The file to write, such as page.html.", _JOB, "FILE")]
+
+
+@dataclass(frozen=True)
 class ArchiveOut:
     """Where an archive goes."""
 

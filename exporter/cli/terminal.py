@@ -90,8 +90,8 @@ class RichReporter:
             self._bars.update(self._task, description=self._text, total=1, completed=1)
 
 
-def show_report(report: Report, where: str = "") -> None:
-    """The table, the notes and the verdict."""
+def show_report(report: Report, where: str = "", page: str = "") -> None:
+    """The table, the notes, where files and the page are, and the verdict."""
     from exporter.report.table import HEADER, plain_table, rows, verdict_text
 
     if sys.stdout.isatty():
@@ -102,6 +102,8 @@ def show_report(report: Report, where: str = "") -> None:
         typer.echo(f"note: {note}")
     if where:
         typer.echo(f"written: {where}")
+    if page:
+        typer.echo(f"report: {page}")
     colour = typer.colors.RED if report.failing else typer.colors.GREEN if report.verdict == "met" else None
     typer.secho(verdict_text(report), fg=colour, bold=True)
 

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
         HarnessOut,
         Job,
         Output,
+        PageOut,
         PlanLimits,
         Planned,
+        Reported,
         Running,
         Threads,
         Verifying,
@@ -74,7 +76,7 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
     )
     with progress(output) as reporter:
         report = run(request, reporter)
-    return _finish(report, output, f"{report.artifact.entry_path}")
+    return _finish(report, output, f"{report.artifact.entry_path}", f"{report.artifact.root / 'report.html'}")
 
 
 def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
@@ -112,14 +114,16 @@ def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
 def calibrate_host(calibrating: Calibrating, output: Output) -> int:
     """Measure this machine once, so that 'plan' can say how fast a model will be on it."""
     from exporter.calibrate_host import calibrate
+    from exporter.plan import this_host
+    from runtime.atomic import write_json
     from runtime.home import home
-    from targets.speed import CALIBRATION
+    from targets.speed import CALIBRATION, load_speed
 
     out = home() / CALIBRATION
     with progress(output) as reporter:
         speed = calibrate(calibrating.threads, calibrating.format, reporter)
-        from runtime.atomic import write_json
-
+        if (known := this_host(load_speed(out), calibrating.threads)) is not None:
+            speed = speed.beside(known)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, speed.to_json())
     if output.json:
@@ -311,6 +315,18 @@ def _write_junit(checked: Checked, reports: dict[str, Report]) -> None:
         write_text(checked.junit, junit(reports))
 
 
+def report(what: Reported, to: PageOut, output: Output) -> int:
+    """Write one HTML page about ARTIFACT, or about several side by side. It judges nothing anew."""
+    from exporter.report.page import write_page
+
+    write_page(what.artifacts, to.out)
+    if output.json:
+        _print_json({"out": str(to.out), "bytes": to.out.stat().st_size})
+    elif not output.quiet:
+        typer.echo(f"written: {to.out}")
+    return 0
+
+
 def harness(to: HarnessOut, output: Output) -> int:
     """Write the measuring harness as one file, which a device's Python runs: for a device without SSH."""
     from runtime.atomic import replacing
@@ -406,12 +422,12 @@ def _device_row(device: Device) -> tuple[str, ...]:
     )
 
 
-def _finish(report: Report, output: Output, where: str = "") -> int:
+def _finish(report: Report, output: Output, where: str = "", page: str = "") -> int:
     """Show a report and give its exit status."""
     if output.json:
         _print_json(report.to_json())
     elif not output.quiet:
-        show_report(report, where)
+        show_report(report, where, page)
     return report.exit_status
 
 

@@ -1,4 +1,4 @@
-"""What an export says of itself: report.json, a model card, a Modelfile, and the table on the terminal."""
+"""What an export says of itself: report.json, a page, a model card, a Modelfile, and the table on the terminal."""
 
 from __future__ import annotations
 

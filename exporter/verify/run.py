@@ -173,6 +173,7 @@ def compare(
     return Drift(
         **vars(statistics), n_chunks=len(chunks), chunk_tokens=context, text_name=text.name, text_sha256=text.sha256,
         parity=parity, engine=session.engine, reference=reference.description, notes=tuple(notes),
+        kl_by_position=accumulator.by_position(first),
     )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ def test_the_directory_is_whole(quant: str, exported: Callable[[str], tuple[Path
         "tokenizer.json",
         "tokenizer_config.json",
         "manifest.json",
+        "report.html",
         "report.json",
         "README.md",
     } < files

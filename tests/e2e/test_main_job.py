@@ -7,7 +7,9 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.chromium import look
 from support.command_line import packlight
+from support.markup import parsed
 
 from runtime.artifact import damage, open_artifact
 
@@ -33,7 +35,7 @@ def exported(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_the_directory_is_whole(exported: tuple[Path, dict[str, Any]]) -> None:
     out, _ = exported
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        [NAME, "Modelfile", "README.md", "manifest.json", "report.json"]
+        [NAME, "Modelfile", "README.md", "manifest.json", "report.html", "report.json"]
     )
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     artifact = open_artifact(out)
@@ -84,6 +86,23 @@ def test_verify_measure_and_check_on_the_exported_directory(
     assert tight.returncode == 1, tight.stderr
     assert "does not fit: needed" in tight.stdout + tight.stderr
     assert "Traceback" not in tight.stderr
+
+
+def test_the_page_of_the_export_and_one_beside_another(exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, report = exported
+    page = out / "report.html"
+    text = parsed(page.read_text(encoding="utf-8")).text
+    for expected in ("Met for the Raspberry Pi 5", "blk.29.ffn_down", "at positions 256 to 510 of the context", "Q4_K"):
+        assert expected in text, expected
+    assert f"{report['drift']['mean_kl']:.4f} nats" in text
+    assert page.stat().st_size < 200_000
+    kept, beside = tmp_path / "kept.json", tmp_path / "page.html"
+    kept.write_text(json.dumps(report), encoding="utf-8")
+    ran = packlight("report", out, kept, "-o", beside)
+    assert (ran.returncode, ran.stdout) == (0, f"written: {beside}\n")
+    for one in (page, beside):
+        seen = look(one, tmp_path / "room", width=360)
+        assert (seen.scroll_width, seen.wide, seen.said) == (360, "", ())
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,13 @@ def test_a_budget_that_is_met(target, tmp_path):
     out = tmp_path / "out"
     done = export(out, "--max-memory", "300MB", "--min-speed", "10", "--device", "raspberry-pi-5")
     assert done.exit_code == 0
-    assert done.stdout.splitlines()[-2:] == [f"written: {out}/Tiny-Q4_K_M.bin", "verdict: not verified"]
+    written = [f"written: {out}/Tiny-Q4_K_M.bin", f"report: {out}/report.html"]
+    assert done.stdout.splitlines()[-3:] == [*written, "verdict: not verified"]
     shown = [line.split("  ") for line in done.stdout.splitlines() if line.startswith("fits")]
     cells = [[cell.strip() for cell in line if cell.strip()] for line in shown]
     assert cells == [["fits raspberry-pi-5", "200.0 MB on this host", "≤ 6,979.3 MB", "yes"]]
     assert "not on the Raspberry Pi 5 (8 GB)" in done.stdout
-    assert names(out) == ["README.md", "Tiny-Q4_K_M.bin", "manifest.json", "report.json"]
+    assert names(out) == ["README.md", "Tiny-Q4_K_M.bin", "manifest.json", "report.html", "report.json"]
     report = json.loads((out / "report.json").read_text())
     assert report["artifact"]["root"] == str(out)
     assert [line["name"] for line in report["lines"]] == [

@@ -78,6 +78,6 @@ def test_a_conversion(python, tiny_llama, tmp_path):
     entry = out / report["artifact"]["entry"]
     assert entry.read_bytes()[:4] == b"GGUF"
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["Modelfile", "README.md", "manifest.json", "report.json", entry.name]
+        ["Modelfile", "README.md", "manifest.json", "report.html", "report.json", entry.name]
     )
     assert f"FROM ./{entry.name}" in (out / "Modelfile").read_text()

@@ -44,6 +44,7 @@ def test_positions_and_their_next_tokens_are_those_of_llama_perplexity() -> None
             nll.append(np.log(np.exp(row).sum()) - row[chunk[position + 1]])
     assert drift.perplexity == pytest.approx(np.exp(np.mean(nll)))
     assert drift.n_tokens_scored == len(nll)
+    assert [span.first for span in drift.kl_by_position] == list(range(8, 15))
     assert session.asked == reference.asked == [ids[:16], ids[16:32]]
 
 

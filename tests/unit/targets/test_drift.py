@@ -13,6 +13,7 @@ from targets.drift import (
     Drift,
     DriftAccumulator,
     Parity,
+    SpanKl,
     Thresholds,
     TokenMismatch,
     judge,
@@ -79,6 +80,44 @@ def test_streaming_statistics_equal_the_naive_ones(cuts: tuple[int, ...]) -> Non
         accumulator.add(source[part], artifact[part], following[part])
         start += n
     assert vars(accumulator.statistics()) == pytest.approx(naive(source, artifact, following), rel=1e-9)
+
+
+def test_divergence_by_position_is_the_mean_over_chunks_at_that_position() -> None:
+    """Two chunks of three positions; against a fair coin, logits (0, log 3) cost half of log(4/3)."""
+    fair, biased = [0.0, 0.0], [0.0, math.log(3)]
+    cost = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    accumulator, following = DriftAccumulator(), np.zeros(3, np.int64)
+    source = np.array([fair] * 3, np.float32)
+    accumulator.add(source, np.array([fair, fair, biased], np.float32), following)
+    accumulator.add(source, np.array([fair, biased, biased], np.float32), following)
+    spans = accumulator.by_position(100)
+    assert [(span.first, span.last) for span in spans] == [(100, 100), (101, 101), (102, 102)]
+    assert [span.mean_kl for span in spans] == pytest.approx([0.0, cost / 2, cost])
+
+
+def test_many_positions_are_told_in_sixteen_spans_that_miss_none() -> None:
+    rng = np.random.default_rng(1)
+    source = rng.normal(size=(255, 5)).astype(np.float32)
+    artifact = rng.normal(size=(255, 5)).astype(np.float32)
+    accumulator = DriftAccumulator()
+    for _ in range(2):
+        accumulator.add(source, artifact, np.zeros(255, np.int64))
+    spans = accumulator.by_position(256)
+    assert len(spans) == 16
+    assert [spans[0].first, spans[-1].last] == [256, 510]
+    assert all(after.first == before.last + 1 for before, after in itertools.pairwise(spans))
+    sizes = [span.last - span.first + 1 for span in spans]
+    whole = sum(span.mean_kl * size for span, size in zip(spans, sizes, strict=True)) / 255
+    assert whole == pytest.approx(accumulator.statistics().mean_kl)
+    assert DriftAccumulator().by_position(0) == ()
+
+
+def test_a_report_of_an_older_packlight_has_no_positions() -> None:
+    drift = dataclasses.replace(DRIFT, kl_by_position=(SpanKl(256, 271, 0.05),))
+    data = json.loads(json.dumps(drift.to_json()))
+    assert Drift.from_json(data) == drift
+    del data["kl_by_position"]
+    assert Drift.from_json(data).kl_by_position == ()
 
 
 def test_no_positions_is_an_error() -> None:

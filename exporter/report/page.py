@@ -1,0 +1,99 @@
+"""One self-contained HTML page about one artifact, or about several beside each other.
+
+The figures are inline SVG written by templates and not by a plotting library: their text is text, read out and found
+by a search, their colours follow the reader's scheme, a page has some dozen kB, and nothing heavy is installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.report.article import article
+from exporter.report.compare import compare
+from exporter.report.figures import HEIGHT, LEFT, TOP, WIDTH
+from exporter.report.report import utc_now, version
+from exporter.report.stored import founds_at, with_tensors
+from runtime.atomic import write_text
+from runtime.errors import ArtifactError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from exporter.report.article import Article
+    from exporter.report.report import Report
+    from exporter.report.stored import Found
+    from runtime.artifact import Artifact
+
+PAGE = "report.html"
+_HERE = Path(__file__).parent
+_BEGINS = b"<!doctype html>"
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+"""What reading a document of another form than ours comes to."""
+
+
+def write_page(paths: Sequence[Path], out: Path) -> None:
+    """Write the page of the reports at `paths`. Raises UserError and its kin, before anything is written."""
+    refuse_other_file(out)
+    founds = [found for path in paths for found in founds_at(path)]
+    text = page(founds[0]) if len(founds) == 1 else comparison(founds)
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name another file") from error
+
+
+def refuse_other_file(out: Path) -> None:
+    """Raise UserError where `out` is there and no page: a model, where the name of the page was forgotten."""
+    if out.is_dir():
+        raise UserError(f"{out}: is a directory; name a file, such as {out / 'page.html'}")
+    if out.exists():
+        with out.open("rb") as file:
+            begins = file.read(len(_BEGINS))
+        if begins.lower() != _BEGINS:
+            raise UserError(f"{out}: is there and no HTML page; name another file, or remove it")
+
+
+def page_of(report: Report, artifact: Artifact) -> str:
+    """The page of a report that was just made. artifact: where its files lie now."""
+    return page(with_tensors(artifact, report.to_json(), str(artifact.root)))
+
+
+def page(found: Found) -> str:
+    """The page of one report. Raises ArtifactError for a damaged one."""
+    one = _article(found, "artifact")
+    return _render("one.html.j2", one=one, title=one.title, made=utc_now(), version=version())
+
+
+def comparison(founds: Sequence[Found]) -> str:
+    """The page of several reports. Raises UserError where they are of two kinds, ArtifactError for damaged ones."""
+    articles = [_article(found, f"artifact-{index}") for index, found in enumerate(founds, 1)]
+    try:
+        found = compare(founds)
+    except _DAMAGED as error:
+        raise ArtifactError(f"{founds[0].where} and others: damaged reports ({error!r})") from error
+    labels = [row[0] for row in found.table.rows]
+    return _render(
+        "several.html.j2", compared=found, articles=list(zip(labels, articles, strict=True)), title=found.title,
+        made=utc_now(), version=version(),
+    )  # fmt: skip
+
+
+def _article(found: Found, id: str) -> Article:
+    try:
+        return article(found, id)
+    except _DAMAGED as error:
+        fix = "export or measure the artifact again"
+        raise ArtifactError(f"{found.where}: is a damaged report ({error!r}); {fix}") from error
+
+
+def _render(template: str, **context: object) -> str:
+    """Names come from models of unknown origin: everything is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=True,
+    )  # fmt: skip
+    environment.globals.update(left=LEFT, right=LEFT + WIDTH, top=TOP, bottom=TOP + HEIGHT)
+    return environment.get_template(template).render(context)

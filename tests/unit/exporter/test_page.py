@@ -1,0 +1,347 @@
+"""The page of one report: well-formed, self-contained, escaped, and whole whatever the report lacks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+
+import pytest
+from support.markup import parsed
+from support.reports import document, encoder_document, exported
+
+from exporter.report.page import page, refuse_other_file, write_page
+from exporter.report.stored import Found, founds_at
+from runtime.errors import ArtifactError, UserError
+from targets.stored_tensors import StoredTensor
+
+EVIL = "</title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
+
+
+def found_at(path):
+    (found,) = founds_at(path)
+    return found
+
+
+TENSORS = (
+    StoredTensor("token_embd", "Q8_0", (320, 64), 20480, 21760),
+    StoredTensor("blk.0.attn_q", "Q4_K", (64, 256), 16384, 9216),
+    StoredTensor("blk.0.attn_norm", "F32", (64,), 64, 256),
+    StoredTensor("blk.1.attn_q", "Q6_K", (64, 256), 16384, 13440),
+    StoredTensor("blk.1.ffn_up", "Q4_K", (64, 256), 16384, 9216),
+)
+
+
+@pytest.fixture
+def report(tmp_path):
+    return document(tmp_path / "out")
+
+
+def read(found, tensors=TENSORS):
+    return parsed(page(Found("here", found, tensors)))
+
+
+def test_the_verdict_comes_first_and_in_words(report):
+    tree = read(report)
+    assert tree.all("header")[0].text == (
+        "packlight report Tiny, GGUF Q4_K_M Failed for the Raspberry Pi 5 (8 GB): decode"
+    )
+    for line in report["lines"]:
+        line["ok"] = None if line["ok"] is None else True
+    assert "Met for the Raspberry Pi 5 (8 GB): all 2 limits hold." in read({**report, "verdict": "met"}).text
+    assert "Not verified, not measured for the" in read({**report, "verdict": "not verified, not measured"}).text
+    for line in report["lines"]:
+        line["ok"] = None
+    assert "Nothing was judged: no budget was named." in read({**report, "verdict": "met"}).text
+
+
+def test_every_part_is_there(report):
+    tree = read(report)
+    text = tree.text
+    for expected in (
+        "peak memory : 220.0 MB, budget ≤ 300.0 MB, 73% of it: holds",
+        "decode : 8.5 tokens/s, budget ≥ 10.0 tokens/s, 85% of it: fails",
+        "weights : 105.0 MB, 48% of the peak",
+        "KV cache : 47.0 MB, 21% of the peak",
+        "anonymous: cannot be dropped : 100.0 MB",
+        "3 trials: median 360 ms, 95th percentile of the bad side 414 ms",
+        "at most 219.0 MB among samples",
+        "load, 0.00 to 1.00 s: up to 150.0 MB",
+        "Decode speed over 20 s: 22.0 tokens/s at first, 18.0 at the end.",
+        "Energy: 100.0 J for 400 tokens, 0.250 J each (a meter).",
+        "KL divergence, mean 0.0500 nats",
+        "52 of 52 hard texts equal",
+        "at positions 256 to 510 of the context, in 2 spans: from 0.0400 to 0.0600 nats",
+        "packlight verify out --against ./tiny",
+        "packlight measure out --context=2048 --threads=2",
+        "Note: a note.",
+    ):
+        assert expected in text, expected
+
+
+def test_the_map_has_a_cell_for_every_matrix_and_a_row_for_every_tensor(report):
+    tree = read(report)
+    grid = next(table for table in tree.all("table") if table.attributes["class"] == "map")
+    cells = [[cell.text for cell in row.all("th", "td")] for row in grid.all("tr")]
+    assert cells == [["layer", "attn_q", "ffn_up"], ["0", "Q4_K", "–"], ["1", "Q6_K", "Q4_K"]]
+    q4 = grid.all("td")[0].attributes
+    assert q4 == {"class": "shade2", "title": "blk.0.attn_q: Q4_K, 4.50 bits, 9,216 B"}
+    for tensor in TENSORS:
+        assert f"{tensor.name} {tensor.type}" in tree.text
+    assert "token_embd: Q8_0" in tree.text
+
+
+def test_headings_and_landmarks_are_in_order(report):
+    tree = read(report)
+    (html,) = tree.all("html")
+    assert html.attributes["lang"] == "en"
+    assert [len(tree.all(tag)) for tag in ("h1", "main", "header", "footer")] == [1, 1, 1, 1]
+    levels = [int(heading.tag[1]) for heading in tree.all("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    for section in tree.all("section"):
+        assert tree.one(section.attributes["aria-labelledby"]).tag == "h2"
+
+
+def test_every_figure_has_a_name_and_a_place_for_it(report):
+    tree = read(report)
+    drawn = [svg for svg in tree.all("svg") if svg.attributes.get("role") == "img"]
+    assert len(drawn) == 2 + 4 + 4 + 3 + 3  # budgets, split, kinds, distributions, and the three over time and context
+    for svg in drawn:
+        names = svg.attributes["aria-labelledby"].split()
+        assert svg.all("title")
+        assert all(tree.one(name).text for name in names)
+    for svg in tree.all("svg"):
+        inner = svg.attributes.get("class") == "inner"
+        assert inner or svg.attributes.get("role") == "img" or svg.attributes.get("aria-hidden") == "true"
+    assert all(figure.all("details") for figure in tree.all("figure"))
+    ids = [element.attributes["id"] for element in tree.all() if "id" in element.attributes]
+    assert len(ids) == len(set(ids))
+
+
+def outside(text):
+    """What a browser would load or run."""
+    tree = parsed(text)
+    loads = [
+        (element.tag, value)
+        for element in tree.all()
+        for name, value in element.attributes.items()
+        if name in ("src", "href", "srcset", "data", "action", "xlink:href") or name.startswith("on")
+        if not (value or "").startswith(("#", "data:,"))
+    ]
+    return loads + [(e.tag, "") for e in tree.all("script", "iframe", "object", "embed", "base", "form", "img")]
+
+
+def test_a_page_is_self_contained(report):
+    text = page(Found("here", report, TENSORS))
+    assert outside(text) == []
+    assert outside(text.replace("<main", '<a href="http://x/">x</a><main')) == [("a", "http://x/")]
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in text
+    assert not re.search(r"url\(|@import", text)
+
+
+def test_hostile_names_are_text(tmp_path):
+    root = tmp_path / "out"
+    found = document(root, name=EVIL, source=EVIL, quant="x<b>")
+    found["notes"] = [EVIL]
+    found["lines"][0]["text"] = EVIL
+    found["measurement"]["host"]["cpu"] = EVIL
+    found["measurement"]["timeline"][1] = {**found["measurement"]["timeline"][1], "phase": EVIL}
+    found["drift"]["engine"] = EVIL
+    found["provenance"]["command"] = EVIL
+    tensors = (StoredTensor(f"blk.0.{EVIL}", f"Q<i> {EVIL}", (2, 2), 4, 2),)
+    text = page(Found("here", found, tensors))
+    assert outside(text) == []
+    assert not parsed(text).all("i", "b")
+    assert parsed(text).text.count("alert(1)") > 9
+
+
+@pytest.mark.parametrize("part", ["measurement", "drift", "device"])
+def test_parts_that_were_not_found_are_left_out(report, part):
+    tree = read({**report, part: None})
+    missing = {
+        "measurement": "Memory was not measured.",
+        "drift": "Drift was not verified.",
+        "device": "Failed: decode",
+    }
+    assert missing[part] in tree.text
+
+
+def test_a_report_of_an_older_packlight_has_fewer_figures(report):
+    for name in ("timeline", "sustained", "resident"):
+        del report["measurement"][name]
+    del report["drift"]["kl_by_position"]
+    text = read(report).text
+    assert "Memory over time" not in text
+    assert "Speed over time" not in text
+    assert "Drift along the context" not in text
+    assert "What backs it at the end" not in text
+    assert "KV cache" in text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "none", 10**400])
+def test_numbers_that_are_none_do_not_break_the_page(report, value):
+    measured, drift = report["measurement"], report["drift"]
+    measured["peak_rss_bytes"] = measured["memory"]["weights_bytes"] = value
+    measured["first_token_ms"] = {"median": value, "p95": value, "spread": value, "values": [value, 1.0]}
+    measured["decode_tokens_per_s"]["values"] = [value]
+    measured["timeline"][0]["rss_bytes"] = measured["sustained"]["windows"][0]["tokens_per_s"] = value
+    drift["mean_kl"] = drift["kl_by_position"][0]["mean_kl"] = value
+    report["lines"][1] |= {"value": value, "limit": value}
+    text = page(Found("here", report, TENSORS))
+    assert not re.search(r'="(nan|inf|None)%?"', text)
+    parsed(text)
+
+
+def test_a_limit_of_zero_has_no_bar(report):
+    report["lines"].append(
+        {"name": "token ids", "value": 0.0, "limit": 0.0, "ok": True, "text": "equal", "limit_text": "equal"}
+    )
+    tree = read(report)
+    assert "token ids equal equal holds" in tree.text
+    assert "token ids : equal" not in tree.text
+
+
+def test_an_encoder(tmp_path):
+    text = read(encoder_document(tmp_path), None).text
+    for expected in (
+        "latency of a text, ms",
+        "cosine, mean 0.99000",
+        "8 texts from a text",
+        "trials of 128 tokens read.",
+    ):
+        assert expected in text, expected
+    assert "KV cache" not in text
+
+
+def test_a_format_that_nobody_can_look_into(report):
+    found = Found("here", report, untold="The format ptl does not say how its tensors are stored.")
+    assert "The format ptl does not say how its tensors are stored." in parsed(page(found)).text
+    assert "The file holds no matrix." in read(report, ()).text
+
+
+@pytest.mark.parametrize("path", [("lines",), ("artifact", "files"), ("provenance",), ("measurement", "host")])
+def test_a_damaged_report_is_one_line(report, path):
+    inside = report
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = 7
+    with pytest.raises(ArtifactError, match=r"^here: is a damaged report"):
+        page(Found("here", report, TENSORS))
+
+
+CONTRAST = 4.5
+PAIRS = [
+    *((name, "back") for name in ("text", "soft", "accent", "good", "bad", "open")),
+    *((name, "card") for name in ("text", "good", "bad", "open")),
+    *(("text", f"shade{number}") for number in range(6)),
+]
+
+
+def luminance(colour):
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_has_contrast_in_both_schemes(report):
+    assert luminance("#ffffff") == pytest.approx(1.0)
+    style = page(Found("here", report, TENSORS)).partition("<style>")[2]
+    schemes = [
+        dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    ]
+    assert len(schemes) == 2
+    for scheme in schemes:
+        for text, back in PAIRS:
+            light, dark = sorted((luminance(scheme[text]), luminance(scheme[back])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= CONTRAST, (text, back)
+
+
+def test_an_exported_directory_becomes_a_page(tmp_path):
+    out = tmp_path / "page.html"
+    write_page([exported(tmp_path / "out")], out)
+    tree = parsed(out.read_text(encoding="utf-8"))
+    assert "blk.0.attn_q Q4_K" in tree.text
+    assert next(table for table in tree.all("table") if table.attributes["class"] == "map")
+    before = out.read_bytes()
+    write_page([tmp_path / "out"], out)  # an earlier page is replaced
+    assert out.read_bytes()[:200] == before[:200]
+
+
+@pytest.mark.parametrize("name", ["out", "out/manifest.json", "out/golden-q4_k_m.gguf"])
+def test_a_directory_has_several_names(tmp_path, name):
+    exported(tmp_path / "out")
+    found = found_at(tmp_path / name)
+    assert found.tensors
+    assert found.artifact.root == tmp_path / "out"
+
+
+def test_a_moved_directory_is_where_it_was_named(tmp_path):
+    exported(tmp_path / "out").rename(tmp_path / "elsewhere")
+    found = found_at(tmp_path / "elsewhere")
+    assert found.artifact.root == tmp_path / "elsewhere"
+    assert found.tensors
+    kept = found_at(tmp_path / "elsewhere" / "report.json")  # the file alone still names the old place
+    assert (kept.tensors, kept.untold) == (None, "The artifact's file was not there when this page was made.")
+
+
+def test_what_has_no_report_says_what_to_run(tmp_path):
+    out = exported(tmp_path / "out")
+    (out / "report.json").unlink()
+    with pytest.raises(ArtifactError, match=r"no report\.json .*; run 'packlight measure .*out --json > "):
+        found_at(out)
+    bare = tmp_path / "x.gguf"
+    bare.write_bytes(b"GGUF")
+    with pytest.raises(ArtifactError, match="run 'packlight measure"):
+        found_at(bare)
+    with pytest.raises(ArtifactError, match="no such file or directory"):
+        found_at(tmp_path / "none")
+
+
+def test_a_report_about_other_files_is_refused(tmp_path):
+    out = exported(tmp_path / "out")
+    report = json.loads((out / "report.json").read_text())
+    report["artifact"]["files"]["golden-q4_k_m.gguf"]["sha256"] = "0" * 64
+    (out / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ArtifactError, match="is about other files"):
+        found_at(out)
+
+
+def test_the_checks_of_a_budget_file(tmp_path):
+    path = tmp_path / "checks.json"
+    checks = {name: document(tmp_path / name) for name in ("phone", "board")}
+    path.write_text(json.dumps({"verdict": "failed", "checks": checks}))
+    assert [found.where for found in founds_at(path)] == [f"{path}, check phone", f"{path}, check board"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "is not a packlight report of version 1"),
+        ('{"packlight_report": 2}', "is not a packlight report of version 1"),
+        ('{"verdict": "met", "checks": {}}', "is not a packlight report"),
+        ('{"verdict": "met", "checks": {"a": {"packlight_report": 7}}}', "is not a packlight report"),
+        ('{"packlight_report": 1}', "names no artifact"),
+        ('{"packlight_report": 1, "artifact": {"files": 3}}', "is a damaged report"),
+    ],
+)
+def test_a_file_that_is_no_report_is_one_line(tmp_path, text, message):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        found_at(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_page_is_not_written_over(tmp_path):
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="is there and no HTML page"):
+        refuse_other_file(model)
+    with pytest.raises(UserError, match="is a directory"):
+        refuse_other_file(tmp_path)
+    with pytest.raises(UserError, match="cannot be written"):
+        write_page([exported(tmp_path / "out")], tmp_path / "none" / "page.html")
