@@ -83,6 +83,9 @@ class AdbHost:
             files = {name: (job.artifact.root / name, one) for name, one in shipped.files.items()}
             phone.send(files, bench.room, watcher)
             figures = engine.measure(bench)
+        except KeyboardInterrupt as error:
+            kept = f"{phone.adb.name} keeps the files that came whole in {phone.directory}"
+            raise KeyboardInterrupt(*[kept] * self.keep) from error
         finally:
             self._tidy(bench)
         if self.keep:
