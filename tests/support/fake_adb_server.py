@@ -194,6 +194,9 @@ def _shell(connection: socket.socket, phone: FakePhone, command: str, *, framed:
     for thread in threads:
         thread.join()
     status = process.wait()
+    for stream, _ in streams:
+        if stream is not None:
+            stream.close()
     if framed:
         status = status if status >= 0 else 128 - status
         connection.sendall(struct.pack("<BIB", EXIT, 1, status))

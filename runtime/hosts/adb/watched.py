@@ -149,7 +149,7 @@ def watch(phone: Phone, run: str, engine: str, command: Sequence[str], seconds: 
         script = Path(room) / f"{run}.sh"
         script.write_text(text, encoding="utf-8")
         phone.adb.push(script, f"{phone.directory}/{run}.sh")
-    done = phone.adb.shell_for(f"sh {shlex.quote(f'{phone.directory}/{run}.sh')}", seconds, f" while {doing}")
+    done = phone.adb.shell_for(f"exec sh {shlex.quote(f'{phone.directory}/{run}.sh')}", seconds, f" while {doing}")
     return Watched.parse(done.stdout)
 
 

@@ -47,7 +47,6 @@ def test_a_budget_is_held_there(there):
     ("arguments", "said"),
     [
         (("measure", GOLDEN, "--on", "board"), "'board' names no host: use local, ssh:"),
-        (("measure", GOLDEN, "--on", "adb"), "--on adb needs --engine DIR: a directory with llama.cpp's llama-bench"),
         (("measure", GOLDEN, "--engine", "."), "--engine is for --on adb"),
         (("measure", GOLDEN, "--on", "ssh:"), "'ssh:' is no machine"),
         (("check", GOLDEN, "--max-memory", "1GB", "--remote-python", "python3"), "--remote-python, --remote-dir and"),
