@@ -18,7 +18,7 @@ import struct
 import subprocess
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
@@ -171,35 +171,38 @@ def _shell(connection: socket.socket, phone: FakePhone, command: str, *, framed:
         stderr=subprocess.PIPE if framed else subprocess.STDOUT, cwd=phone.root, start_new_session=True,
         env={"PATH": f"{phone.root}/bin:{os.environ['PATH']}", "FAKE_PHONE": str(phone.root)},
     )  # fmt: skip
+    threading.Thread(target=_hang_up, args=(connection, process), daemon=True).start()
     writing = threading.Lock()
-
-    def forward(stream: object, number: int) -> None:
-        with contextlib.suppress(OSError):
-            while data := stream.read1(65536):  # type: ignore[attr-defined]
-                with writing:
-                    connection.sendall(struct.pack("<BI", number, len(data)) + data if framed else data)
-
-    def hang_up() -> None:
-        with contextlib.suppress(OSError):
-            while connection.recv(4096):  # what the client's input is
-                pass
-        if process.poll() is None:
-            process.send_signal(signal.SIGHUP)
-
-    threading.Thread(target=hang_up, daemon=True).start()
-    streams = [(process.stdout, STDOUT), *([(process.stderr, STDERR)] if framed else [])]
-    threads = [threading.Thread(target=forward, args=one, daemon=True) for one in streams]
+    streams = [(process.stdout, STDOUT), (process.stderr, STDERR)]
+    threads = [
+        threading.Thread(target=_forward, args=(stream, number if framed else None, connection, writing), daemon=True)
+        for stream, number in streams
+        if stream is not None
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     status = process.wait()
-    for stream, _ in streams:
-        if stream is not None:
-            stream.close()
     if framed:
         status = status if status >= 0 else 128 - status
         connection.sendall(struct.pack("<BIB", EXIT, 1, status))
+
+
+def _forward(stream: IO[bytes], number: int | None, connection: socket.socket, writing: threading.Lock) -> None:
+    """What the command prints; number: of the stream, where it is framed."""
+    with stream, contextlib.suppress(OSError):
+        while data := os.read(stream.fileno(), 65536):
+            with writing:
+                connection.sendall(data if number is None else struct.pack("<BI", number, len(data)) + data)
+
+
+def _hang_up(connection: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        while connection.recv(4096):  # what the client's input is
+            pass
+    if process.poll() is None:
+        process.send_signal(signal.SIGHUP)
 
 
 def _sync(connection: socket.socket, phone: FakePhone) -> None:
