@@ -113,7 +113,8 @@ class Findings:
 
     def check(self, artifact: Artifact, cap: int, how: Running, command: str, reporter: Reporter) -> None:
         """Run the artifact under a cap of so many bytes; a line says whether it fits."""
-        reporter.step(f"running under a cap of {format_bytes(cap)}{elsewhere(how.host)}")
+        under = "running under a cap of" if how.host.caps else "comparing the peak with"
+        reporter.step(f"{under} {format_bytes(cap)}{elsewhere(how.host)}")
         try:
             found = how.host.check(how.job(artifact, command), cap, watched_by(reporter))
         except self.tolerated as error:

@@ -59,16 +59,16 @@ def parser() -> argparse.ArgumentParser:
 
 def lines(artifact: Artifact, measurement: Measurement) -> list[str]:
     """The figures as plain text, one a line."""
-    split = measurement.memory
-    cache = [] if measurement.of_encoder else [("KV cache", split.kv_cache_bytes)]
-    parts = (
-        ("weights", split.weights_bytes),
-        *cache,
-        ("compute", split.compute_bytes),
-        ("rest", split.other_bytes),
-    )
     shown = [f"{line.name:<23} {line.text}" for line in judge(artifact.total_bytes, measurement, Budget())]
-    shown.append(f"{'memory':<23} " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts))
+    if (split := measurement.memory) is not None:
+        cache = [] if measurement.of_encoder else [("KV cache", split.kv_cache_bytes)]
+        parts = (
+            ("weights", split.weights_bytes),
+            *cache,
+            ("compute", split.compute_bytes),
+            ("rest", split.other_bytes),
+        )
+        shown.append(f"{'memory':<23} " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts))
     if (kinds := measurement.resident) is not None:
         share = kinds.proportional_bytes
         backed = (("anonymous", kinds.anonymous_bytes), ("of files", kinds.file_bytes), ("shared", kinds.shared_bytes))

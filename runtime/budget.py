@@ -72,7 +72,7 @@ def size_line(artifact_bytes: int, budget: Budget) -> Line:
 def run_lines(measurement: Measurement, budget: Budget) -> list[Line]:
     """The lines of memory and speed, in the order people read them.
 
-    A limit on what this kind of model does not have, such as an encoder's decode speed, is a line that fails.
+    A limit on what was not measured, such as an encoder's decode speed, is a line that fails.
     """
     peak, cold = measurement.peak_rss_bytes, measurement.cold_first_token_ms
     cold_name = "latency, cold file" if measurement.of_encoder else "first token, cold file"
@@ -81,13 +81,20 @@ def run_lines(measurement: Measurement, budget: Budget) -> list[Line]:
     return [
         at_most("peak memory", peak, budget.max_memory_bytes, format_bytes(peak),
                 format_bytes(budget.max_memory_bytes or 0)),
-        at_most("load", measurement.load_s, budget.max_load_s, f"{measurement.load_s:.2f} s", f"{budget.max_load_s} s"),
+        *_load_lines(measurement.load_s, budget.max_load_s),
         *cold_lines,
         *_time_lines("first token", measurement.first_token_ms, budget.max_first_token_ms, ".0f"),
         *_time_lines("latency", measurement.latency_ms, budget.max_latency_ms, ".1f"),
         *_speed_lines(reading, measurement.prefill_tokens_per_s, budget.min_prefill_tokens_per_s),
         *_speed_lines("decode", measurement.decode_tokens_per_s, budget.min_decode_tokens_per_s),
     ]  # fmt: skip
+
+
+def _load_lines(load_s: float | None, limit: float | None) -> list[Line]:
+    """The line of loading; none where there is neither a figure nor a limit."""
+    if load_s is None:
+        return _absent("load", limit, f"≤ {limit} s")
+    return [at_most("load", load_s, limit, f"{load_s:.2f} s", f"{limit} s")]
 
 
 def _time_lines(name: str, stat: Stat | None, limit: float | None, form: str) -> list[Line]:
@@ -105,5 +112,5 @@ def _speed_lines(name: str, stat: Stat | None, limit: float | None) -> list[Line
 
 
 def _absent(name: str, limit: float | None, limit_text: str) -> list[Line]:
-    """A limit on a quantity that this kind of model does not have cannot be met."""
-    return [] if limit is None else [Line(name, "this model has none", limit_text, ok=False, value=0.0, limit=limit)]
+    """A limit on what this kind of model does not have, or what could not be measured, cannot be met."""
+    return [] if limit is None else [Line(name, "none was measured", limit_text, ok=False, value=0.0, limit=limit)]

@@ -133,6 +133,8 @@ class ResidentKinds:
 class Measurement:
     """One measuring run of one artifact. Sizes in bytes, times in seconds or milliseconds as named.
 
+    None is what was not measured: on a phone the engine's own tools do not tell all of it.
+
     load_s: opening the file, which is not in the page cache: header, tokenizer, buffers, and the weights, read or, with
         mmap, as far as the engine asks for them ahead (llama.cpp does on Linux)
     cold_first_token_ms: of the first prompt (an encoder: text) after that, which pays for what is left; 0 where it was
@@ -149,13 +151,13 @@ class Measurement:
     cap: None, or how memory was capped: {"method": "cgroup-v1", "bytes": …, "counts": …, "limit_hits": …}
     """
 
-    load_s: float
+    load_s: float | None
     first_token_ms: Stat | None
-    prefill_tokens_per_s: Stat
+    prefill_tokens_per_s: Stat | None
     decode_tokens_per_s: Stat | None
     peak_rss_bytes: int
-    memory: MemorySplit
-    second_turn_growth_bytes: int
+    memory: MemorySplit | None
+    second_turn_growth_bytes: int | None
     major_page_faults: int
     options: RunOptions
     trials: Trials
@@ -184,7 +186,7 @@ class Measurement:
             name: Stat(**{**data[name], "values": tuple(data[name]["values"])}) if data.get(name) else None
             for name in _STATS
         }
-        built["memory"] = MemorySplit(**data["memory"])
+        built["memory"] = MemorySplit(**data["memory"]) if data.get("memory") else None
         built["resident"] = ResidentKinds(**data["resident"]) if data.get("resident") else None
         built["options"] = RunOptions(**data["options"])
         built["trials"] = Trials(**data["trials"])

@@ -85,6 +85,8 @@ def _check(entry: Any, directory: Path) -> Check:  # noqa: ANN401  an _Entry
         budget = dataclasses.replace(budget, device=str(_beside(directory, budget.device)))
     if verifying.text is not None:
         verifying = dataclasses.replace(verifying, text=_beside(directory, str(verifying.text)))
+    if running.engine is not None:
+        running = dataclasses.replace(running, engine=_beside(directory, str(running.engine)))
     limits = budget.limits(verifying.thresholds(), verifying.encoder_thresholds())
     compared = None
     if entry.against is not None:

@@ -296,7 +296,7 @@ class Running:
 
     timeout: Annotated[float, _option("--timeout", "Give up measuring; default 600.", _RUN, _SECONDS, min=1)] = 600.0
     on: Annotated[
-        str, _option("--on", "Where it is measured: local (default), ssh:[user@]host[:port].", _RUN, "HOST")
+        str, _option("--on", "Where it is measured: local (default), ssh:[user@]host[:port], adb:SERIAL.", _RUN, "HOST")
     ] = "local"
     remote_python: Annotated[
         str | None, _option("--remote-python", "There: the Python that has the engine.", _RUN, "PATH")
@@ -306,6 +306,10 @@ class Running:
     ] = None
     remote_clean: Annotated[bool, _option("--remote-clean", "There: remove the artifact afterwards.", _RUN)] = False
 
+    engine: Annotated[
+        Path | None, _option("--engine", "For adb: the engine's tools, built for the phone.", _RUN, "DIR")
+    ] = None
+
     def how(self) -> HowToRun:
         """For the library."""
         from exporter.findings import Running as HowToRun
@@ -314,7 +318,13 @@ class Running:
 
         run = RunOptions(self.threads, self.context, self.batch, not self.no_mmap, _lower(self.kv_type))
         trials = Trials(self.prompt_tokens, self.decode_tokens, self.trials, self.timeout)
-        host = host_of(self.on, python=self.remote_python, directory=self.remote_dir, keep=not self.remote_clean)
+        host = host_of(
+            self.on,
+            python=self.remote_python,
+            directory=self.remote_dir,
+            keep=not self.remote_clean,
+            engine=self.engine,
+        )
         return HowToRun(run, trials, host)
 
 

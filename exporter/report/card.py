@@ -14,7 +14,7 @@ from targets.pooling import read_pooling
 if TYPE_CHECKING:
     from exporter.report.report import Report
     from runtime.artifact import Artifact
-    from runtime.measurement import ResidentKinds
+    from runtime.measurement import MemorySplit, ResidentKinds
     from targets.facts import ModelFacts
 
 _HERE = Path(__file__).parent
@@ -110,15 +110,22 @@ def _memory_rows(report: Report) -> list[tuple[str, str]]:
     if report.measurement is None:
         return []
     split, encoder = report.measurement.memory, report.measurement.of_encoder
-    cache = [] if encoder else [("KV cache", format_bytes(split.kv_cache_bytes))]
+    grown = report.measurement.second_turn_growth_bytes
     again = "growth over a second pass of texts" if encoder else "growth over a second turn"
     return [
+        *([] if split is None else _split_rows(split, encoder=encoder)),
+        *([] if grown is None else [(again, format_bytes(grown))]),
+        *_kind_rows(report.measurement.resident),
+    ]
+
+
+def _split_rows(split: MemorySplit, *, encoder: bool) -> list[tuple[str, str]]:
+    """What the engine says of its memory."""
+    return [
         ("weights", format_bytes(split.weights_bytes)),
-        *cache,
+        *([] if encoder else [("KV cache", format_bytes(split.kv_cache_bytes))]),
         ("compute buffers", format_bytes(split.compute_bytes)),
         ("the rest of the process", format_bytes(split.other_bytes)),
-        (again, format_bytes(report.measurement.second_turn_growth_bytes)),
-        *_kind_rows(report.measurement.resident),
     ]
 
 

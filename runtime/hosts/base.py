@@ -53,6 +53,10 @@ class Host(Protocol):
     def name(self) -> str:
         """As the user wrote it, "local" or "ssh:pi@board"."""
 
+    @property
+    def caps(self) -> bool:
+        """Whether `check` runs the artifact under a cap; else it compares the peak with it."""
+
     def refuse(self, artifact_format: str, watcher: Watcher) -> None:
         """Raise HostError where that format could not be measured there: before hours of other work."""
 

@@ -17,6 +17,7 @@ class LocalHost:
     """See `runtime.hosts.base.Host`."""
 
     name = "local"
+    caps = True
 
     def refuse(self, artifact_format: str, watcher: Watcher) -> None:
         """Nothing: an engine that is missing here says so when it is opened."""

@@ -104,6 +104,11 @@ class SshHost:
         """As it is recorded."""
         return f"ssh:{self.address}"
 
+    @property
+    def caps(self) -> bool:
+        """By what that machine has."""
+        return True
+
     def refuse(self, artifact_format: str, watcher: Watcher) -> None:
         """Raises HostError."""
         with self._connected(artifact_format, watcher):

@@ -16,6 +16,7 @@ from exporter.report.junit import junit
 from exporter.report.report import Provenance, Report
 from runtime.artifact import Artifact
 from runtime.budget import Budget, at_most
+from runtime.hosts.adb.host import AdbHost
 from runtime.hosts.ssh import Address, SshHost
 from runtime.measurement import RunOptions, Trials
 from targets.device import DEVICES
@@ -104,6 +105,12 @@ def test_paths_are_the_files_own(written, tmp_path, monkeypatch):
     assert one.verifying[0].model == str(tmp_path / "model")
     assert one.verifying[1].text == tmp_path / "text.txt"
     assert one.limits.device.name == "Raspberry Pi 5 (8 GB)"
+
+
+def test_the_tools_for_a_phone_are_beside_the_file(written, tmp_path):
+    """The same budget is checked from wherever packlight is started."""
+    path = written('[checks.a]\nartifact = "g.gguf"\nmax_memory = "1GB"\non = "adb:A1"\nengine = "tools"\n')
+    assert load_checks(path)["a"].running.host == AdbHost("A1", tmp_path / "tools")
 
 
 @pytest.mark.parametrize(

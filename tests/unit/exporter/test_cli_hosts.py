@@ -46,7 +46,8 @@ def test_a_budget_is_held_there(there):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("measure", GOLDEN, "--on", "board"), "'board' names no host: use local, or ssh:[user@]host[:port]"),
+        (("measure", GOLDEN, "--on", "board"), "'board' names no host: use local, ssh:"),
+        (("measure", GOLDEN, "--engine", "."), "--engine is for --on adb"),
         (("measure", GOLDEN, "--on", "ssh:"), "'ssh:' is no machine"),
         (("check", GOLDEN, "--max-memory", "1GB", "--remote-python", "python3"), "--remote-python, --remote-dir and"),
         (("measure", "no-such.gguf", "--on", "ssh:board"), "no-such.gguf: no such file or directory"),

@@ -39,7 +39,9 @@ def test_what_is_no_address(text):
 
 def test_other_words():
     assert isinstance(host_of("local"), LocalHost)
-    with pytest.raises(UserError, match=r"'pi@board' names no host: use local, or ssh:\[user@\]host\[:port\]"):
+    with pytest.raises(
+        UserError, match=r"'pi@board' names no host: use local, ssh:\[user@\]host\[:port\], or adb:SERIAL"
+    ):
         host_of("pi@board")
     for more in ({"python": "python3"}, {"directory": "/data"}, {"keep": False}):
         with pytest.raises(UserError, match="are for --on ssh:HOST"):
