@@ -18,7 +18,7 @@ import numpy as np
 
 from exporter.report.report import utc_now
 from runtime.artifact import open_artifact
-from runtime.errors import UserError
+from runtime.errors import EngineError, UserError
 from runtime.host import default_threads, host_facts
 from runtime.measure import measure
 from runtime.measurement import RunOptions, Trials
@@ -80,8 +80,10 @@ class Times:
     @classmethod
     def of(cls, found: Measurement) -> Times:
         """Of a measurement."""
-        decode = found.decode_tokens_per_s
-        return cls(1 / decode.median if decode else 0.0, 1 / found.prefill_tokens_per_s.median)
+        decode, prefill = found.decode_tokens_per_s, found.prefill_tokens_per_s
+        if decode is None or prefill is None:
+            raise EngineError(f"{found.host['engine']}: told no speed")
+        return cls(1 / decode.median, 1 / prefill.median)
 
 
 def _timed(artifact: Artifact, threads: int, prompt: int) -> tuple[Times, str]:
