@@ -86,7 +86,7 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
     )
     refuse_problems(target, facts, options)
     kv_type = kv_type_of(request, facts)
-    refuse_other_limits(request.limits, lambda: task_of_source(facts))
+    refuse_other_limits(request.limits, lambda: task_of_source(facts), request.running)
     if request.verify is not None:
         from exporter.verify import refuse_too_large
 
@@ -188,7 +188,7 @@ def with_source(
 def measure_artifact(path: Path, limits: Limits, how: Running, command: str, reporter: Reporter) -> Report:
     """Measure an artifact on disk."""
     artifact = open_artifact(path)
-    refuse_other_limits(limits, lambda: task_of(artifact))
+    refuse_other_limits(limits, lambda: task_of(artifact), how)
     findings = Findings()
     findings.measure(artifact, how, command, reporter)
     return findings.report(artifact, limits, provenance(command))
@@ -200,7 +200,7 @@ def check_artifact(path: Path, limits: Limits, how: Running, command: str, repor
     if cap is None:
         raise UserError("check needs a memory budget; add --max-memory, for example --max-memory 700MB")
     artifact = open_artifact(path)
-    refuse_other_limits(limits, lambda: task_of(artifact))
+    refuse_other_limits(limits, lambda: task_of(artifact), how)
     findings = Findings(tolerated=())
     findings.check(artifact, cap, how, command, reporter)
     return findings.report(artifact, limits, provenance(command))
