@@ -241,6 +241,9 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
     speeds = dataclasses.replace(budget, max_artifact_bytes=None)
     if not request.measure and speeds != Budget():
         raise UserError("a memory, load or speed budget needs a measurement; leave out --no-measure or the budget")
+    trials = request.running.trials
+    if not request.measure and (trials.sustained_s or trials.fill_context):
+        raise UserError("--sustained and --fill-context measure; leave out --no-measure or them")
     if request.verify is None and (request.limits.drift or request.limits.encoder_drift) is not None:
         raise UserError("a drift budget needs verifying; leave out --no-verify or the budget")
     if request.verify is not None and request.verify.text is not None:

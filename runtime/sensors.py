@@ -36,9 +36,9 @@ def read_number(path: Path) -> int | None:
 def celsius(number: int) -> float | None:
     """Degrees of a zone's number. The kernel's unit is a thousandth; some drivers say whole degrees.
 
-    As thousandths, numbers below 200 would be a fifth of a degree at most.
+    As thousandths, these small numbers would be a fraction of a degree.
     """
-    degrees = float(number) if abs(number) < 200 else number / 1000
+    degrees = float(number) if -273 <= number < 200 else number / 1000
     return degrees if COLDEST_C <= degrees <= HOTTEST_C else None
 
 
