@@ -247,8 +247,8 @@ class _Child:
             timer = threading.Timer(self.timeout_s, stop)
             timer.start()
             self.timeline = Timeline(process.pid)
-            self.timeline.start()
             try:
+                self.timeline.start()
                 self._follow(process, request)
                 status = process.wait()
             finally:  # also on Ctrl-C: the child must not outlive us

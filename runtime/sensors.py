@@ -80,7 +80,7 @@ class Rapl:
     @classmethod
     def of(cls, sys: Path) -> Rapl | None:
         """The packages' counters; parts of a package are in it already. None where one cannot be read."""
-        zones = [zone for zone in sys.glob("class/powercap/intel-rapl:*") if zone.name.count(":") == 1]
+        zones = sys.glob("class/powercap/intel-rapl:*")
         packages = [zone for zone in zones if (read_text(zone / "name") or "").startswith("package")]
         meter = cls({zone / "energy_uj": read_number(zone / "max_energy_range_uj") or 0 for zone in packages})
         meter._last = {path: now for path in meter.counters if (now := read_number(path)) is not None}

@@ -68,12 +68,17 @@ class Timeline:
     _over: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
+    _statm: int = -1
 
     def start(self) -> None:
         """Begin to sample; where there is no /proc, nothing is done."""
-        if (self.proc / str(self.pid) / "statm").exists():
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
+        try:
+            # Kept open: to open it anew would take most of a sample's time.
+            self._statm = os.open(self.proc / str(self.pid) / "statm", os.O_RDONLY)
+        except OSError:
+            return
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def phase(self, name: str, *, quiet: bool = False) -> None:
         """The process has announced a phase: the end of the last one and the begin of this one are samples."""
@@ -87,6 +92,8 @@ class Timeline:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
+            self._thread = None
+            os.close(self._statm)
 
     def sample(self) -> None:
         """Read once."""
@@ -94,7 +101,7 @@ class Timeline:
             return
         with self._lock:
             try:
-                found = parse_statm((self.proc / str(self.pid) / "statm").read_text(encoding="ascii"))
+                found = parse_statm(os.pread(self._statm, 256, 0).decode("ascii"))
             except (OSError, ValueError):  # it has ended
                 return
             if found is None:

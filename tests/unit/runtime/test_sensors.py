@@ -139,7 +139,14 @@ def test_energy_and_charge_by_difference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "last", [{"status": "Charging"}, {"status": "Full"}, {"energy_now": "?"}, {"energy_now": 50_000_000}]
+    "last",
+    [
+        {"status": "Charging", "energy_now": 49_000_000},
+        {"status": "Full", "energy_now": 49_000_000},
+        {"energy_now": "?"},
+        {"energy_now": 50_000_000},
+        {"energy_now": 51_000_000},
+    ],
 )
 def test_no_figure_where_it_charged_did_not_answer_or_did_not_move(tmp_path, last):
     battery(tmp_path, energy_now=50_000_000)
