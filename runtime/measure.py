@@ -127,8 +127,20 @@ def measure_under(
         mapped_weights_bytes=result.get("mapped_weights_bytes"),
         full_context_tokens_per_s=result.get("full_context_tokens_per_s"),
         turn_rss_bytes=tuple(result.get("turn_rss_bytes", ())),
-        timeline=tuple(child.samples),
+        timeline=_timeline(child.samples, result["peak_rss_bytes"]),
         sustained=Sustained.from_json(result["sustained"]) if result.get("sustained") else None,
+    )
+
+
+def _timeline(samples: list[MemorySample], peak: int) -> tuple[MemorySample, ...]:
+    """The samples of the run itself, none above the peak.
+
+    Between two of them the process may have read its peak and gone on, and the kernel counts pages in batches.
+    """
+    return tuple(
+        dataclasses.replace(sample, rss_bytes=min(sample.rss_bytes, peak))
+        for sample in samples
+        if sample.phase != "done"
     )
 
 

@@ -250,15 +250,15 @@ def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answer
         else:
             timed = time_decoder(session, options, trials, answers)
         memory, now = resident(), anonymous_bytes()
+        answers.phase("done")  # before the rest is read, which takes memory of its own
         grown = None if anonymous is None or now is None else now - anonymous
         if memory.source != "VmHWM":
             answers.notes.append(f"peak memory is {memory.source}: this system has no VmHWM")
         mapped = model_mapped_bytes(artifact)
-        answers.see_pss()
         kinds = resident_kinds()
         if kinds and answers.peak_pss_bytes is not None:
-            kinds["peak_proportional_bytes"] = answers.peak_pss_bytes
-        result = {
+            kinds["peak_proportional_bytes"] = max(answers.peak_pss_bytes, kinds.get("proportional_bytes", 0))
+        return {
             **timed,
             "load_s": load_s,
             "peak_rss_bytes": memory.peak_bytes,
@@ -269,8 +269,6 @@ def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answer
             "engine": session.engine,
             "notes": answers.notes,
         }
-    answers.phase("done")
-    return result
 
 
 def time_decoder(session: Session, options: RunOptions, trials: Trials, answers: Answers) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from runtime.errors import EngineError, OutOfMemory, TimedOut, UserError
 from runtime.measure import child_environment, measure
 from runtime.measurement import Measurement, RunOptions, Trials
 from runtime.openmp import SPINS
+from runtime.series import MemorySample
 from runtime.timeline import Timeline
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "golden-q4_k_m.gguf"
@@ -81,6 +82,15 @@ def test_a_run_with_all_phases_over_mapped_and_read_weights(mmap):
     assert done.resident.peak_proportional_bytes >= done.resident.proportional_bytes
     assert done.sustained.tokens > 0
     assert Measurement.from_json(json.loads(json.dumps(done.to_json()))) == done
+
+
+def test_a_timeline_ends_with_the_run_and_stays_below_the_peak():
+    samples = [
+        MemorySample(0.1, 90, 50, "loading"),
+        MemorySample(0.2, 101, 60, "turn"),
+        MemorySample(0.3, 99, 60, "done"),
+    ]
+    assert measure_module._timeline(samples, 100) == (samples[0], MemorySample(0.2, 100, 60, "turn"))
 
 
 def test_without_proc_there_is_no_timeline(monkeypatch, tmp_path):
