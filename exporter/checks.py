@@ -37,7 +37,7 @@ class Check:
     def opened(self) -> Artifact:
         """The artifact. Raises UserError for what can be known to be wrong before anything is run."""
         artifact = open_artifact(self.artifact)
-        refuse_other_limits(self.limits, lambda: task_of(artifact))
+        refuse_other_limits(self.limits, lambda: task_of(artifact), self.running)
         refuse_kv_type(self.running.options.kv_type)
         if self.verifying is not None and self.verifying[1].text is not None:
             load_text(self.verifying[1].text)

@@ -13,7 +13,8 @@ from runtime.errors import CheckFailed, EngineError, PacklightError, UserError, 
 from runtime.hosts import LOCAL
 from runtime.hosts.base import Job, Watcher
 from runtime.hosts.local import LocalHost
-from runtime.measurement import KV_TYPES, RunOptions, Trials
+from runtime.measure import check_trials
+from runtime.measurement import KV_TYPES, NOT_BY_TOOLS, RunOptions, Trials
 from runtime.sessions.base import ENCODER_TASKS
 from runtime.units import format_bytes
 
@@ -69,6 +70,12 @@ class Running:
     options: RunOptions = field(default_factory=RunOptions)
     trials: Trials = field(default_factory=Trials)
     host: Host = field(default_factory=LocalHost)
+
+    def refuse(self, artifact_format: str, reporter: Reporter) -> None:
+        """Raise what keeps an artifact of that format from being measured so, before hours of other work."""
+        if self.trials.of_harness and not self.host.caps:
+            raise UserError(f"--on {self.host.name} runs the engine's own tools: {NOT_BY_TOOLS}")
+        self.host.refuse(artifact_format, watched_by(reporter))
 
     def job(self, artifact: Artifact, command: str) -> Job:
         """For the host."""
@@ -150,14 +157,21 @@ def not_done(what: str, error: PacklightError | OSError) -> Line:
     return Line(what, said, "", ok=False, value=1.0, limit=0.0)
 
 
-def refuse_other_limits(limits: Limits, task: Callable[[], str]) -> None:
-    """Raise UserError for a limit on something that a model of this task does not have.
+def refuse_other_limits(limits: Limits, task: Callable[[], str], running: Running | None = None) -> None:
+    """Raise UserError for a limit or a phase on something that a model of this task, or the run, does not have.
 
     task: called only where there is such a limit, because it can be dear to know.
     """
-    if not limits.for_encoders and not limits.for_decoders:
+    trials = running.trials if running is not None else Trials()
+    if limits.budget.min_sustained_tokens_per_s is not None and not trials.sustained_s:
+        raise UserError(
+            "--min-sustained-speed needs a load that goes on; add --sustained, for example --sustained 5min"
+        )
+    if not limits.for_encoders and not limits.for_decoders and running is None:
         return
-    named = task()
+    named = task() if limits.for_encoders or limits.for_decoders or trials.fill_context else ""
+    if running is not None:
+        check_trials(running.options, trials.resolved(encoder=False), encoder=named in ENCODER_TASKS)
     if named in ENCODER_TASKS and limits.for_decoders:
         raise UserError(
             f"{limits.for_decoders[0]} is for models that generate, this one is for {named}; "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from exporter.by_recipe import compressed, quant_of, recorded
-from exporter.findings import Findings, Limits, Running, refuse_kv_type, refuse_other_limits, watched_by
+from exporter.findings import Findings, Limits, Running, refuse_kv_type, refuse_other_limits
 from exporter.quant import known_quant
 from exporter.report.report import Provenance, Report, utc_now, version
 from exporter.source import refuse_problems, resolve_model, task_of_source
@@ -86,13 +86,13 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
     )
     refuse_problems(target, facts, options)
     kv_type = kv_type_of(request, facts)
-    refuse_other_limits(request.limits, lambda: task_of_source(facts))
+    refuse_other_limits(request.limits, lambda: task_of_source(facts), request.running)
     if request.verify is not None:
         from exporter.verify import refuse_too_large
 
         refuse_too_large(facts, request.verify)
     if request.measure:
-        request.running.host.refuse(request.format, watched_by(reporter))
+        request.running.refuse(request.format, reporter)
     with staging(out) as room:
         trusted = (request.running.options.threads, request.trust_remote_code)
         with compressed(request.recipe, facts, out, trusted, reporter) as (packed, done):
@@ -188,7 +188,7 @@ def with_source(
 def measure_artifact(path: Path, limits: Limits, how: Running, command: str, reporter: Reporter) -> Report:
     """Measure an artifact on disk."""
     artifact = open_artifact(path)
-    refuse_other_limits(limits, lambda: task_of(artifact))
+    refuse_other_limits(limits, lambda: task_of(artifact), how)
     findings = Findings()
     findings.measure(artifact, how, command, reporter)
     return findings.report(artifact, limits, provenance(command))
@@ -200,7 +200,7 @@ def check_artifact(path: Path, limits: Limits, how: Running, command: str, repor
     if cap is None:
         raise UserError("check needs a memory budget; add --max-memory, for example --max-memory 700MB")
     artifact = open_artifact(path)
-    refuse_other_limits(limits, lambda: task_of(artifact))
+    refuse_other_limits(limits, lambda: task_of(artifact), how)
     findings = Findings(tolerated=())
     findings.check(artifact, cap, how, command, reporter)
     return findings.report(artifact, limits, provenance(command))
@@ -243,6 +243,9 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
     speeds = dataclasses.replace(budget, max_artifact_bytes=None)
     if not request.measure and speeds != Budget():
         raise UserError("a memory, load or speed budget needs a measurement; leave out --no-measure or the budget")
+    trials = request.running.trials
+    if not request.measure and (trials.sustained_s or trials.fill_context):
+        raise UserError("--sustained and --fill-context measure; leave out --no-measure or them")
     if request.verify is None and (request.limits.drift or request.limits.encoder_drift) is not None:
         raise UserError("a drift budget needs verifying; leave out --no-verify or the budget")
     if request.verify is not None and request.verify.text is not None:

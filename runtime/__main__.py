@@ -1,6 +1,7 @@
 """Measure an artifact on this machine: all that a device needs of packlight is this package and an engine.
 
-    python -m runtime ARTIFACT [--context N] [--threads N] [--trials N] [--max-memory SIZE] [--json]
+    python -m runtime ARTIFACT [--context N] [--threads N] [--no-mmap] [--trials N] [--turns N] [--fill-context]
+                               [--sustained DURATION] [--max-memory SIZE] [--json]
 
 Exit status 0; 1 where it does not fit or the engine fails, 2 for a mistake in the input.
 """
@@ -20,7 +21,7 @@ from runtime.check import check
 from runtime.errors import PacklightError, said_of
 from runtime.measure import measure
 from runtime.measurement import RunOptions, Trials
-from runtime.units import format_bytes, parse_bytes
+from runtime.units import format_bytes, parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
     built.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an exported directory, or a .gguf file")
     built.add_argument("--context", type=int, default=RunOptions.context, metavar="N", help="tokens of context")
     built.add_argument("--threads", type=int, metavar="N", help="compute threads; default: the cores, at most 4")
+    built.add_argument("--no-mmap", action="store_true", help="read the weights, do not map them")
+    built.add_argument("--turns", type=int, default=Trials.turns, metavar="N", help="turns of the conversation")
+    built.add_argument("--fill-context", action="store_true", help="fill the context to its last token")
+    built.add_argument("--sustained", metavar="DURATION", help="a load that goes on for so long, for example 5min")
     built.add_argument("--trials", type=int, default=Trials.count, metavar="N", help="trials after one warm-up")
     built.add_argument("--max-memory", metavar="SIZE", help="run under a hard cap of this size, for example 300MB")
     built.add_argument("--json", action="store_true", help="print the measurement (with --max-memory the verdict)")
@@ -72,7 +77,9 @@ def lines(artifact: Artifact, measurement: Measurement) -> list[str]:
     if (kinds := measurement.resident) is not None:
         share = kinds.proportional_bytes
         backed = (("anonymous", kinds.anonymous_bytes), ("of files", kinds.file_bytes), ("shared", kinds.shared_bytes))
+        peak = kinds.peak_proportional_bytes
         named = (*backed, *([] if share is None else [("PSS", share)]))
+        named += () if peak is None else (("highest PSS seen", peak),)
         shown.append(f"{'at the end':<23} " + ", ".join(f"{name} {format_bytes(size)}" for name, size in named))
     shown.append(f"{'host':<23} " + ", ".join(str(measurement.host[key]) for key in ("cpu", "os", "engine")))
     return shown + [f"{'note':<23} {note}" for note in measurement.notes]
@@ -82,7 +89,9 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Measure or check, print what was found and give the exit status. Raises PacklightError."""
     cap_bytes = None if args.max_memory is None else parse_bytes(args.max_memory)
     artifact = open_artifact(args.artifact)
-    options, trials = RunOptions(threads=args.threads, context=args.context), Trials(count=args.trials)
+    options = RunOptions(threads=args.threads, context=args.context, mmap=not args.no_mmap)
+    sustained_s = 0.0 if args.sustained is None else parse_seconds(args.sustained)
+    trials = Trials(count=args.trials, turns=args.turns, fill_context=args.fill_context, sustained_s=sustained_s)
     measurement: Measurement | None
     verdict: CapVerdict | None = None
     if cap_bytes is None:

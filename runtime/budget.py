@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runtime.measurement import TURNS
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from runtime.measurement import Measurement, Stat
+    from runtime.series import Sustained
 
 
 @dataclass(frozen=True)
 class Budget:
     """Limits that the user named; None is no limit. Speeds are medians, in tokens per second.
 
-    max_first_token_ms and min_decode_tokens_per_s hold for models that generate, max_latency_ms for encoders.
+    max_first_token_ms and min_decode_tokens_per_s hold for models that generate, max_latency_ms for encoders,
+    min_sustained_tokens_per_s for a sustained load.
     """
 
     max_memory_bytes: int | None = None
@@ -25,6 +28,7 @@ class Budget:
     min_prefill_tokens_per_s: float | None = None
     min_decode_tokens_per_s: float | None = None
     max_latency_ms: float | None = None
+    min_sustained_tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,21 @@ def run_lines(measurement: Measurement, budget: Budget) -> list[Line]:
     cold_name = "latency, cold file" if measurement.of_encoder else "first token, cold file"
     cold_lines = [at_most(cold_name, cold, None, f"{cold:,.0f} ms")] if cold else []
     reading = "throughput" if measurement.of_encoder else "prefill"
+    warm, full = measurement.warm_load_s, measurement.full_context_tokens_per_s
     return [
         at_most("peak memory", peak, budget.max_memory_bytes, format_bytes(peak),
                 format_bytes(budget.max_memory_bytes or 0)),
+        *_mapped_lines(measurement),
         *_load_lines(measurement.load_s, budget.max_load_s),
+        *([] if warm is None else [at_most("load, file in cache", warm, None, f"{warm:.2f} s")]),
         *cold_lines,
         *_time_lines("first token", measurement.first_token_ms, budget.max_first_token_ms, ".0f"),
         *_time_lines("latency", measurement.latency_ms, budget.max_latency_ms, ".1f"),
         *_speed_lines(reading, measurement.prefill_tokens_per_s, budget.min_prefill_tokens_per_s),
         *_speed_lines("decode", measurement.decode_tokens_per_s, budget.min_decode_tokens_per_s),
+        *([] if full is None else [at_least("decode, full context", full, None, f"{full:,.1f} tokens/s")]),
+        *_turn_lines(measurement),
+        *_sustained_lines(measurement.sustained, budget.min_sustained_tokens_per_s),
     ]  # fmt: skip
 
 
@@ -95,6 +105,33 @@ def _load_lines(load_s: float | None, limit: float | None) -> list[Line]:
     if load_s is None:
         return _absent("load", limit, f"≤ {limit} s")
     return [at_most("load", load_s, limit, f"{load_s:.2f} s", f"{limit} s")]
+
+
+def _mapped_lines(measurement: Measurement) -> list[Line]:
+    """Whether the weights are mapped, which the kernel may drop and read again, or read."""
+    mapped = measurement.mapped_weights_bytes
+    if mapped is None:
+        return []
+    return [at_most("of it mapped weights", mapped, None, format_bytes(mapped) if mapped else "none")]
+
+
+def _turn_lines(measurement: Measurement) -> list[Line]:
+    """Growth over a conversation that is longer than the usual one."""
+    turns = measurement.turn_rss_bytes
+    if len(turns) <= TURNS:
+        return []
+    what = "passes" if measurement.of_encoder else "turns"
+    grown = turns[-1] - turns[0]
+    return [at_most(f"growth over {len(turns)} {what}", grown, None, format_bytes(grown))]
+
+
+def _sustained_lines(load: Sustained | None, limit: float | None) -> list[Line]:
+    """The speed that a sustained load comes down to: the median of its last fifth."""
+    limit_text = f"{limit} tokens/s"
+    if load is None:
+        missing = Line("sustained", "not measured", f"≥ {limit_text}", ok=False, value=0.0, limit=limit)
+        return [] if limit is None else [missing]
+    return [at_least("sustained", load.settled_tokens_per_s, limit, load.text, limit_text)]
 
 
 def _time_lines(name: str, stat: Stat | None, limit: float | None, form: str) -> list[Line]:

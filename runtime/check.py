@@ -27,6 +27,7 @@ class CapVerdict:
     measurement: the run under the cap where it fits, else the run without one; None where neither completed
     method: how memory was capped, one of runtime.cap.METHODS
     text: the verdict in one sentence
+    phase: the last one that a run reached which the cap ended; None where it came to its end
     """
 
     fits: bool
@@ -34,12 +35,13 @@ class CapVerdict:
     measurement: Measurement | None
     method: str
     text: str
+    phase: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         measurement = None if self.measurement is None else self.measurement.to_json()
         return {"fits": self.fits, "needed_bytes": self.needed_bytes, "method": self.method, "text": self.text,
-                "measurement": measurement}  # fmt: skip
+                "phase": self.phase, "measurement": measurement}  # fmt: skip
 
 
 Runner = Callable[[Cap | None], Measurement]
@@ -87,22 +89,22 @@ def _died(cap: Cap, phase: str, free: Measurement | None) -> CapVerdict:
     """Over the cap. A resource limit counts more than what is resident, so there the resident peak decides."""
     if free is None:
         text = f"does not fit: died while {phase} under a cap of {_size(cap)}, and does not complete without one either"
-        return CapVerdict(False, None, None, cap.method, text)
+        return CapVerdict(False, None, None, cap.method, text, phase)
     needed = free.peak_rss_bytes
     if needed > cap.n_bytes:
         text = f"does not fit: needed {format_bytes(needed)}, the cap is {_size(cap)}, died while {phase}"
-        return CapVerdict(False, needed, free, cap.method, text)
+        return CapVerdict(False, needed, free, cap.method, text, phase)
     if cap.kills:
         text = (
             f"does not fit: needed {format_bytes(needed)} resident and the kernel's own memory for it, "
             f"the cap is {_size(cap)}, died while {phase}"
         )
-        return CapVerdict(False, needed, free, cap.method, text)
+        return CapVerdict(False, needed, free, cap.method, text, phase)
     text = (
         f"fits: peak {format_bytes(needed)} without a cap, by the kernel's high-water mark; under the cap of "
         f"{_size(cap)} it died while {phase}, because that counts {COUNTS[cap.method]}"
     )
-    return CapVerdict(True, needed, free, cap.method, text)
+    return CapVerdict(True, needed, free, cap.method, text, phase)
 
 
 def _too_slow(cap: Cap, error: TimedOut, free: Measurement | None) -> CapVerdict:
@@ -116,7 +118,7 @@ def _too_slow(cap: Cap, error: TimedOut, free: Measurement | None) -> CapVerdict
         f"does not fit: needed {format_bytes(needed)}, the cap is {_size(cap)}; it had not finished {error.phase} "
         "when the time was up, because the kernel dropped mapped weights and read them again"
     )
-    return CapVerdict(False, needed, free, cap.method, text)
+    return CapVerdict(False, needed, free, cap.method, text, error.phase)
 
 
 def _completed(cap: Cap, capped_run: Measurement, runner: Runner) -> CapVerdict:

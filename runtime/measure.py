@@ -20,14 +20,18 @@ from runtime import openmp
 from runtime.cap import COUNTS, Cap, capped, drop_file_cache
 from runtime.errors import ArtifactError, EngineError, OutOfMemory, TimedOut, UserError
 from runtime.host import default_threads, host_facts
-from runtime.measurement import Measurement, MemorySplit, ResidentKinds, RunOptions, Stat, Trials
+from runtime.measurement import TURNS, Measurement, MemorySplit, ResidentKinds, RunOptions, Stat, Trials
+from runtime.memory import cached_bytes
+from runtime.series import Sustained
 from runtime.sessions.base import is_encoder
+from runtime.timeline import Timeline
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.artifact import Artifact
+    from runtime.series import MemorySample
 
 MINIMUM_CONTEXT = 16
 _NO_MEMORY = re.compile(
@@ -50,7 +54,7 @@ def measure(
     """Measure `artifact` on this host, under a cap of exactly `cap_bytes` where one is named.
 
     progress is called with each phase's name; command is recorded. Raises EngineError where the engine fails or
-    dies, its OutOfMemory where it goes over the cap, TimedOut after `trials.timeout_s`, UserError for bad options.
+    dies, its OutOfMemory where it goes over the cap, TimedOut after `trials.allowed_s`, UserError for bad options.
     """
     if cap_bytes is None:
         return measure_under(None, artifact, options, trials, progress=progress, command=command)
@@ -69,14 +73,16 @@ def measure_under(
 ) -> Measurement:
     """`measure` with a cap that is open already, or None."""
     trials = trials.resolved(encoder=is_encoder(artifact))
-    _check(options, trials)
+    check_trials(options, trials, encoder=is_encoder(artifact))
     options = dataclasses.replace(
         options, threads=options.threads or default_threads(), kv_type=options.kv_type_for(artifact.contract)
     )
     # Both for the cold figures and for a cap, which is charged only for pages that nobody has read before.
-    for name in dict.fromkeys((artifact.entry, *artifact.files)):
-        drop_file_cache(artifact.root / name)
-    child = _Child(cap, trials.timeout_s, progress or _silent)
+    files = [artifact.root / name for name in dict.fromkeys((artifact.entry, *artifact.files))]
+    for path in files:
+        drop_file_cache(path)
+    cold = _is_cold(files)
+    child = _Child(cap, trials.allowed_s, progress or _silent)
     request = {
         "artifact": {
             "root": str(artifact.root.resolve()),
@@ -88,7 +94,13 @@ def measure_under(
         "options": dataclasses.asdict(options),
         "trials": dataclasses.asdict(trials),
     }
-    result = child.run(request, child_environment(options.threads or 1))
+    environment = child_environment(options.threads or 1)
+    result = child.run(request, environment)
+    if cold is False:
+        result["notes"].append("load_s is not of a cold file: the system kept it in the page cache")
+    if cap is None:
+        (progress or _silent)("loading again")
+        _load_again(files, _Child(None, trials.timeout_s, _silent), request, environment, result)
     done = dataclasses.replace(
         trials, prompt_tokens=result["prompt_tokens"], decode_tokens=result["decode_tokens"]
     )  # what was measured, where the context was too small for what was asked
@@ -108,9 +120,59 @@ def measure_under(
         host={**host_facts(), "engine": result["engine"]},
         command=command,
         cap=None if cap is None else describe_cap(cap),
-        resident=ResidentKinds(**result["resident"]) if result["resident"] else None,
+        resident=_resident(result["resident"], child.peak_pss_bytes),
         notes=tuple(result["notes"]),
+        load_is_cold=cold,
+        warm_load_s=result.get("warm_load_s"),
+        mapped_weights_bytes=result.get("mapped_weights_bytes"),
+        full_context_tokens_per_s=result.get("full_context_tokens_per_s"),
+        turn_rss_bytes=tuple(result.get("turn_rss_bytes", ())),
+        timeline=_timeline(child.samples, result["peak_rss_bytes"]),
+        sustained=Sustained.from_json(result["sustained"]) if result.get("sustained") else None,
     )
+
+
+def _timeline(samples: list[MemorySample], peak: int) -> tuple[MemorySample, ...]:
+    """The samples of the run itself, none above the peak.
+
+    Between two of them the process may have read its peak and gone on, and the kernel counts pages in batches.
+    """
+    return tuple(
+        dataclasses.replace(sample, rss_bytes=min(sample.rss_bytes, peak))
+        for sample in samples
+        if sample.phase != "done"
+    )
+
+
+def _is_cold(files: list[Path]) -> bool | None:
+    """Whether the page cache holds at most a hundredth of the files; None where the system does not tell."""
+    cached = [cached_bytes(path) for path in files]
+    known = [n_bytes for n_bytes in cached if n_bytes is not None]
+    if len(known) < len(cached):
+        return None
+    return sum(known) <= sum(path.stat().st_size for path in files) / 100
+
+
+def _load_again(
+    files: list[Path], child: _Child, request: dict[str, Any], environment: dict[str, str], result: dict[str, Any]
+) -> None:
+    """Add "warm_load_s", of a second process that finds the files in the page cache, or a note why there is none."""
+    try:
+        for path in files:
+            with path.open("rb") as file:
+                while file.read(1 << 20):  # what a run does not keep, such as the weights that a runtime has packed
+                    pass
+        result["warm_load_s"] = child.run({**request, "load_only": True}, environment)["load_s"]
+    except (EngineError, OSError) as error:
+        result["notes"].append(f"the load with the file in the page cache was not measured: {error}")
+
+
+def _resident(kinds: dict[str, int] | None, seen: int | None) -> ResidentKinds | None:
+    """What backs the memory. seen: the highest PSS that was seen from outside"""
+    if not kinds:
+        return None
+    peak = max(kinds.get("peak_proportional_bytes", 0), seen or 0)
+    return ResidentKinds(**{**kinds, "peak_proportional_bytes": peak}) if peak else ResidentKinds(**kinds)
 
 
 def _stat(result: dict[str, Any], name: str, *, higher_is_better: bool = False) -> Stat | None:
@@ -133,7 +195,8 @@ def child_environment(threads: int) -> dict[str, str]:
     return {**openmp.child_environment(threads), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
 
-def _check(options: RunOptions, trials: Trials) -> None:
+def check_trials(options: RunOptions, trials: Trials, *, encoder: bool) -> None:
+    """Raise UserError for what cannot be measured."""
     if options.context < MINIMUM_CONTEXT:
         raise UserError(f"a context of {options.context} tokens is too small to measure: use {MINIMUM_CONTEXT} or more")
     for name in ("prompt_tokens", "decode_tokens", "count"):
@@ -141,6 +204,17 @@ def _check(options: RunOptions, trials: Trials) -> None:
             raise UserError(f"{name} is {getattr(trials, name)}: it has to be at least 1")
     if options.threads is not None and options.threads < 1:
         raise UserError(f"threads is {options.threads}: it has to be at least 1")
+    if trials.turns < TURNS:
+        raise UserError(f"{trials.turns} turns show no growth: use --turns {TURNS} or more")
+    if trials.turns > options.context // 2:
+        raise UserError(
+            f"{trials.turns} turns do not fit into a context of {options.context} tokens: "
+            f"use --turns {options.context // 2} at most, or a larger --context"
+        )
+    if trials.fill_context and encoder:
+        raise UserError("--fill-context is for models that generate: an encoder keeps no context; leave it out")
+    if trials.sustained_s < 0:
+        raise UserError(f"a sustained load of {trials.sustained_s:g} s: it has to be more than zero")
 
 
 def _silent(_phase: str) -> None:
@@ -156,6 +230,17 @@ class _Child:
     progress: Callable[[str], None]
     phase: str = "starting"
     answers: dict[str, Any] = field(default_factory=dict)
+    timeline: Timeline | None = None
+
+    @property
+    def samples(self) -> list[MemorySample]:
+        """Resident memory over the run."""
+        return self.timeline.samples if self.timeline is not None else []
+
+    @property
+    def peak_pss_bytes(self) -> int | None:
+        """The highest PSS that was seen from here."""
+        return self.timeline.peak_pss_bytes if self.timeline is not None else None
 
     def run(self, request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
         """The worker's result for `request`; an EngineError in every other case."""
@@ -173,11 +258,14 @@ class _Child:
 
             timer = threading.Timer(self.timeout_s, stop)
             timer.start()
+            self.timeline = Timeline(process.pid)
             try:
+                self.timeline.start()
                 self._follow(process, request)
                 status = process.wait()
             finally:  # also on Ctrl-C: the child must not outlive us
                 timer.cancel()
+                self.timeline.stop()
                 process.kill()
                 process.wait()
                 for pipe in (process.stdin, process.stdout):
@@ -205,6 +293,8 @@ class _Child:
             self.answers.update(answer)
             if "phase" in answer:
                 self.phase = answer["phase"]
+                if self.timeline is not None:
+                    self.timeline.phase(self.phase, quiet=bool(answer.get("quiet")))
                 self.progress(self.phase)
 
     def _failure(self, status: int, complaint: str) -> EngineError | UserError:

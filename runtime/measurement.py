@@ -7,6 +7,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from runtime.series import MemorySample, Sustained
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -23,6 +25,9 @@ PROMPT_TOKENS = 512
 """Tokens of a trial's prompt."""
 TEXT_TOKENS = 128
 """Tokens of the text that an encoder reads in a trial: a paragraph."""
+NOT_BY_TOOLS = "leave out --turns, --fill-context and --sustained, which packlight's own harness does"
+TURNS = 2
+"""Turns of the conversation that is measured; of an encoder, passes over texts."""
 
 _STATS = ("first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "latency_ms")
 
@@ -56,13 +61,29 @@ class Trials:
 
     prompt_tokens: None is PROMPT_TOKENS, for an encoder (whose prompt is the text that it reads) TEXT_TOKENS
     decode_tokens: an encoder generates none
-    timeout_s: seconds after which the whole run is given up
+    timeout_s: seconds after which the whole run is given up, a sustained load not counted
+    turns: of a conversation that fills the context, each as long as the others; of an encoder, passes over texts
+    fill_context: fill the context to its last token, for a model that generates
+    sustained_s: seconds of a load that goes on after all else; 0 for none
     """
 
     prompt_tokens: int | None = None
     decode_tokens: int = 64
     count: int = 5
     timeout_s: float = 3600.0
+    turns: int = TURNS
+    fill_context: bool = False
+    sustained_s: float = 0.0
+
+    @property
+    def allowed_s(self) -> float:
+        """Seconds that the measured process may take."""
+        return self.timeout_s + self.sustained_s
+
+    @property
+    def of_harness(self) -> bool:
+        """Whether it asks for what packlight's own harness alone can do, not an engine's tools."""
+        return self.turns != TURNS or self.fill_context or self.sustained_s > 0
 
     def resolved(self, *, encoder: bool) -> Trials:
         """The same with the defaults of that kind of model filled in."""
@@ -121,12 +142,16 @@ class ResidentKinds:
     shared_bytes: tmpfs and shared anonymous memory (RssShmem); shared libraries are files
     proportional_bytes: PSS, where pages that several processes have are divided by their number: what Android's tools
         report; None where the kernel does not say
+    peak_proportional_bytes: the highest PSS that was seen. The kernel keeps no mark of it, and reading it is dear: it
+        was read at the end of every phase and once a second in the turns, never while something was timed. A peak
+        between, such as a prefill's buffers, it does not show: it is a lower bound
     """
 
     anonymous_bytes: int
     file_bytes: int
     shared_bytes: int
     proportional_bytes: int | None = None
+    peak_proportional_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +174,15 @@ class Measurement:
     host: what ran it (machine, cpu, os, engine version); it is never the target device's own figure
     resident: None where the kernel does not tell
     cap: None, or how memory was capped: {"method": "cgroup-v1", "bytes": …, "counts": …, "limit_hits": …}
+    load_is_cold: whether the page cache held none of the file (at most a hundredth) when load_s began; None where the
+        system does not tell
+    warm_load_s: the same in a second fresh process, with the file in the page cache; None under a cap, where
+        the pages would be charged to nobody
+    mapped_weights_bytes: resident bytes of the model's files that are mapped, at the end; 0 where they were read
+    full_context_tokens_per_s: decode speed over the last tokens of a full context; None where it was not filled
+    turn_rss_bytes: resident bytes after each turn (an encoder's pass)
+    timeline: resident memory over the run with its phases; empty where there is no /proc
+    sustained: None where no sustained load was asked for
     """
 
     load_s: float | None
@@ -168,6 +202,13 @@ class Measurement:
     latency_ms: Stat | None = None
     resident: ResidentKinds | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
+    load_is_cold: bool | None = None
+    warm_load_s: float | None = None
+    mapped_weights_bytes: int | None = None
+    full_context_tokens_per_s: float | None = None
+    turn_rss_bytes: tuple[int, ...] = ()
+    timeline: tuple[MemorySample, ...] = ()
+    sustained: Sustained | None = None
 
     @property
     def of_encoder(self) -> bool:
@@ -191,4 +232,7 @@ class Measurement:
         built["options"] = RunOptions(**data["options"])
         built["trials"] = Trials(**data["trials"])
         built["notes"] = tuple(data.get("notes", ()))
+        built["turn_rss_bytes"] = tuple(data.get("turn_rss_bytes", ()))
+        built["timeline"] = tuple(MemorySample(**sample) for sample in data.get("timeline", ()))
+        built["sustained"] = Sustained.from_json(data["sustained"]) if data.get("sustained") else None
         return cls(**{**data, **built})

@@ -1,4 +1,4 @@
-"""Sizes as people write them, and as packlight prints them: MB is 10**6 bytes, MiB is 2**20."""
+"""Sizes and durations as people write them, and sizes as packlight prints them: MB is 10**6 bytes, MiB is 2**20."""
 
 from __future__ import annotations
 
@@ -24,6 +24,21 @@ def parse_bytes(text: str) -> int:
     if size <= 0:
         raise UserError(f"'{shortened(text)}' is not a size: it has to be more than zero and less than 2**63 bytes")
     return size
+
+
+_UNITS_S = {"": 1, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
+LONGEST_S = 7 * 24 * 3600.0
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of a duration such as `5min`, `300s`, `1h` or `90`. Raises UserError for anything else."""
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in _UNITS_S:
+        raise UserError(f"'{shortened(text)}' is not a duration: write a number and a unit, for example 300s or 5min")
+    seconds = float(match[1]) * _UNITS_S[match[2].lower()]
+    if not 1 <= seconds <= LONGEST_S:
+        raise UserError(f"'{shortened(text)}' is not a duration to measure: at least 1s, and at most a week")
+    return seconds
 
 
 def shortened(text: str, limit: int = 40) -> str:

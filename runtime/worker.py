@@ -2,16 +2,20 @@
 
 Request: {"artifact": {"root", "format", "entry"}, "options": {…RunOptions}, "trials": {…Trials}}; the artifact's
 "contract" and "context_length" may be left out where the file says all that (GGUF).
-Answers: {"phase": "loading"} as each phase begins, then one {"result": {…}} or {"error": {"kind", "message"}}.
+With "load_only": true nothing but the load is timed.
+Answers: {"phase": "loading"} as each phase begins ("quiet": true where nothing in it is timed), then one
+{"result": {…}} or {"error": {"kind", "message"}}.
 Everything that is imported here counts in the measured memory: no numpy, no torch, no transformers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,36 +24,56 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from runtime.artifact import Artifact
 from runtime.errors import PacklightError
 from runtime.measurement import PROMPT_TOKENS, TEXT_TOKENS, RunOptions, Trials
-from runtime.memory import anonymous_bytes, major_page_faults, mapped_bytes, resident, resident_kinds
+from runtime.memory import (
+    anonymous_bytes,
+    major_page_faults,
+    mapped_bytes,
+    proportional_bytes,
+    resident,
+    resident_kinds,
+)
 from runtime.sessions import open_session
 from runtime.sessions.base import is_encoder
+from runtime.turns import Turn, leak_note, turn_figures, turn_names
 
 if TYPE_CHECKING:
     from runtime.sessions.base import EncoderSession, Session
 
 TURN_TOKENS = 2048
 """Most tokens of one conversation turn: filling a long context would take minutes on a phone."""
+SUSTAINED_PROMPT = 16
+"""Tokens that every window of a sustained load begins with: few, because what is timed is generating."""
 WARM_UP_TOKENS = 8
 PASS_LENGTHS = 8
 """Texts of a pass over growing lengths."""
 PR_SET_PDEATHSIG, SIGKILL = 1, 9
+Load = tuple[Callable[[], None], Callable[[], tuple[int, float]]]
+"""Of a sustained load what begins a window, and a step: the tokens that it evaluates and their seconds."""
 
 
 @dataclass
 class Answers:
-    """Where the parent listens."""
+    """Where the parent listens. peak_pss_bytes: the highest PSS at the end of a phase"""
 
     out: TextIO
     notes: list[str] = field(default_factory=list)
+    peak_pss_bytes: int | None = None
 
     def send(self, **answer: Any) -> None:
         """Write one line."""
         self.out.write(json.dumps(answer) + "\n")
         self.out.flush()
 
-    def phase(self, name: str) -> None:
-        """Say that a phase begins."""
-        self.send(phase=name)
+    def phase(self, name: str, *, quiet: bool = False) -> None:
+        """Say that a phase begins. quiet: nothing in it is timed"""
+        self.see_pss()
+        self.send(phase=name, **({"quiet": True} if quiet else {}))
+
+    def see_pss(self) -> None:
+        """Read the PSS: between phases, where it costs no measured time."""
+        share = proportional_bytes()
+        if share is not None:
+            self.peak_pss_bytes = max(self.peak_pss_bytes or 0, share)
 
 
 @dataclass(frozen=True)
@@ -103,22 +127,78 @@ def run_trial(session: Session, prompt: list[int], decode: int) -> Timing:
     return Timing(prefilled - start, first - start, time.perf_counter() - first)
 
 
-def run_conversation(session: Session, context: int, answers: Answers) -> int:
-    """Two turns that share the context between them; growth of the high-water mark over the second, in bytes."""
-    turn = min(context // 2, TURN_TOKENS)
+def run_conversation(session: Session, context: int, count: int, answers: Answers) -> list[Turn]:
+    """So many turns that share the context between them."""
+    turn = min(context // count, TURN_TOKENS)
     answer = max(1, min(turn // 4, 64))
     prompt = max(1, turn - answer)
-    if 2 * turn < context - 1:
-        answers.notes.append(f"the conversation filled {2 * turn} of {context} tokens of context")
+    if count * turn < context - count + 1:
+        answers.notes.append(f"the conversation filled {count * turn} of {context} tokens of context")
     session.reset()
-    peaks = []
-    for number, name in enumerate(("first turn", "second turn")):
-        answers.phase(name)
+    done = []
+    for number, name in enumerate(turn_names(count, "turn")):
+        answers.phase(name, quiet=True)
         session.prefill(token_ids(session.n_vocab, prompt, seed=2 + number))
         for _ in range(answer):
             session.decode(session.greedy())
-        peaks.append(resident().peak_bytes)
-    return peaks[1] - peaks[0]
+        memory = resident()
+        done.append(Turn(memory.peak_bytes, memory.now_bytes))
+    cache = session.memory_bytes()["kv_cache"] * turn // context  # an engine may touch it only as it fills
+    note = leak_note([turn.now_bytes for turn in done], cache, "turn")
+    answers.notes += [note] if note else []
+    return done
+
+
+def fill_context(session: Session, context: int, decode: int, answers: Answers) -> float:
+    """Fill the context to its last token, the last `decode` of them generated; their tokens per second."""
+    decode = min(decode, max(1, context // 2))
+    answers.phase("full context")
+    session.reset()
+    session.prefill(token_ids(session.n_vocab, context - decode, seed=5))
+    token = session.greedy()
+    start = time.perf_counter()
+    for _ in range(decode):
+        session.decode(token)
+        token = session.greedy()
+    return decode / (time.perf_counter() - start)
+
+
+def decoding(session: Session, context: int) -> Load:
+    """Generation that goes on, starting anew where the context is full."""
+    prompt = token_ids(session.n_vocab, min(SUSTAINED_PROMPT, context // 2), seed=7)
+    used, token = 0, 0
+
+    def begin() -> None:
+        nonlocal used, token
+        session.reset()
+        session.prefill(prompt)
+        used, token = len(prompt), session.greedy()
+
+    def step() -> tuple[int, float]:
+        nonlocal used, token
+        if used >= context:
+            begin()
+        start = time.perf_counter()
+        session.decode(token)
+        token, used = session.greedy(), used + 1
+        return 1, time.perf_counter() - start
+
+    return begin, step
+
+
+def reading(session: EncoderSession, ids: list[int]) -> Load:
+    """One text again and again."""
+    return (lambda: None), (lambda: (len(ids), run_text(session, ids)))
+
+
+def run_sustained(seconds: float, load: Load, answers: Answers) -> dict[str, Any] | None:
+    """The Sustained of a load as plain data; None where none is asked for."""
+    if not seconds:
+        return None
+    from runtime.sustained import sustain  # here: who does not ask for it does not carry it
+
+    answers.phase("sustained load")
+    return dataclasses.asdict(sustain(seconds, *load))
 
 
 def split_memory(engine: dict[str, int], mapped: int | None, grown: int | None, peak: int) -> dict[str, int]:
@@ -150,6 +230,14 @@ def model_mapped_bytes(artifact: Artifact) -> int | None:
     return sum(known) if known else None
 
 
+def load_only(artifact: Artifact, options: RunOptions, answers: Answers) -> dict[str, Any]:
+    """Open the artifact and no more; plain data."""
+    answers.phase("loading again")
+    start = time.perf_counter()
+    with closing(open_session(artifact, options)):
+        return {"load_s": time.perf_counter() - start}
+
+
 def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answers) -> dict[str, Any]:
     """Measure `artifact` in this process and return the result as plain data."""
     answers.phase("loading")
@@ -162,26 +250,29 @@ def run(artifact: Artifact, options: RunOptions, trials: Trials, answers: Answer
         else:
             timed = time_decoder(session, options, trials, answers)
         memory, now = resident(), anonymous_bytes()
+        answers.phase("done")  # before the rest is read, which takes memory of its own
         grown = None if anonymous is None or now is None else now - anonymous
         if memory.source != "VmHWM":
             answers.notes.append(f"peak memory is {memory.source}: this system has no VmHWM")
         mapped = model_mapped_bytes(artifact)
-        result = {
+        kinds = resident_kinds()
+        if kinds and answers.peak_pss_bytes is not None:
+            kinds["peak_proportional_bytes"] = max(answers.peak_pss_bytes, kinds.get("proportional_bytes", 0))
+        return {
             **timed,
             "load_s": load_s,
             "peak_rss_bytes": memory.peak_bytes,
             "memory": split_memory(session.memory_bytes(), mapped, grown, memory.peak_bytes),
-            "resident": resident_kinds(),
+            "mapped_weights_bytes": mapped,
+            "resident": kinds,
             "major_page_faults": major_page_faults(),
             "engine": session.engine,
             "notes": answers.notes,
         }
-    answers.phase("done")
-    return result
 
 
 def time_decoder(session: Session, options: RunOptions, trials: Trials, answers: Answers) -> dict[str, Any]:
-    """Trials of a prompt and generated tokens, then a conversation of two turns."""
+    """Trials of a prompt and generated tokens, a full context, a conversation of turns, a sustained load."""
     n_prompt, n_decode, note = fit_to_context(trials, options.context)
     if note:
         answers.notes.append(note)
@@ -192,19 +283,23 @@ def time_decoder(session: Session, options: RunOptions, trials: Trials, answers:
     for number in range(trials.count):
         answers.phase(f"trial {number + 1} of {trials.count}")
         timings.append(run_trial(session, prompt, n_decode))
+    full = fill_context(session, options.context, n_decode, answers) if trials.fill_context else None
+    turns = run_conversation(session, options.context, trials.turns, answers)
     return {
         "cold_first_token_ms": cold.first_token_s * 1e3,
         "first_token_ms": [timing.first_token_s * 1e3 for timing in timings],
         "prefill_tokens_per_s": [n_prompt / timing.prefill_s for timing in timings],
         "decode_tokens_per_s": [n_decode / timing.decode_s for timing in timings],
-        "second_turn_growth_bytes": run_conversation(session, options.context, answers),
+        **turn_figures(turns),
+        "full_context_tokens_per_s": full,
+        "sustained": run_sustained(trials.sustained_s, decoding(session, options.context), answers),
         "prompt_tokens": n_prompt,
         "decode_tokens": n_decode,
     }
 
 
 def time_encoder(session: EncoderSession, options: RunOptions, trials: Trials, answers: Answers) -> dict[str, Any]:
-    """Trials of one text, then two passes over texts of growing length."""
+    """Trials of one text, then passes over texts of growing length, and a sustained load."""
     longest = min(session.max_tokens, options.context)
     wanted = trials.prompt_tokens or TEXT_TOKENS
     n_text = min(wanted, longest)
@@ -221,7 +316,8 @@ def time_encoder(session: EncoderSession, options: RunOptions, trials: Trials, a
         "cold_first_token_ms": cold_s * 1e3,
         "latency_ms": [duration * 1e3 for duration in seconds],
         "prefill_tokens_per_s": [n_text / duration for duration in seconds],
-        "second_turn_growth_bytes": run_passes(session, longest, answers),
+        **turn_figures(run_passes(session, longest, trials.turns, answers)),
+        "sustained": run_sustained(trials.sustained_s, reading(session, ids), answers),
         "prompt_tokens": n_text,
         "decode_tokens": 0,
     }
@@ -234,19 +330,22 @@ def run_text(session: EncoderSession, ids: list[int]) -> float:
     return time.perf_counter() - start
 
 
-def run_passes(session: EncoderSession, longest: int, answers: Answers) -> int:
-    """Two passes over texts of growing length up to `longest`; growth of the high-water mark over the second, in bytes.
+def run_passes(session: EncoderSession, longest: int, count: int, answers: Answers) -> list[Turn]:
+    """So many passes over texts of growing length up to `longest`.
 
     An engine that keeps a buffer for every length that it has seen grows in the first pass and must not in the second.
     """
     lengths = sorted({max(1, longest * part // PASS_LENGTHS) for part in range(1, PASS_LENGTHS + 1)})
-    peaks = []
-    for number, name in enumerate(("first pass", "second pass")):
-        answers.phase(name)
+    done = []
+    for number, name in enumerate(turn_names(count, "pass")):
+        answers.phase(name, quiet=True)
         for length in lengths:
             session.run(token_ids(session.n_vocab, length, seed=2 + number))
-        peaks.append(resident().peak_bytes)
-    return peaks[1] - peaks[0]
+        memory = resident()
+        done.append(Turn(memory.peak_bytes, memory.now_bytes))
+    note = leak_note([turn.now_bytes for turn in done], 0, "pass")
+    answers.notes += [note] if note else []
+    return done
 
 
 def main() -> int:
@@ -262,7 +361,11 @@ def main() -> int:
         contract=where.get("contract", {}),
     )  # fmt: skip
     try:
-        result = run(artifact, RunOptions(**request["options"]), Trials(**request["trials"]), answers)
+        options, trials = RunOptions(**request["options"]), Trials(**request["trials"])
+        if request.get("load_only"):
+            result = load_only(artifact, options, answers)
+        else:
+            result = run(artifact, options, trials, answers)
     except PacklightError as error:
         answers.send(error={"kind": type(error).__name__, "message": str(error)})
         return 1

@@ -241,6 +241,9 @@ class BudgetOptions:
     max_latency: Annotated[
         float | None, _option("--max-latency", "An encoder's time for a text.", _BUDGET, _MS, min=0)
     ] = None
+    min_sustained_speed: Annotated[
+        float | None, _option("--min-sustained-speed", "At the end of --sustained.", _BUDGET, _SPEED, min=0)
+    ] = None
 
     def limits(self, drift: Thresholds | None = None, encoder_drift: EncoderThresholds | None = None) -> Limits:
         """For the library. Raises UserError for a bad size or an unknown device."""
@@ -261,6 +264,7 @@ class BudgetOptions:
             min_prefill_tokens_per_s=self.min_prefill,
             min_decode_tokens_per_s=self.min_speed,
             max_latency_ms=self.max_latency,
+            min_sustained_tokens_per_s=self.min_sustained_speed,
         )
 
 
@@ -293,8 +297,19 @@ class Running:
     decode_tokens: Annotated[
         int, _option("--decode-tokens", "Generated in a trial; default 64.", _RUN, _COUNT, min=1)
     ] = 64
-
-    timeout: Annotated[float, _option("--timeout", "Give up measuring; default 600.", _RUN, _SECONDS, min=1)] = 600.0
+    turns: Annotated[
+        int, _option("--turns", "Turns of the conversation, memory after each; default 2.", _RUN, _COUNT, min=2)
+    ] = 2
+    fill_context: Annotated[
+        bool, _option("--fill-context", "Fill the context to its last token: its peak and speed.", _RUN)
+    ] = False
+    sustained: Annotated[
+        str | None, _option("--sustained", "Then a load that goes on for so long: 5min.", _RUN, "DURATION")
+    ] = None
+    timeout: Annotated[
+        float,
+        _option("--timeout", "Give up measuring; default 600, --sustained on top.", _RUN, _SECONDS, min=1),
+    ] = 600.0
     on: Annotated[
         str, _option("--on", "Where it is measured: local (default), ssh:[user@]host[:port], adb:SERIAL.", _RUN, "HOST")
     ] = "local"
@@ -315,9 +330,13 @@ class Running:
         from exporter.findings import Running as HowToRun
         from runtime.hosts import host_of
         from runtime.measurement import RunOptions, Trials
+        from runtime.units import parse_seconds
 
         run = RunOptions(self.threads, self.context, self.batch, not self.no_mmap, _lower(self.kv_type))
-        trials = Trials(self.prompt_tokens, self.decode_tokens, self.trials, self.timeout)
+        trials = Trials(
+            self.prompt_tokens, self.decode_tokens, self.trials, self.timeout, self.turns, self.fill_context,
+            0.0 if self.sustained is None else parse_seconds(self.sustained),
+        )  # fmt: skip
         host = host_of(
             self.on,
             python=self.remote_python,

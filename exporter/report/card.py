@@ -133,11 +133,12 @@ def _kind_rows(kinds: ResidentKinds | None) -> list[tuple[str, str]]:
     """What backs the resident bytes at the end of the run."""
     if kinds is None:
         return []
-    share = kinds.proportional_bytes
+    share, peak = kinds.proportional_bytes, kinds.peak_proportional_bytes
     return [
         ("at the end: anonymous, which cannot be dropped", format_bytes(kinds.anonymous_bytes)),
         ("at the end: of mapped files", format_bytes(kinds.file_bytes)),
         *([] if share is None else [("at the end: PSS, as Android counts", format_bytes(share))]),
+        *([] if peak is None else [("highest PSS seen", format_bytes(peak))]),
     ]
 
 

@@ -97,8 +97,25 @@ def test_a_cap_there(board: Board, tmp_path: Path) -> None:
     assert json.loads(fits.stdout)["measurement"]["cap"]["bytes"] == 500_000_000
     small = packlight("check", GOLDEN, "--max-memory", "8MB", *on(tmp_path), "--remote-clean", *SHORT)
     assert small.returncode == 1
-    assert json.loads(small.stdout)["failing"][0] == "fits the cap"
+    found = json.loads(small.stdout)
+    assert found["failing"][0] == "fits the cap"
+    line = next(line for line in found["lines"] if line["name"] == "fits the cap")
+    assert " died while " in line["text"]
     assert list(tmp_path.rglob("*.gguf")) == []
+
+
+def test_memory_and_speed_over_time_there(board: Board, tmp_path: Path) -> None:
+    more = ("--sustained", "2s", "--fill-context", "--turns", "4", "--timeout", "60")
+    done = packlight("measure", GOLDEN, *on(tmp_path), *SHORT, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)["measurement"]
+    assert found["host"]["on"] == "ssh:board"
+    assert len(found["sustained"]["windows"]) == 2
+    assert found["sustained"]["tokens"] > 0
+    assert {"loading", "full context", "turn 4", "sustained load"} <= {sample["phase"] for sample in found["timeline"]}
+    assert len(found["turn_rss_bytes"]) == 4
+    assert found["full_context_tokens_per_s"] > 0
+    assert found["warm_load_s"] > 0
 
 
 def test_an_export_that_is_measured_there(board: Board, tiny_llama: Path, tmp_path: Path) -> None:

@@ -150,3 +150,40 @@ class FakeEncoderReference(_ByteEncoder):
 
     description = "fake source"
     special_tokens = added_tokens = ()
+
+
+class FakeDecoder:
+    """Counts tokens instead of evaluating them. done: what was asked, "reset", "prefill N" or "decode", in order
+
+    n_past: tokens in the context; longest: the most there ever were. More than `context` of them is an error.
+    """
+
+    engine = "fake engine 1"
+    n_vocab = N_VOCAB
+
+    def __init__(self, context: int = 64) -> None:
+        self.n_context, self.n_past, self.longest = context, 0, 0
+        self.done: list[str] = []
+
+    def reset(self) -> None:
+        self.n_past = 0
+        self.done.append("reset")
+
+    def prefill(self, ids: Sequence[int]) -> None:
+        self._add(len(ids))
+        self.done.append(f"prefill {len(ids)}")
+
+    def decode(self, _token: int) -> None:
+        self._add(1)
+        self.done.append("decode")
+
+    def greedy(self) -> int:
+        return 1
+
+    def memory_bytes(self) -> dict[str, int]:
+        return {"weights": 10, "kv_cache": 6400, "compute": 5}
+
+    def _add(self, count: int) -> None:
+        self.n_past += count
+        self.longest = max(self.longest, self.n_past)
+        assert self.n_past <= self.n_context, f"{self.n_past} tokens in a context of {self.n_context}"

@@ -26,7 +26,7 @@ from runtime.hosts.adb.phone import DIRECTORY, Phone
 from runtime.hosts.adb.watched import POLL_SECONDS, Watched, stop_script, watch
 from runtime.hosts.remote import Shipped
 from runtime.measure import signal_name
-from runtime.measurement import Measurement
+from runtime.measurement import NOT_BY_TOOLS, Measurement
 from runtime.sessions.base import is_encoder
 from runtime.units import format_bytes
 
@@ -71,6 +71,8 @@ class AdbHost:
 
     def measure(self, job: Job, watcher: Watcher) -> Measurement:
         """There, by the engine's tools."""
+        if job.trials.of_harness:
+            raise UserError(f"--on {self.name} runs the engine's own tools: {NOT_BY_TOOLS}")
         engine = engine_for(job.artifact.format)
         engine.refuse(job.artifact, job.options)
         binaries = find_binaries(self.engine, engine)

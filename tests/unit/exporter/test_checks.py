@@ -65,6 +65,10 @@ def test_every_key_is_an_option_by_the_same_name(written, tmp_path):
             trials = 2
             prompt_tokens = 32
             decode_tokens = 8
+            turns = 10
+            fill_context = true
+            sustained = "5min"
+            min_sustained_speed = 8
             timeout = 60
             on = "ssh:pi@board"
             remote_python = "/opt/python"
@@ -78,11 +82,12 @@ def test_every_key_is_an_option_by_the_same_name(written, tmp_path):
     )
     one = checks["phone"]
     assert one.artifact == tmp_path / "out" / "model.gguf"
-    assert one.limits.budget == Budget(300_000_000, 120_000_000, 2.0, 800.5, 100.0, 10.0)
+    limits = Budget(300_000_000, 120_000_000, 2.0, 800.5, 100.0, 10.0, min_sustained_tokens_per_s=8.0)
+    assert one.limits.budget == limits
     assert one.limits.device.id == "raspberry-pi-5"
     assert one.limits.drift == Thresholds(0.1, None, None, 0.9)
     assert one.running.options == RunOptions(3, 512, 64, mmap=False, kv_type="q8_0")
-    assert one.running.trials == Trials(32, 8, 2, 60.0)
+    assert one.running.trials == Trials(32, 8, 2, 60.0, 10, True, 300.0)
     assert one.running.host == SshHost(Address("board", "pi"), "/opt/python")
     source, how = one.verifying
     assert (source.model, source.revision) == ("some/model", "main")
@@ -137,6 +142,9 @@ def test_the_tools_for_a_phone_are_beside_the_file(written, tmp_path):
         ("[checks.a]\nartifact = 'g'\nmax_size = '1GB'\non = 'pi'", "checks.a: 'pi' names no host"),
         ("[checks.a]\nartifact = 'g.gguf'\nmax_size = '1GB'", "checks.a: g.gguf: no such file or directory"),
         ("[checks.a]\nartifact = 'golden.gguf'\nmax_latency = 9", "checks.a: --max-latency is for encoders"),
+        ("[checks.a]\nartifact = 'golden.gguf'\nmin_sustained_speed = 9", "checks.a: --min-sustained-speed needs a"),
+        ("[checks.a]\nartifact = 'golden.gguf'\nmax_size = '1GB'\nsustained = 'long'", "checks.a: 'long' is not a"),
+        ("[checks.a]\nartifact = 'golden.gguf'\nmax_size = '1GB'\nturns = 1", "checks.a.turns: input should be"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_before_anything_runs(written, text, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,8 @@ from exporter.cli.app import app
 from runtime.artifact import Artifact, record, write_manifest
 from runtime.check import CapVerdict
 from runtime.errors import EngineError, ModelError
-from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat
+from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat, Trials
+from runtime.series import Sustained, Window
 from targets.base import Problem
 from targets.drift import Parity
 from targets.encoder_drift import EncoderDrift
@@ -188,6 +190,13 @@ def test_overwriting(target, tmp_path):
          "unknown quantization 'q4_k_x': did you mean q4_k_m? 'packlight formats' lists them all"),
         (["--no-measure", "--min-speed", "3"],
          "a memory, load or speed budget needs a measurement; leave out --no-measure or the budget"),
+        (["--no-measure", "--sustained", "5min"],
+         "--sustained and --fill-context measure; leave out --no-measure or them"),
+        (["--sustained", "soon"], "'soon' is not a duration: write a number and a unit, for example 300s or 5min"),
+        (["--min-sustained-speed", "3"],
+         "--min-sustained-speed needs a load that goes on; add --sustained, for example --sustained 5min"),
+        (["--turns", "1025"],
+         "1025 turns do not fit into a context of 2048 tokens: use --turns 1024 at most, or a larger --context"),
         (["--max-kl", "0.1"], "a drift budget needs verifying; leave out --no-verify or the budget"),
         (["--device", "toaster.toml"],
          "toaster.toml: cannot be read (No such file or directory); 'packlight devices' lists the profiles"),
@@ -270,7 +279,32 @@ def test_limits_of_the_other_kind_of_model_are_refused_before_any_work(target, t
     monkeypatch.setattr("exporter.checkpoint.resolve", lambda _model, **_options: facts)
     done = export(tmp_path / "out", "--min-speed", "5")
     assert (done.exit_code, "--min-speed is for models that generate" in done.stderr) == (2, True)
+    done = export(tmp_path / "out", "--fill-context")
+    assert (done.exit_code, "--fill-context is for models that generate" in done.stderr) == (2, True)
     assert names(tmp_path) == ["encoder"]
+    done = run("measure", directory, "--fill-context")
+    assert (done.exit_code, "--fill-context is for models that generate" in done.stderr) == (2, True)
+
+
+def test_what_more_is_measured_reaches_the_host(target, tmp_path, monkeypatch):
+    asked = []
+
+    def measured(artifact, options, trials, *, progress, command):
+        asked.append(trials)
+        load = Sustained(300.0, 900, (Window(150.0, 4.0), Window(300.0, 2.0)))
+        return dataclasses.replace(
+            fake_measure(artifact, options, trials, progress=progress, command=command), sustained=load
+        )
+
+    monkeypatch.setattr("runtime.hosts.local.measure", measured)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    more = ("--sustained", "5min", "--fill-context", "--turns", "10", "--min-sustained-speed", "3")
+    done = run("measure", tmp_path / "m.gguf", *more)
+    assert asked == [Trials(None, 64, 5, 600.0, 10, True, 300.0)]
+    assert asked[0].allowed_s == 900.0
+    assert done.exit_code == 1
+    said = "sustained 2.0 tokens/s; first tenth 4.0, last tenth 2.0 (-50%) (budget ≥ 3.0 tokens/s)"
+    assert done.stdout.splitlines()[-1] == f"verdict: failed: {said}"
 
 
 def test_an_encoders_own_limits_reach_its_verdict(target, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import stat
 import sys
@@ -15,6 +17,8 @@ from runtime.errors import EngineError, OutOfMemory, TimedOut, UserError
 from runtime.measure import child_environment, measure
 from runtime.measurement import Measurement, RunOptions, Trials
 from runtime.openmp import SPINS
+from runtime.series import MemorySample
+from runtime.timeline import Timeline
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "golden-q4_k_m.gguf"
 OPTIONS = RunOptions(threads=1, context=64)
@@ -34,7 +38,7 @@ def test_a_real_run_is_recorded_whole():
     phases = []
     done = measure(open_artifact(GOLDEN), OPTIONS, TRIALS, progress=phases.append, command="here")
     assert phases[0] == "starting"
-    assert phases[-1] == "done"
+    assert phases[-2:] == ["done", "loading again"]
     assert len(done.decode_tokens_per_s.values) == 2
     split = done.memory
     total = split.weights_bytes + split.kv_cache_bytes + split.compute_bytes + split.other_bytes
@@ -49,6 +53,97 @@ def test_a_prompt_that_does_not_fit_is_cut_and_noted():
     done = measure(open_artifact(GOLDEN), OPTIONS, Trials(500, 16, 1))
     assert (done.trials.prompt_tokens, done.trials.decode_tokens) == (48, 16)
     assert "cut from 500 + 16 tokens to 48 + 16" in done.notes[0]
+
+
+ALL = dataclasses.replace(TRIALS, turns=4, fill_context=True, sustained_s=1.0)
+
+
+@linux
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_run_with_all_phases_over_mapped_and_read_weights(mmap):
+    phases = []
+    options = dataclasses.replace(OPTIONS, mmap=mmap)
+    done = measure(open_artifact(GOLDEN), options, ALL, progress=phases.append)
+    assert phases == [
+        "starting", "loading", "warm-up", "trial 1 of 2", "trial 2 of 2", "full context", "first turn", "second turn",
+        "turn 3", "turn 4", "sustained load", "done", "loading again",
+    ]  # fmt: skip
+    assert [sample.phase for sample in done.timeline] == sorted(
+        (sample.phase for sample in done.timeline), key=phases.index
+    )
+    assert {sample.phase for sample in done.timeline} >= set(phases[:-2])  # the last may be over before it is seen
+    assert 0 < max(sample.rss_bytes for sample in done.timeline) <= done.peak_rss_bytes
+    assert all(0 < sample.anonymous_bytes < sample.rss_bytes for sample in done.timeline)
+    assert (done.mapped_weights_bytes > 0) == mmap
+    assert done.options.mmap == mmap
+    assert (done.load_is_cold, done.load_s > 0, done.warm_load_s > 0) == (True, True, True)
+    assert len(done.turn_rss_bytes) == 4
+    assert done.full_context_tokens_per_s > 0
+    assert done.resident.peak_proportional_bytes >= done.resident.proportional_bytes
+    assert done.sustained.tokens > 0
+    assert Measurement.from_json(json.loads(json.dumps(done.to_json()))) == done
+
+
+def test_a_timeline_ends_with_the_run_and_stays_below_the_peak():
+    samples = [
+        MemorySample(0.1, 90, 50, "loading"),
+        MemorySample(0.2, 101, 60, "turn"),
+        MemorySample(0.3, 99, 60, "done"),
+    ]
+    assert measure_module._timeline(samples, 100) == (samples[0], MemorySample(0.2, 100, 60, "turn"))
+
+
+def test_without_proc_there_is_no_timeline(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure_module, "Timeline", lambda pid: Timeline(pid, tmp_path))
+    assert measure(open_artifact(GOLDEN), OPTIONS, TRIALS).timeline == ()
+
+
+def test_a_file_that_stays_in_the_cache_is_not_called_cold(monkeypatch):
+    monkeypatch.setattr(measure_module, "drop_file_cache", lambda path: path.read_bytes())
+    done = measure(open_artifact(GOLDEN), OPTIONS, TRIALS)
+    assert done.load_is_cold is False
+    assert any(note.startswith("load_s is not of a cold file") for note in done.notes)
+
+
+def test_a_second_load_that_fails_is_a_note(monkeypatch):
+    run = measure_module._Child.run
+
+    def once(child, request, environment):
+        if request.get("load_only"):
+            raise EngineError("no more")
+        return run(child, request, environment)
+
+    monkeypatch.setattr(measure_module._Child, "run", once)
+    done = measure(open_artifact(GOLDEN), OPTIONS, TRIALS)
+    assert done.warm_load_s is None
+    assert done.notes[-1] == "the load with the file in the page cache was not measured: no more"
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        (Trials(turns=1), "1 turns show no growth: use --turns 2 or more"),
+        (Trials(turns=33), "33 turns do not fit into a context of 64 tokens: use --turns 32 at most"),
+        (Trials(sustained_s=-1.0), "a sustained load of -1 s"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(trials, said):
+    with pytest.raises(UserError, match=said):
+        measure(open_artifact(GOLDEN), OPTIONS, trials)
+
+
+def test_an_encoder_has_no_context_to_fill(tmp_path):
+    artifact = Artifact(tmp_path, "onnx", "a.onnx", "a", "int8", 1, 8.0, 40, "m", {"task": "feature-extraction"})
+    with pytest.raises(UserError, match="--fill-context is for models that generate"):
+        measure(artifact, OPTIONS, dataclasses.replace(TRIALS, fill_context=True))
+
+
+def test_a_load_that_goes_on_has_its_time_on_top(monkeypatch, tmp_path):
+    body = """import time; say('{"phase": "sustained load"}'); time.sleep(1.5)
+say('{"error": {"kind": "UserError", "message": "came to its end"}}')"""
+    fake_worker(monkeypatch, tmp_path, body)
+    with pytest.raises(UserError, match="came to its end"):
+        measure(open_artifact(GOLDEN), OPTIONS, dataclasses.replace(TRIALS, timeout_s=1.0, sustained_s=30.0))
 
 
 def test_openmp_is_set_afresh(monkeypatch):
@@ -119,6 +214,10 @@ def test_check_under_a_real_cap():
     assert not small.fits
     assert small.needed_bytes == small.measurement.peak_rss_bytes > 8_000_000
     assert small.text.startswith("does not fit: needed ")
+    assert small.phase
+    assert small.text.endswith(f"died while {small.phase}")
+    assert small.to_json()["phase"] == small.phase
+    assert (fits.phase, fits.measurement.warm_load_s) == (None, None)
 
 
 @linux
@@ -168,6 +267,7 @@ def test_an_encoder_is_described_to_the_worker_and_all_its_files_are_cold(monkey
     monkeypatch.setattr(measure_module._Child, "run", lambda _self, request, _env: asked.append(request) or result)
     done = measure(artifact, OPTIONS, Trials())
     assert dropped == ["a.onnx", "a.onnx_data"]
+    assert (done.load_is_cold, done.warm_load_s, len(asked)) == (None, None, 1)  # there are no such files
     sent = asked[0]["artifact"]
     assert (sent["context_length"], sent["contract"]["task"]) == (40, "feature-extraction")
     assert asked[0]["trials"]["prompt_tokens"] == 128

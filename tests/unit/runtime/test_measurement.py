@@ -7,6 +7,7 @@ import pytest
 
 from runtime.budget import Budget, judge
 from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat, Trials
+from runtime.series import MemorySample, Sustained, Window
 
 
 def measurement(**changes):
@@ -38,6 +39,66 @@ def test_one_value_has_no_spread():
 def test_measurement_survives_json():
     made = measurement()
     assert Measurement.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+NEW = (
+    "load_is_cold", "warm_load_s", "mapped_weights_bytes", "full_context_tokens_per_s", "turn_rss_bytes", "timeline",
+    "sustained",
+)  # fmt: skip
+LOAD = Sustained(20.0, 100, (*[Window(1.0, 10.0)] * 16, *[Window(2.0, 4.0)] * 4))
+
+
+def test_a_measurement_of_before_is_read():
+    old = measurement().to_json()
+    for name in NEW:
+        del old[name]
+    for name in ("turns", "fill_context", "sustained_s"):
+        del old["trials"][name]
+    old["resident"] = {"anonymous_bytes": 1, "file_bytes": 2, "shared_bytes": 3, "proportional_bytes": None}
+    found = Measurement.from_json(old)
+    assert dataclasses.replace(found, resident=None) == measurement()
+    assert found.resident.peak_proportional_bytes is None
+
+
+def test_what_is_measured_over_time_survives_json():
+    made = measurement(
+        timeline=(MemorySample(0.1, 9, None, "loading"), MemorySample(0.2, 10, 4, "warm-up")), turn_rss_bytes=(1, 2),
+        sustained=LOAD, load_is_cold=True, warm_load_s=0.1, mapped_weights_bytes=0, full_context_tokens_per_s=3.0,
+    )  # fmt: skip
+    plain = json.loads(json.dumps(made.to_json()))
+    assert plain["timeline"][0] == {"seconds": 0.1, "rss_bytes": 9, "anonymous_bytes": None, "phase": "loading"}
+    assert plain["sustained"]["windows"][0] == {
+        "seconds": 1.0, "tokens_per_s": 10.0, "temperature_c": None, "frequency_hz": None,
+    }  # fmt: skip
+    assert set(plain["sustained"]) == {"seconds", "tokens", "windows", "energy_j", "energy_source"}
+    assert Measurement.from_json(plain) == made
+
+
+def test_lines_of_what_was_asked_for_beside():
+    more = measurement(
+        mapped_weights_bytes=5_000_000, warm_load_s=0.25, full_context_tokens_per_s=8.0, sustained=LOAD,
+        turn_rss_bytes=(1_000_000, 4_000_000, 3_000_000),
+    )  # fmt: skip
+    lines = {line.name: (line.text, line.ok) for line in judge(100, more, Budget(min_sustained_tokens_per_s=4.0))}
+    assert list(lines) == [
+        "size", "peak memory", "of it mapped weights", "load", "load, file in cache", "first token", "prefill",
+        "decode", "decode, full context", "growth over 3 turns", "sustained",
+    ]  # fmt: skip
+    assert lines["of it mapped weights"] == ("5.0 MB", None)
+    assert lines["load, file in cache"] == ("0.25 s", None)
+    assert lines["decode, full context"] == ("8.0 tokens/s", None)
+    assert lines["growth over 3 turns"] == ("2.0 MB", None)
+    assert lines["sustained"] == ("4.0 tokens/s; first tenth 10.0, last tenth 4.0 (-60%)", True)
+    read = {line.name: line.text for line in judge(100, measurement(mapped_weights_bytes=0), Budget())}
+    assert read["of it mapped weights"] == "none"
+
+
+def test_a_sustained_limit_fails_one_beyond_and_where_nothing_was_measured():
+    limit = Budget(min_sustained_tokens_per_s=4.1)
+    for load in (LOAD, None):
+        lines = {line.name: line for line in judge(100, measurement(sustained=load), limit)}
+        assert (lines["sustained"].ok, lines["sustained"].limit_text) == (False, "≥ 4.1 tokens/s")
+    assert "sustained" not in {line.name for line in judge(100, measurement(), Budget())}
 
 
 def test_limits_hold_at_equality_and_fail_one_beyond():

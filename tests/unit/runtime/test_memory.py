@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 
 import pytest
 
 from runtime import memory
+from runtime.cap import drop_file_cache
 
 STATUS = "Name:\tpython3\nVmPeak:\t  999999 kB\nVmHWM:\t  203456 kB\nVmRSS:\t  198000 kB\nRssAnon:\t   90000 kB\n"
 SMAPS = """\
@@ -51,6 +53,31 @@ def test_a_mapped_file_is_resident_once_it_is_read(tmp_path):
         assert sum(view[:: mmap.PAGESIZE]) == 0
         assert memory.mapped_bytes(path) == 1 << 20
     assert memory.mapped_bytes(path) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mincore as Linux has it")
+def test_what_the_page_cache_holds(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(1 << 20))
+    assert memory.cached_bytes(path) == 1 << 20
+    drop_file_cache(path)
+    assert memory.cached_bytes(path) == 0
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead
+        file.seek(8192)
+        os.read(file.fileno(), 1)
+        assert 0 < memory.cached_bytes(path) < 1 << 20
+    (tmp_path / "empty").touch()
+    assert memory.cached_bytes(tmp_path / "empty") == 0
+    assert memory.cached_bytes(tmp_path / "none") is None
+
+
+def test_of_a_file_of_somebody_else_it_is_not_known(monkeypatch, tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(4096))
+    monkeypatch.setattr(memory.os, "access", lambda _path, _mode: False)
+    monkeypatch.setattr(memory.os, "geteuid", lambda: path.stat().st_uid + 1)
+    assert memory.cached_bytes(path) is None
 
 
 @needs_proc

@@ -56,8 +56,18 @@ def test_text_and_a_cap_that_is_wide(device):
     ran = on_device(device, GOLDEN, "--trials", "1", "--context", "64", "--max-memory", "2GB")
     assert (ran.returncode, ran.stderr) == (0, "")
     names = [line.split("  ")[0] for line in ran.stdout.splitlines()]
-    assert names[:6] == ["size", "peak memory", "load", "first token, cold file", "first token", "prefill"]
+    assert names[:6] == ["size", "peak memory", "of it mapped weights", "load", "first token, cold file", "first token"]
     assert ran.stdout.splitlines()[-1].startswith("fits: peak ")
+
+
+def test_a_full_context_turns_and_a_load_that_goes_on(device):
+    more = ("--fill-context", "--turns", "5", "--sustained", "1s", "--no-mmap")
+    ran = on_device(device, GOLDEN, "--trials", "1", "--context", "64", *more)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    shown = dict(line.split("  ", 1) for line in ran.stdout.splitlines())
+    assert shown["of it mapped weights"].strip() == "none"
+    assert {"load, file in cache", "decode, full context", "growth over 5 turns", "sustained"} <= shown.keys()
+    assert "first tenth" in shown["sustained"]
 
 
 def test_a_cap_that_is_too_small_is_status_1(device):
@@ -73,6 +83,8 @@ def test_a_cap_that_is_too_small_is_status_1(device):
         ([], "the following arguments are required: ARTIFACT"),
         (["no-such.gguf"], "no-such.gguf: no such file or directory"),
         ([str(GOLDEN), "--max-memory", "much"], "'much' is not a size"),
+        ([str(GOLDEN), "--sustained", "long"], "'long' is not a duration"),
+        ([str(GOLDEN), "--turns", "1"], "1 turns show no growth: use --turns 2 or more"),
         ([str(GOLDEN), "--context", "2"], "a context of 2 tokens is too small"),
         ([str(GOLDEN), "--trials", "x"], "argument --trials: invalid int value"),
     ],

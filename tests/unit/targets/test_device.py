@@ -46,10 +46,17 @@ def test_the_profiles_that_ship():
     for device in devices.values():
         assert set(device.sources) == {"memory", "usable", "bandwidth", "cores"}
         assert all(source.kind in KINDS and source.text for source in device.sources.values())
-        assert device.sources["usable"].kind == "estimate"
-        assert "rule" in device.sources["usable"].text
+        usable = device.sources["usable"]
+        assert usable.kind == "measured" or (usable.kind == "estimate" and "rule" in usable.text)
+        assert usable.kind != "measured" or "https://" in usable.text
         assert 0 < device.usable_bytes < device.memory_bytes
         assert "gguf" in device.formats
+
+
+def test_a_limit_that_a_system_has_named():
+    device = load_device("iphone-15-pro")
+    assert device.usable_bytes == 3376 * 2**20
+    assert device.sources["usable"].kind == "measured"
 
 
 def test_a_profile_is_found_by_its_file_name():

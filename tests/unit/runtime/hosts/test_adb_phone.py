@@ -15,6 +15,8 @@ from support.adb import fake_client, list_phones
 from support.fake_adb_server import FakePhone
 from support.processes import gone
 
+from exporter.findings import Running
+from exporter.progress import SilentReporter
 from runtime.artifact import Artifact, record
 from runtime.budget import Budget, run_lines
 from runtime.errors import EngineError, HostError, TimedOut, UserError
@@ -448,3 +450,12 @@ def test_tensors_as_onnx_reads_them(kind, shape, value):
     array = onnx.numpy_helper.to_array(read)
     assert (read.name, read.data_type, array.shape) == ("some name", kind, shape)
     assert (array == value).all()
+
+
+@pytest.mark.parametrize("more", [{"turns": 3}, {"fill_context": True}, {"sustained_s": 60.0}])
+def test_what_only_the_harness_does_is_refused(more):
+    trials = dataclasses.replace(TRIALS, **more)
+    with pytest.raises(UserError, match=r"--on adb:X runs the engine's own tools: leave out --turns"):
+        AdbHost("X").measure(Job(None, OPTIONS, trials), Watcher())
+    with pytest.raises(UserError, match=r"--on adb:X runs the engine's own tools: leave out --turns"):
+        Running(OPTIONS, trials, AdbHost("X")).refuse("gguf", SilentReporter())

@@ -75,7 +75,8 @@ def test_measured_there(there, home):
     assert seen.notes[1].startswith("ssh:pi@board:2222: ")
     assert "llama_cpp " in seen.notes[1]
     assert seen.notes[2:4] == ["starting", "loading"]
-    assert seen.notes[-1] == "done"
+    assert seen.notes[-2:] == ["done", "loading again"]
+    assert found.timeline[0].phase == "starting"
     assert seen.sent[-1] == (f"sending {GOLDEN.name}", GOLDEN.stat().st_size, GOLDEN.stat().st_size)
     called = (home / "called").read_text()
     assert "-o BatchMode=yes -p 2222 -l pi -- board exec sh -c " in called
