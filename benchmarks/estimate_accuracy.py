@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 NAME = "estimate-accuracy"
 NEAR, SPEED_NEAR = 0.05, 0.20
-PROMPT, DECODED = 192, 32
+PROMPT, DECODED = 512, 32
+"""Tokens; the prompt is shorter where the context is, so that a whole batch is evaluated at once wherever one can be."""
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "wide": ("LlamaConfig", {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
                              "num_key_value_heads": 4, "num_hidden_layers": 12, "vocab_size": 49152}),
@@ -150,12 +151,13 @@ def _of_one(name: str, facts: ModelFacts, outline: Outline, speed: HostSpeed | N
             footprint = outline.footprint(options, "x86_64")
             if footprint is None:
                 continue
-            found: Measurement = measure(artifact, options, Trials(PROMPT, DECODED, 3))
+            prompt = min(PROMPT, options.context - DECODED)
+            found: Measurement = measure(artifact, options, Trials(prompt, DECODED, 3))
             decode = found.decode_tokens_per_s
             cell = Cell(
                 name, outline.format, outline.quant, options, footprint.peak_bytes, found.peak_rss_bytes,
                 outline.file_bytes == artifact.total_bytes,
-                speed.decode(outline, PROMPT + DECODED / 2) if speed else None,
+                speed.decode(outline, prompt + DECODED / 2) if speed else None,
                 decode.median if decode else 0.0,
             )  # fmt: skip
             said = f"{cell.speed_error:+.0%}" if cell.speed_error is not None else "-"

@@ -11,13 +11,15 @@ import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from exporter.quant import known_quant
 from exporter.source import resolve_model
 from runtime.errors import UnsupportedError, UserError
 from runtime.host import default_threads, host_facts
-from runtime.measurement import KV_TYPE, KV_TYPES, PROMPT_TOKENS, TEXT_TOKENS, RunOptions
+from runtime.measurement import KV_BLOCK, KV_TYPE, KV_TYPES, PROMPT_TOKENS, TEXT_TOKENS, RunOptions
 from runtime.units import format_bytes
+from targets.ongrid import recorded_kv_type
 from targets.outline import Outlined
-from targets.speed import HostSpeed, decode_bound
+from targets.speed import KV_BYTES, HostSpeed, decode_bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,8 +67,8 @@ class PlanRow:
 
     file_bytes: all that is shipped; exact: whether that is known to the byte
     footprint: with the context full; None: not known yet
-    decode_tokens_per_s: in the middle of the context's first PROMPT_TOKENS and what follows; None: not known
-    over: the limits that it breaks, with the figures; None where there are no limits
+    decode_tokens_per_s: behind a prompt of PROMPT_TOKENS, or as many as the context has; None: not known
+    over: the limits that it breaks, with the figures; unknown: those of which nobody can say; None without limits
     """
 
     format: str
@@ -80,6 +82,7 @@ class PlanRow:
     decode_tokens_per_s: float | None
     prefill_tokens_per_s: float | None
     over: tuple[str, ...] | None
+    unknown: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int | None:
@@ -88,8 +91,10 @@ class PlanRow:
 
     @property
     def fits(self) -> bool | None:
-        """Whether no limit is broken; None where there is none."""
-        return None if self.over is None else not self.over
+        """Whether every limit holds; None where there is none, or where one cannot be judged."""
+        if self.over is None:
+            return None
+        return False if self.over else None if self.unknown else True
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -114,8 +119,8 @@ class PlanReport:
 
     @property
     def exit_status(self) -> int:
-        """1 where there are limits and nothing fits."""
-        return 1 if self.rows and self.best is None else 0
+        """1 where no row keeps the limits for all that is known."""
+        return 1 if all(row.fits is False for row in self.rows) else 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`. Sizes in bytes, speeds in tokens a second."""
@@ -142,23 +147,32 @@ def plan(request: PlanRequest) -> PlanReport:
     refused: dict[str, dict[str, str]] = {}
     for name in formats:
         found = _outlined(name, facts, request)
-        if found.refused:
-            refused[name] = dict(found.refused)
+        said = dict(found.refused)
         for outline in found.outlines:
-            rows += _rows(outline, request)
+            try:
+                rows += _rows(outline, facts, request)
+            except UnsupportedError as error:
+                said[outline.quant] = str(error)
+        if said:
+            refused[name] = said
     if not rows:
         reasons = [f"{name}: {reason}" for name, by in refused.items() for reason in list(by.values())[:1]]
-        raise UserError(f"{request.model}: nothing to plan; {'; '.join(reasons) or 'name a --quant of these formats'}")
+        raise UserError(f"{request.model}: nothing to plan; {'; '.join(reasons) or 'no format runs there'}")
     speeds = _speeds(request)
     return PlanReport(
         model=request.model,
         device=request.device,
         rows=tuple(rows),
         refused=refused,
-        best=best_of(rows),
+        best=best_of(rows, min(PLENTY, _bits_of(facts))),
         speeds=speeds,
         notes=_notes(request, speeds, formats),
     )
+
+
+def _bits_of(facts: ModelFacts) -> float:
+    """Stored bits of a weight of the source: more of them give nothing back."""
+    return 8 * sum(tensor.n_bytes for tensor in facts.tensors.values()) / max(facts.n_stored_params, 1)
 
 
 def _formats(request: PlanRequest) -> list[str]:
@@ -184,56 +198,56 @@ def _outlined(name: str, facts: ModelFacts, request: PlanRequest) -> Outlined:
     presets = get_target(name).presets()
     quants = None
     if request.quants is not None:
-        known = {preset for one in (request.formats or PLANNED) for preset in get_target(one).presets()}
-        for quant in request.quants:
-            if quant not in known:
-                raise UserError(f"unknown quantization '{quant}'; known: {', '.join(sorted(known))}")
-        quants = [quant for quant in request.quants if quant in presets]
+        every = {preset: None for one in (request.formats or PLANNED) for preset in get_target(one).presets()}
+        quants = [quant for quant in (known_quant(named, every) for named in request.quants) if quant in presets]
         if not quants:
             return Outlined(())
+    if name == "onnx" and not request.mmap:
+        return Outlined((), dict.fromkeys(quants or presets, "ONNX Runtime maps its weights always, also --no-mmap"))
+    engine = request.device.onnxruntime if request.device is not None and name == "onnx" else None
     try:
-        found: Outlined = importlib.import_module(PLANNED[name]).outlines(facts, quants)
+        found: Outlined = importlib.import_module(PLANNED[name]).outlines(facts, quants, engine)
     except UnsupportedError as error:  # this format, of this kind of model
         return Outlined((), dict.fromkeys(quants or presets, str(error)))
     return found
 
 
-def _rows(outline: Outline, request: PlanRequest) -> list[PlanRow]:
-    """One row a context and type of cache."""
-    contexts = request.contexts or [CONTEXT]
-    if outline.encoder or (request.contexts is None and outline.context < CONTEXT):
-        contexts = [outline.context]
-    rows = []
+def _rows(outline: Outline, facts: ModelFacts, request: PlanRequest) -> list[PlanRow]:
+    """One row a context and type of cache. Raises UnsupportedError for one that it cannot have."""
+    longest = outline.context
+    contexts = request.contexts or [min(CONTEXT, longest) if longest else CONTEXT]
+    if outline.encoder:
+        contexts = [longest]
     for context in contexts:
-        if outline.context and context > outline.context and not outline.encoder:
-            what = f"{outline.format} {outline.quant} holds {outline.context} tokens, --context says {context}"
-            raise UserError(f"{request.model}: {what}; name at most {outline.context}")
-        for kv_type in _kv_types(outline, request):
-            rows.append(_row(outline, context, kv_type, request))
-    return rows
+        if longest and context > longest:
+            raise UnsupportedError(f"holds {longest} tokens, --context says {context}")
+    kv_types = _kv_types(outline, facts, request)
+    return [_row(outline, context, kv_type, request) for context in contexts for kv_type in kv_types]
 
 
-def _kv_types(outline: Outline, request: PlanRequest) -> list[str | None]:
-    """Those that are asked for and that it can have; its own one where it fixes that."""
+def _kv_types(outline: Outline, facts: ModelFacts, request: PlanRequest) -> list[str | None]:
+    """Those that are asked for, else what its recipe names; its own one where it fixes that."""
     if outline.encoder:
         return [None]
     possible = outline.kv_types()
     if len(possible) == 1:
         return [possible[0]]
-    return [name for name in request.kv_types or [KV_TYPE] if name in possible]
+    wanted = request.kv_types or [recorded_kv_type(facts.path) or KV_TYPE]
+    if missing := [name for name in wanted if name not in possible]:
+        raise UnsupportedError(f"its heads are no whole blocks of {KV_BLOCK}, which a KV cache of {missing[0]} needs")
+    return list(wanted)
 
 
 def _row(outline: Outline, context: int, kv_type: str | None, request: PlanRequest) -> PlanRow:
     options = RunOptions(request.threads, context, min(request.batch, context), request.mmap, kv_type)
-    arch = (request.device.arch if request.device else None) or platform.machine()
-    footprint = outline.footprint(options, "aarch64" if arch == "arm64" else arch)
+    footprint = outline.footprint(options, _arch(request.device))
     tokens = min(TEXT_TOKENS if outline.encoder else PROMPT_TOKENS, context)
     decode = prefill = None
     if request.device is None and request.speed is not None:
         decode, prefill = request.speed.decode(outline, tokens), request.speed.prefill(outline, tokens)
     elif request.device is not None and not outline.encoder:
         decode = decode_bound(outline.work(), request.device.bandwidth_bytes_per_s, tokens, kv_type or KV_TYPE)
-    return PlanRow(
+    row = PlanRow(
         format=outline.format,
         quant=outline.quant,
         bits_per_weight=outline.bits_per_weight,
@@ -244,49 +258,65 @@ def _row(outline: Outline, context: int, kv_type: str | None, request: PlanReque
         footprint=footprint,
         decode_tokens_per_s=decode,
         prefill_tokens_per_s=prefill,
-        over=_over(request, footprint.peak_bytes if footprint else None, outline.file_bytes, decode, prefill),
+        over=None,
     )
+    return _judged(row, request)
 
 
-def _over(
-    request: PlanRequest, peak_bytes: int | None, file_bytes: int, decode: float | None, prefill: float | None
-) -> tuple[str, ...] | None:
-    """The limits that are broken; what is not known breaks a limit on it."""
+def _arch(device: Device | None) -> str:
+    """Of the processor: phones are all of one; a device that does not say is taken for one like this machine."""
+    here = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if device is None:
+        return here
+    return device.arch or ("aarch64" if device.os in ("android", "ios") else here)
+
+
+def _judged(row: PlanRow, request: PlanRequest) -> PlanRow:
+    """The row with the limits that it breaks, and those that cannot be judged."""
     budget = request.budget
     usable = request.device.usable_bytes if request.device is not None else None
     at_most = (
-        ("memory", peak_bytes, budget.max_memory_bytes),
-        ("usable memory", peak_bytes, usable),
-        ("size", file_bytes, budget.max_artifact_bytes),
+        ("memory", row.peak_bytes, budget.max_memory_bytes),
+        ("usable memory", row.peak_bytes, usable),
+        ("size", row.file_bytes, budget.max_artifact_bytes),
     )
     at_least = (
-        ("decode", decode, budget.min_decode_tokens_per_s),
-        ("prefill", prefill, budget.min_prefill_tokens_per_s),
+        ("decode", row.decode_tokens_per_s, budget.min_decode_tokens_per_s),
+        ("prefill", row.prefill_tokens_per_s, budget.min_prefill_tokens_per_s),
     )
-    if all(limit is None for _, _, limit in (*at_most, *at_least)):
-        return None
+    asked = [one for one in (*at_most, *at_least) if one[2] is not None]
+    if not asked:
+        return row
     over = [
-        f"{name} unknown" if value is None else f"{name} {format_bytes(value)} > {format_bytes(limit)}"
+        f"{name} {format_bytes(value)} > {format_bytes(limit)}"
         for name, value, limit in at_most
-        if limit is not None and (value is None or value > limit)
+        if limit is not None and value is not None and value > limit
     ]
     over += [
-        f"{name} unknown" if value is None else f"{name} {value:.1f} < {limit:g} tokens/s"
+        f"{name} {value:.1f} < {limit:g} tokens/s"
         for name, value, limit in at_least
-        if limit is not None and (value is None or value < limit)
+        if limit is not None and value is not None and value < limit
     ]
-    return tuple(over)
+    unknown = tuple(name for name, value, _ in asked if value is None)
+    return dataclasses.replace(row, over=tuple(over), unknown=unknown)
 
 
-def best_of(rows: Sequence[PlanRow]) -> PlanRow | None:
-    """Of those that fit the one with most bits for a weight, up to PLENTY of them; then the least memory.
+def best_of(rows: Sequence[PlanRow], plenty: float = PLENTY) -> PlanRow | None:
+    """Of those that fit the first by: memory known, longest context, most bits to `plenty`, widest cache, least memory.
 
-    Of several contexts the longest that fits. None where nothing fits.
+    None where nothing fits, or nothing is known to.
     """
-    fitting = [row for row in rows if row.fits is not False]
+    limited = any(row.over is not None for row in rows)
+    fitting = [row for row in rows if row.fits or not limited]
     return max(
         fitting,
-        key=lambda row: (row.context, min(row.bits_per_weight, PLENTY), -(row.peak_bytes or row.file_bytes)),
+        key=lambda row: (
+            row.peak_bytes is not None,
+            row.context,
+            min(row.bits_per_weight, plenty),
+            KV_BYTES[row.kv_type or KV_TYPE],
+            -(row.peak_bytes or row.file_bytes),
+        ),
         default=None,
     )
 
@@ -305,7 +335,8 @@ def _notes(request: PlanRequest, speeds: str, formats: Sequence[str]) -> tuple[s
     elif speeds == CALIBRATED and request.speed is not None:
         notes.append(f"speeds by the calibration of {request.speed.created}, {request.speed.threads} threads")
     else:
-        notes.append("speeds are not known here: 'packlight calibrate-host' measures this machine once")
+        threads = f" --threads {request.threads}" if request.threads else ""
+        notes.append(f"speeds are not known here: 'packlight calibrate-host{threads}' measures this machine once")
     if left := [name for name in ("ort", "torchscript", "ptl", "executorch") if name not in formats]:
         notes.append(f"not planned: {', '.join(left)}")
     notes.append("'packlight export' measures memory and speed, and how far the model has moved")

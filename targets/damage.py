@@ -20,7 +20,7 @@ def damage_in(file: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError, RecursionError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ModelError(
             f"{file}: an entry is not what it should be ({what}); download or save the file again"

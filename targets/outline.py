@@ -101,8 +101,11 @@ class Outlined:
 class Outlines(Protocol):
     """A backend that can say all this."""
 
-    def outlines(self, facts: ModelFacts, quants: Sequence[str] | None = None) -> Outlined:
-        """Of these presets, None for all. Raises ModelError for files that are broken."""
+    def outlines(self, facts: ModelFacts, quants: Sequence[str] | None = None, engine: str | None = None) -> Outlined:
+        """Of these presets, None for all. engine: its oldest version that has to load the artifact.
+
+        Raises ModelError for files that are broken, UnsupportedError for a kind of model that no preset takes.
+        """
 
 
 def first_problem(problems: Sequence[Problem]) -> str:

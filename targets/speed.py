@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from targets.outline import Outline, Work
 
-CALIBRATION = "host-speed.json"
-"""What `packlight calibrate-host` writes below `runtime.home.home()`."""
 VERSION = 1
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,
             "q4_0": 18 / 32}  # fmt: skip
@@ -37,6 +35,11 @@ class EngineSpeed:
     layer_s: float
     attention_s: float
     prompt_attention_s: float
+
+    @property
+    def costs(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Of decoding and of prompts."""
+        return self.decode_s, self.prefill_s
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ class HostSpeed:
             (count - work.head.get(label, 0)) * engine.prefill_s[label] for label, count in work.weights.items()
         )
         return 1 / (seconds + work.attention * tokens / 2 * engine.prompt_attention_s)
+
+
+def calibration_of(threads: int) -> str:
+    """What `packlight calibrate-host` writes below `runtime.home.home()`."""
+    return f"host-speed-{threads}-threads.json"
 
 
 def load_speed(path: Path) -> HostSpeed | None:

@@ -87,7 +87,8 @@ class Planned:
         list[int] | None, _option("--context", "Tokens of context; default 2048; repeatable.", _RUN, _COUNT, min=16)
     ] = None
     kv_type: Annotated[
-        list[str] | None, _option("--kv-type", "Type of the KV cache; default f16; repeatable.", _RUN, _NAME)
+        list[str] | None,
+        _option("--kv-type", "Type of the KV cache; default the recipe's, else f16; repeatable.", _RUN, _NAME),
     ] = None
     batch: Annotated[int, _option("--batch", "Prompt tokens at once; default 512.", _RUN, _COUNT, min=1)] = 512
     threads: Annotated[

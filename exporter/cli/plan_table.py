@@ -19,10 +19,14 @@ def show_plan(report: PlanReport) -> None:
     limited = any(row.over is not None for row in report.rows)
     header = ["format", "quant", "bits", "context", "kv", "size", "peak memory", "decode", "prefill"]
     show_rows((*header, *(["fits"] if limited else [])), [_cells(row, report.speeds, limited) for row in report.rows])
-    if limited and report.best is None:
-        typer.echo("nothing fits; the nearest:")
+    if report.exit_status:
         nearest = min(report.rows, key=lambda row: (len(row.over or ()), row.peak_bytes or row.file_bytes))
-        typer.echo(f"  {nearest.format} {nearest.quant}: {', '.join(nearest.over or ())}")
+        typer.echo(f"nothing fits; the nearest: {nearest.format} {nearest.quant}: {', '.join(nearest.over or ())}")
+    elif report.best is None:
+        named = sorted({name for row in report.rows for name in row.unknown})
+        typer.echo(
+            f"whether anything fits is not known beforehand ({', '.join(named) or 'memory'}); 'export' measures it"
+        )
     elif report.best is not None:
         best = report.best
         fits = "best that fits" if limited else "most for its bytes"
@@ -39,7 +43,7 @@ def _cells(row: PlanRow, speeds: str, limited: bool) -> tuple[str, ...]:
     mark = "<= " if speeds == BOUND else ""
     decode = "" if row.decode_tokens_per_s is None else f"{mark}{row.decode_tokens_per_s:.1f} tokens/s"
     prefill = "" if row.prefill_tokens_per_s is None else f"{row.prefill_tokens_per_s:.0f} tokens/s"
-    fits = ("yes" if row.fits else "NO",) if limited else ()
+    fits = ({True: "yes", False: "NO", None: "unknown"}[row.fits],) if limited else ()
     size = ("" if row.exact else "~") + format_bytes(row.file_bytes)
     peak = "" if row.peak_bytes is None else format_bytes(row.peak_bytes)
     return (row.format, row.quant, f"{row.bits_per_weight:.2f}", str(row.context), row.kv_type or "", size, peak,

@@ -5,6 +5,7 @@ A verb returns its exit status. Everything heavy is imported inside.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -85,7 +86,8 @@ def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
     from exporter.plan import PlanRequest, this_host
     from exporter.plan import plan as run
     from runtime.home import home
-    from targets.speed import CALIBRATION, load_speed
+    from runtime.host import default_threads
+    from targets.speed import calibration_of, load_speed
 
     held = limits.budget_options().limits()
     report = run(
@@ -94,14 +96,14 @@ def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
             budget=held.budget,
             device=held.device,
             formats=planned.format,
-            quants=[name.lower() for name in planned.quant] if planned.quant else None,
+            quants=planned.quant or None,
             contexts=planned.context,
             kv_types=[name.lower() for name in planned.kv_type] if planned.kv_type else None,
             batch=planned.batch,
             threads=planned.threads,
             mmap=not planned.no_mmap,
             revision=planned.revision,
-            speed=this_host(load_speed(home() / CALIBRATION), planned.threads),
+            speed=this_host(load_speed(home() / calibration_of(planned.threads or default_threads())), planned.threads),
         )
     )
     if output.json:
@@ -117,22 +119,24 @@ def calibrate_host(calibrating: Calibrating, output: Output) -> int:
     from exporter.plan import this_host
     from runtime.atomic import write_json
     from runtime.home import home
-    from targets.speed import CALIBRATION, load_speed
+    from runtime.host import default_threads
+    from targets.speed import calibration_of, load_speed
 
-    out = home() / CALIBRATION
+    out = home() / calibration_of(calibrating.threads or default_threads())
     with progress(output) as reporter:
         speed = calibrate(calibrating.threads, calibrating.format, reporter)
-        if (known := this_host(load_speed(out), calibrating.threads)) is not None:
-            speed = speed.beside(known)
+        with contextlib.suppress(UserError):  # a damaged one is replaced
+            if (known := this_host(load_speed(out), calibrating.threads)) is not None:
+                speed = speed.beside(known)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, speed.to_json())
     if output.json:
         _print_json({"out": str(out), **speed.to_json()})
     elif not output.quiet:
         rows = [
-            (name, label, f"{1e-9 / engine.decode_s[label]:.2f}", f"{1e-9 / engine.prefill_s[label]:.2f}")
+            (name, label, *(f"{1e-9 / costs[label]:.2f}" if label in costs else "" for costs in engine.costs))
             for name, engine in speed.engines.items()
-            for label in engine.decode_s
+            for label in {**engine.decode_s, **engine.prefill_s}
         ]
         show_rows(("format", "stored as", "decode, G elements/s", "prefill, G elements/s"), rows)
         typer.echo(f"memory read: {speed.bandwidth_bytes_per_s / 1e9:.1f} GB/s with {speed.threads} threads")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPES, RunOptions
+from targets.damage import damage_in
 from targets.gguf.header import align
 from targets.gguf.plan import find_preset, lay_out, packed_for_another, place, read_content
 from targets.gguf.presets import PRESETS
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from targets.facts import ModelFacts
+    from targets.gguf.content import Content
     from targets.gguf.header import Placed
+    from targets.gguf.presets import Preset
 
 CELLS = 256
 """A context, and the window of a sliding layer, is rounded up to so many cells."""
@@ -31,6 +34,7 @@ REPACKED = {
     "aarch64": {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "IQ4_NL": 4, "Q8_0": 4},
 }
 """Types that ggml copies into another order, and what the rows have to divide by: AVX2, and dotprod of ARMv8.2."""
+TABLE = "token_embd.weight"
 GEMMA_PATTERN = 6
 """Every sixth layer of Gemma 3 attends to all, where the file does not say it layer by layer."""
 
@@ -69,13 +73,20 @@ class Dimensions:
 
         def each(key: str, default: int) -> tuple[int, ...]:
             found = get(key, default)
-            return tuple(found) if isinstance(found, (list, tuple)) else (found,) * n_layers
+            values = tuple(found) if isinstance(found, (list, tuple)) else (found,) * n_layers
+            if len(values) != n_layers or not all(isinstance(value, int) and value >= 0 for value in values):
+                raise ValueError(f"{arch}.{key} is {found}, with {n_layers} layers")
+            return values
 
         heads = each("attention.head_count", 1)
         wide = get("embedding_length") // max(heads)
-        pattern = get("attention.sliding_window_pattern")
-        if pattern is None:
-            pattern = [bool((layer + 1) % GEMMA_PATTERN) for layer in range(n_layers)]
+        pattern = get("attention.sliding_window_pattern", GEMMA_PATTERN)
+        if isinstance(pattern, int):  # every so manieth layer attends to all
+            pattern = [pattern > 0 and (layer + 1) % pattern != 0 for layer in range(n_layers)]
+        if len(pattern) != n_layers:
+            raise ValueError(
+                f"{arch}.attention.sliding_window_pattern has {len(pattern)} entries for {n_layers} layers"
+            )
         window = get("attention.sliding_window", 0)
         return cls(
             hidden=get("embedding_length"),
@@ -135,7 +146,8 @@ class GgufOutline:
     def footprint(self, options: RunOptions, arch: str) -> Footprint:
         """What llama.cpp takes on a CPU."""
         copies = self._copied(arch)
-        copied = {tensor.name for tensor in copies}
+        # A table that is the head as well is looked up in where it lies.
+        copied = {tensor.name for tensor in copies} - {TABLE}
         # Pages that were read for a copy stay resident beside it; what lies before and behind all that is read in
         # place is unmapped. Without mmap the copy is all there is.
         read_in_place = [tensor for tensor in self.tensors if tensor.name not in copied]
@@ -152,13 +164,13 @@ class GgufOutline:
         )
 
     def _copied(self, arch: str) -> list[Placed]:
-        """The tensors that ggml copies into another order."""
+        """The tensors that ggml copies into another order; a table only where it is multiplied by."""
         rules = REPACKED.get(arch, {})
         return [
             tensor
             for tensor in self.tensors
             if len(tensor.shape) == 2
-            and tensor.name != "token_embd.weight"
+            and (tensor.name != TABLE or self._tied)
             and tensor.shape[0] % rules.get(tensor.kind.name, tensor.shape[0] + 1) == 0
         ]
 
@@ -205,7 +217,7 @@ class GgufOutline:
 
     def work(self) -> Work:
         """Every matrix once; a table that is also the head is multiplied by, one that is not is looked up in."""
-        head_name = "token_embd.weight" if self._tied else "output.weight"
+        head_name = TABLE if self._tied else "output.weight"
         weights: Counter[str] = Counter()
         head: Counter[str] = Counter()
         n_bytes = 0
@@ -226,22 +238,26 @@ class GgufOutline:
         )
 
 
-def outlines(facts: ModelFacts, quants: Sequence[str] | None = None) -> Outlined:
+def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str | None = None) -> Outlined:
     """See `targets.outline.Outlines`. The content is read once for all presets."""
+    del engine  # llama.cpp reads every type
     presets = [find_preset(name) for name in quants or PRESETS]
     refused = {one.name: first_problem(found) for one in presets if (found := packed_for_another(facts, one))}
     presets = [preset for preset in presets if preset.name not in refused]
     content, problems = read_content(facts) if presets else (None, [])
     if content is None or problems:
         return Outlined((), refused | {preset.name: first_problem(problems) for preset in presets})
+    with damage_in(facts.path):
+        return Outlined(_laid_out(content, presets), refused)
+
+
+def _laid_out(content: Content, presets: Sequence[Preset]) -> tuple[GgufOutline, ...]:
     first = lay_out(presets[0], content)  # names, shapes and keys are the same in all, and so is the header's length
     dimensions = Dimensions.of({entry.key: entry.value for entry in first.metadata})
-    made: list[GgufOutline] = []
+    made = []
     for preset in presets:
         placed = place(preset, content)
-        last = placed[-1]
-        data = align(last.offset + last.n_bytes)
-        made.append(
-            GgufOutline(preset.name, len(first.header) + data, len(first.header), first.n_params, placed, dimensions)
-        )
-    return Outlined(tuple(made), refused)
+        data = align(placed[-1].offset + placed[-1].n_bytes)
+        size = len(first.header)
+        made.append(GgufOutline(preset.name, size + data, size, first.n_params, placed, dimensions))
+    return tuple(made)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.errors import UnsupportedError
 from runtime.sessions.onnxruntime import PIECE
 from targets.base import EmitOptions
 from targets.onnx import clients
@@ -150,8 +151,11 @@ class OnnxOutline:
 
     def work(self) -> Work:
         """Every matrix once."""
-        # Not the data files: a table that is only looked up in is not read.
-        n_bytes, spec = int(sum(self.plan.elements.values()) * self.bits_per_weight / 8), self.plan.decoder
+        spec = self.plan.decoder
+        looked_up = self._gathered() if spec is None or not spec.tied else set()
+        n_bytes = sum(
+            blob.n_bytes for blob in self._blobs() if blob.name not in looked_up and not blob.name.startswith(ROTARY)
+        )
         if spec is None:
             n_layers = self.plan.encoder.n_layers if self.plan.encoder else 0
             return Work(self.plan.elements, {}, n_bytes, n_layers)
@@ -166,7 +170,7 @@ class OnnxOutline:
         )
 
 
-def outlines(facts: ModelFacts, quants: Sequence[str] | None = None) -> Outlined:
+def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str | None = None) -> Outlined:
     """See `targets.outline.Outlines`."""
     found: list[OnnxOutline] = []
     refused: dict[str, str] = {}
@@ -175,8 +179,12 @@ def outlines(facts: ModelFacts, quants: Sequence[str] | None = None) -> Outlined
     with tempfile.TemporaryDirectory() as directory:
         room = Path(directory)
         for name in quants or PRESETS:
-            options = EmitOptions(name)
-            problems = target.check(facts, options)
+            options = EmitOptions(name, engine=engine)
+            try:
+                problems = target.check(facts, options)
+            except UnsupportedError as error:  # of this preset: a matrix that is too large for a file
+                refused[name] = str(error)
+                continue
             if problems:
                 refused[name] = first_problem(problems)
                 continue

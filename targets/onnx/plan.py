@@ -220,7 +220,12 @@ def plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> tu
         for name, tensor in stored.items():
             label = _scheme_of_tensor(choice, name, spec.n_layers)
             counts[label] += 1
-            if len(tensor.shape) == 2 and (name == head_name or name.startswith("blk.")):
+            pair = factors.get(tensor.source.name) if tensor.source is not None else None
+            if pair is not None:
+                role, layer = role_of(name)
+                for side, part in (("left", pair.left), ("right", pair.right)):
+                    elements[choice(f"{role}.{side}", layer, spec.n_layers).label] += part.n_elements
+            elif len(tensor.shape) == 2 and (name == head_name or name.startswith("blk.")):
                 elements[label] += tensor.shape[0] * tensor.shape[1]
             if name == head_name:
                 head = {label: tensor.shape[0] * tensor.shape[1]}

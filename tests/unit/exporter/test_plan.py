@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from exporter.cli.app import app
-from exporter.plan import PlanRequest, best_of, plan, this_host
+from exporter.plan import PlanRequest, _arch, best_of, plan, this_host
 from runtime.budget import Budget
 from runtime.errors import UserError
 from runtime.host import default_threads, host_facts
 from targets.device import load_device
-from targets.speed import EngineSpeed, HostSpeed
+from targets.speed import EngineSpeed, HostSpeed, calibration_of
 
 
 @pytest.fixture
@@ -97,12 +97,14 @@ def a_speed(threads=None, cpu=None):
     return HostSpeed(cpu or host_facts()["cpu"], threads or default_threads(), 1e10, {"gguf": engine}, "2026-01-01")
 
 
-def test_a_calibration_gives_speeds_and_an_unknown_one_breaks_its_limit(planned):
+def test_a_calibration_gives_speeds_and_what_is_not_known_does_not_fit(planned):
     report = planned(Budget(min_decode_tokens_per_s=0.001), speed=a_speed(), formats=["gguf"])
     known = {row.quant: row for row in report.rows if row.decode_tokens_per_s is not None}
     assert set(known) == {"q8_0", "q6_k"}  # all their matrices are of the one type that was measured: 64 columns
     assert known["q8_0"].fits
-    assert [row.over for row in report.rows if row.quant == "q4_0"] == [("decode unknown",)]
+    (unknown,) = [row for row in report.rows if row.quant == "q4_0"]
+    assert (unknown.over, unknown.unknown, unknown.fits) == ((), ("decode",), None)
+    assert report.best.quant in known
     assert report.speeds == "calibrated"
 
 
@@ -121,9 +123,72 @@ def test_the_best_has_most_bits_up_to_eight_and_then_least_memory(planned):
     assert best_of([]) is None
 
 
+def test_a_row_of_unknown_memory_is_never_the_best(planned):
+    report = planned(Budget(max_artifact_bytes=10**9))
+    assert {row.quant for row in report.rows if row.peak_bytes is None} >= {"dynamic-int8", "fp16"}
+    assert report.best.peak_bytes is not None
+    least = min(row.peak_bytes for row in report.rows if row.bits_per_weight >= 8 and row.peak_bytes is not None)
+    assert report.best.peak_bytes == least
+
+
+def test_the_wider_cache_is_better(planned):
+    rows = planned(formats=["gguf"], quants=["q8_0"], kv_types=["f32", "f16"]).rows
+    assert best_of(rows).kv_type == "f32"
+
+
+def test_bits_that_the_source_does_not_have_are_worth_nothing(planned):
+    rows = planned(formats=["gguf"]).rows
+    assert best_of(rows, 4.5).bits_per_weight >= 4.5
+    assert best_of(rows, 4.5).peak_bytes == min(row.peak_bytes for row in rows if row.bits_per_weight >= 4.5)
+
+
 def test_a_context_that_the_model_does_not_hold_is_refused(planned):
-    with pytest.raises(UserError, match=r"holds 2048 tokens, --context says 4096"):
+    with pytest.raises(UserError, match=r"nothing to plan; gguf: holds 2048 tokens, --context says 4096"):
         planned(contexts=[4096])
+
+
+def test_a_context_that_one_format_does_not_hold_leaves_the_others(tiny_model_dir):
+    long = tiny_model_dir("llama", max_position_embeddings=65536)
+    report = plan(PlanRequest(str(long), Budget(), contexts=[40000], quants=["q8_0", "int8"]))
+    assert [(row.format, row.context) for row in report.rows] == [("gguf", 40000)]
+    assert report.refused["onnx"] == {"int8": "holds 32768 tokens, --context says 40000"}
+
+
+def test_a_cache_that_the_heads_cannot_have_is_refused_by_name(planned):
+    with pytest.raises(UserError, match=r"no whole blocks of 32, which a KV cache of q8_0 needs"):
+        planned(formats=["gguf"], kv_types=["q8_0"])
+
+
+def test_the_cache_of_a_recipe_is_taken(planned, monkeypatch):
+    monkeypatch.setattr("exporter.plan.recorded_kv_type", lambda _path: "f32")
+    assert {row.kv_type for row in planned(formats=["gguf"]).rows} == {"f32"}
+    assert {row.kv_type for row in planned(formats=["gguf"], kv_types=["f16"]).rows} == {"f16"}
+
+
+def test_without_mapping_there_is_no_onnx(planned):
+    report = planned(mmap=False)
+    assert {row.format for row in report.rows} == {"gguf"}
+    assert "--no-mmap" in report.refused["onnx"]["int4"]
+
+
+def test_the_engine_of_a_device_is_asked(planned):
+    old = dataclasses.replace(load_device("raspberry-pi-5"), onnxruntime="1.16")
+    report = planned(device=old, quants=["int4", "q8_0"])
+    assert {row.format for row in report.rows} == {"gguf"}
+    assert "has ONNX Runtime 1.16" in report.refused["onnx"]["int4"]
+
+
+def test_one_preset_that_cannot_be_written_leaves_the_others(planned, monkeypatch):
+    monkeypatch.setattr("targets.onnx.plan.LARGEST_DATA_FILE", 100_000)
+    report = planned(formats=["onnx"])
+    assert "fp32" in report.refused["onnx"]
+    assert report.rows
+
+
+def test_a_phone_that_does_not_say_is_an_arm():
+    device = dataclasses.replace(load_device("pixel-8"), arch=None)
+    assert _arch(device) == "aarch64"
+    assert _arch(dataclasses.replace(device, os="linux")) == _arch(None)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +210,17 @@ def test_a_mistake_is_one_line(tiny_llama, arguments, said):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_model_that_no_format_takes_says_why(tmp_path):
-    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchForCausalLM"]}')
-    done = run(tmp_path)
+def test_a_model_that_no_format_takes_says_why(tiny_llama, tmp_path):
+    import shutil
+
+    source = tmp_path / "model"
+    shutil.copytree(tiny_llama, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchForCausalLM"]}))
+    done = run(source)
     assert done.exit_code == 2
-    assert str(tmp_path) in done.stderr
+    assert "nothing to plan" in done.stderr
+    assert "NoSuchForCausalLM" in done.stderr
 
 
 def test_json(tiny_llama):
@@ -168,6 +239,15 @@ def test_an_encoder_has_rows_without_decoding(tmp_path):
     assert {row["format"] for row in document["rows"]} == {"onnx"}
     assert all(row["decode_tokens_per_s"] is None and row["kv_type"] is None for row in document["rows"])
     assert set(document["refused"]) == {"gguf"}
+
+
+def test_what_is_not_known_of_an_encoder_is_no_failure(tmp_path):
+    from support.tiny_encoders import make_tiny_bert
+
+    done = run(make_tiny_bert(tmp_path), "--device", "pixel-8")
+    assert done.exit_code == 0
+    assert "not known beforehand" in done.stdout
+    assert "unknown" in done.stdout
 
 
 def test_neither_torch_nor_weights_are_read(tiny_llama, tmp_path):
@@ -195,6 +275,7 @@ def test_neither_torch_nor_weights_are_read(tiny_llama, tmp_path):
 def test_calibrate_host_is_what_plan_reads(tiny_llama, monkeypatch, tmp_path):
     monkeypatch.setenv("PACKLIGHT_HOME", str(tmp_path))
     monkeypatch.setattr("exporter.calibrate_host.calibrate", lambda _threads, _formats, _reporter: a_speed())
+    (tmp_path / calibration_of(default_threads())).write_text("{")  # damaged: it is replaced
     assert CliRunner().invoke(app, ["calibrate-host"]).exit_code == 0
     document = json.loads(run(tiny_llama, "--format", "gguf", "--quant", "q8_0", "--json").stdout)
     assert document["speeds"] == "calibrated"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from exporter.checkpoint import resolve
+from runtime.errors import ModelError
 from runtime.measurement import RunOptions
 from targets.base import EmitOptions
+from targets.gguf.keyvalue import KeyValue
 from targets.gguf.outline import Dimensions, GgufOutline, outlines
 from targets.gguf.presets import PRESETS
 from targets.gguf.target import GgufTarget
@@ -133,6 +136,37 @@ def test_what_is_copied_goes_by_the_processor_and_by_the_rows():
     assert not copied("Q4_K", 8, "riscv64")
 
 
+@pytest.mark.parametrize(("more", "copies"), [((), 1), ((("output.weight", (64, 64), "F16"),), 0)])
+def test_a_table_that_is_the_head_too_is_copied_and_stays(more, copies):
+    table, norm = ("token_embd.weight", (64, 64), "Q4_0"), ("output_norm.weight", (64,), "F32")
+    outline = an_outline(table, norm, *more)
+    plain = sum(tensor.n_bytes for tensor in outline.tensors)
+    size = copies * 64 * 64 // 32 * 18
+    for mmap in (True, False):
+        assert outline.footprint(RunOptions(mmap=mmap), "x86_64").weights_bytes == plain + size
+
+
+def test_llamacpp_says_the_same_of_a_table_that_is_the_head_too(tmp_path, monkeypatch):
+    from runtime.artifact import open_artifact
+    from runtime.sessions import open_session
+    from targets.gguf import synthetic
+    from targets.synthetic import Shape
+
+    monkeypatch.setitem(synthetic.TYPES, "F16", TYPES["Q4_0"])  # what the table is written in
+    path = tmp_path / "one.gguf"
+    synthetic.write_gguf(path, Shape(256, 256, 1, 4), TYPES["Q4_0"])
+    tensors = [("token_embd.weight", (512, 256), "Q4_0"), ("output_norm.weight", (256,), "F32")]
+    tensors += [(f"blk.0.{name}_norm.weight", (256,), "F32") for name in ("attn", "ffn")]
+    tensors += [(f"blk.0.{number}.weight", (256, 256), "Q4_0") for number in range(7)]
+    with_avx2 = "avx2" in Path("/proc/cpuinfo").read_text()
+    for mmap in (True, False):
+        session = open_session(open_artifact(path), RunOptions(context=64, threads=1, mmap=mmap))
+        found = session.memory_bytes()["weights"]
+        session.close()
+        said = an_outline(*tensors).footprint(RunOptions(mmap=mmap), "x86_64" if with_avx2 else "none").weights_bytes
+        assert found == pytest.approx(said, abs=2**14)  # llama.cpp tells hundredths of a MiB
+
+
 def test_a_table_that_is_the_head_is_multiplied_by():
     tied = an_outline(("token_embd.weight", (100, 64), "Q8_0"), LAYER)
     untied = an_outline(("token_embd.weight", (100, 64), "Q8_0"), LAYER, ("output.weight", (100, 64), "F16"))
@@ -182,3 +216,25 @@ def test_gemmas_pattern_stands_in_for_one_that_is_not_written():
     assert Dimensions.of(entries).sliding == (True, True, True, True, True, False, True)
     entries["gemma3.attention.sliding_window_pattern"] = [False] * 7
     assert Dimensions.of(entries).sliding == (False,) * 7
+    entries["gemma3.attention.sliding_window_pattern"] = 2
+    assert Dimensions.of(entries).sliding == (True, False, True, False, True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention.head_count", 0), ("attention.head_count", [1, 2, 3]), ("embedding_length", None),
+     ("attention.sliding_window_pattern", [True]), ("feed_forward_length", "wide"), ("attention.head_count_kv", -1)],
+)  # fmt: skip
+def test_entries_that_make_no_sense_are_damage_of_the_file(tiny_llama, monkeypatch, key, value):
+    from targets.gguf import outline as module
+
+    real = module.lay_out
+
+    def edited(preset, content):
+        plan = real(preset, content)
+        metadata = [entry for entry in plan.metadata if entry.key != f"llama.{key}"]
+        return dataclasses.replace(plan, metadata=[*metadata, KeyValue(f"llama.{key}", value, "ARRAY", "INT32")])
+
+    monkeypatch.setattr(module, "lay_out", edited)
+    with pytest.raises(ModelError, match="an entry is not what it should be"):
+        outlines(resolve(str(tiny_llama)), ["q8_0"])
