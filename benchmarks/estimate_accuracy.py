@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 NAME = "estimate-accuracy"
 NEAR, SPEED_NEAR = 0.05, 0.20
 PROMPT, DECODED = 512, 32
-"""Tokens; the prompt is shorter where the context is, so that a whole batch is evaluated at once wherever one can be."""
+"""Tokens; the prompt is shorter where the context is, so that a whole batch is evaluated at once where one can be."""
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "wide": ("LlamaConfig", {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
                              "num_key_value_heads": 4, "num_hidden_layers": 12, "vocab_size": 49152}),
