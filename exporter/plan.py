@@ -314,7 +314,7 @@ def best_of(rows: Sequence[PlanRow], plenty: float = PLENTY) -> PlanRow | None:
             row.peak_bytes is not None,
             row.context,
             min(row.bits_per_weight, plenty),
-            KV_BYTES[row.kv_type or KV_TYPE],
+            min(KV_BYTES[row.kv_type or KV_TYPE], KV_BYTES[KV_TYPE]),
             -(row.peak_bytes or row.file_bytes),
         ),
         default=None,

@@ -131,9 +131,10 @@ def test_a_row_of_unknown_memory_is_never_the_best(planned):
     assert report.best.peak_bytes == least
 
 
-def test_the_wider_cache_is_better(planned):
-    rows = planned(formats=["gguf"], quants=["q8_0"], kv_types=["f32", "f16"]).rows
-    assert best_of(rows).kv_type == "f32"
+def test_the_wider_cache_is_better_up_to_half_floats(planned):
+    half, full = planned(formats=["gguf"], quants=["q8_0"], kv_types=["f16", "f32"]).rows
+    codes = dataclasses.replace(half, kv_type="q8_0", footprint=dataclasses.replace(half.footprint, kv_cache_bytes=1))
+    assert best_of([codes, half, full]) == half
 
 
 def test_bits_that_the_source_does_not_have_are_worth_nothing(planned):

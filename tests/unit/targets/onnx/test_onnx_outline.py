@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from support.tiny_encoders import make_tiny_bert
 
 from exporter.checkpoint import resolve
 from runtime.measurement import RunOptions
 from targets.base import EmitOptions
+from targets.factors import Factors
 from targets.onnx.outline import outlines
 from targets.onnx.presets import PRESETS
 from targets.onnx.target import OnnxTarget
@@ -77,21 +80,48 @@ def test_the_parts_of_the_memory(tiny_llama):
     options = RunOptions(context=256)
     assert half.footprint(options, "x86_64") is None
     found = full.footprint(options, "x86_64")
-    table = facts.tensors["model.embed_tokens.weight"]
+    table, rotary = facts.tensors["model.embed_tokens.weight"], rotary_bytes(full)
     assert found.kv_cache_bytes == full.kv_bytes(options)
-    assert found.weights_bytes == full.plan.file_bytes + 4 * table.n_elements  # tied: looked up in, and packed
+    # Tied: the table is looked up in, and packed. Of the rotary tables rows are read where they lie.
+    expected = full.plan.file_bytes - rotary + 4 * table.n_elements + rotary * 256 // full.context
+    assert found.weights_bytes == expected
     small = codes.footprint(options, "x86_64")
-    blobs = [blob for job in codes.plan.graph.jobs for blob in job.blobs]
-    blocks = sum(blob.n_bytes // 2 for blob in blobs if blob.name.endswith(".scales"))
-    packed = sum(blob.n_bytes for blob in blobs if not blob.name.endswith(".scales")) + 12 * blocks
-    assert packed < small.weights_bytes < packed + table.n_elements
+    scales = sum(blob.n_bytes for blob in blobs(codes) if blob.name.endswith(".scales"))
+    packed = codes.plan.file_bytes - rotary_bytes(codes) - scales + 12 * scales // 2
+    mapped = rotary_bytes(codes) * 256 // codes.context
+    assert packed + mapped < small.weights_bytes < packed + mapped + table.n_elements
     assert small.peak_bytes < found.peak_bytes
 
 
 def test_a_longer_text_looks_up_more_of_the_table(tiny_llama):
     (outline,) = outlines(resolve(str(tiny_llama)), ["int8"]).outlines
     short, long = (outline.footprint(RunOptions(context=n), "x86_64") for n in (16, 2048))
-    assert 0 < long.weights_bytes - short.weights_bytes < 600 * 64
+    rows = rotary_bytes(outline) * (2048 - 16) // outline.context
+    assert rows <= long.weights_bytes - short.weights_bytes < rows + 600 * 64
+
+
+def test_factors_are_multiplied_by_one_after_the_other(tiny_llama, monkeypatch):
+    from targets.onnx import plan as module
+
+    facts = resolve(str(tiny_llama))
+    name = "model.layers.0.mlp.up_proj.weight"
+    whole = facts.tensors[name]
+    left = dataclasses.replace(whole, name="left", shape=(whole.shape[0], 8), n_bytes=whole.shape[0] * 16)
+    right = dataclasses.replace(whole, name="right", shape=(8, whole.shape[1]), n_bytes=whole.shape[1] * 16)
+    (before,) = outlines(facts, ["fp32"]).outlines
+    monkeypatch.setattr(module, "stored_factors", lambda _path: {name: Factors(left, right)})
+    monkeypatch.setattr(module, "factor_problems", lambda _facts, _factors: [])
+    (after,) = outlines(facts, ["fp32"]).outlines
+    saved = whole.n_elements - left.n_elements - right.n_elements
+    assert sum(before.work().weights.values()) - sum(after.work().weights.values()) == saved
+
+
+def blobs(outline):
+    return [blob for job in outline.plan.graph.jobs for blob in job.blobs]
+
+
+def rotary_bytes(outline):
+    return sum(blob.n_bytes for blob in blobs(outline) if blob.name.startswith("rotary."))
 
 
 def test_a_gguf_file_is_refused_preset_by_preset(tiny_llama, tmp_path):
