@@ -152,7 +152,7 @@ def _of_one(name: str, facts: ModelFacts, outline: Outline, speed: HostSpeed | N
             if footprint is None:
                 continue
             prompt = min(PROMPT, options.context - DECODED)
-            found: Measurement = measure(artifact, options, Trials(prompt, DECODED, 3))
+            found: Measurement = measure(artifact, options, Trials(prompt, DECODED, 3 if speed else 1))
             decode = found.decode_tokens_per_s
             cell = Cell(
                 name, outline.format, outline.quant, options, footprint.peak_bytes, found.peak_rss_bytes,
@@ -172,8 +172,12 @@ def run(names: Sequence[str], formats: Sequence[str], with_speed: bool) -> dict[
     content = record.provenance()
     start = time.perf_counter()
     speed = calibrate(None, formats, LineReporter(sys.stdout)) if with_speed else None
-    rows = [cell.row() for cell in cells(names, formats, speed)]
-    return {**content, "threads": default_threads(), "seconds": time.perf_counter() - start, "cells": rows}
+    content |= {"threads": default_threads(), "cells": []}
+    for name in names:  # saved as it goes: a run that is broken off has whole models
+        content["cells"] += [cell.row() for cell in cells([name], formats, speed)]
+        content["seconds"] = time.perf_counter() - start
+        record.save(NAME, content)
+    return content
 
 
 def table(content: dict[str, Any]) -> str:
