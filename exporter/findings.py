@@ -14,7 +14,7 @@ from runtime.hosts import LOCAL
 from runtime.hosts.base import Job, Watcher
 from runtime.hosts.local import LocalHost
 from runtime.measure import check_trials
-from runtime.measurement import KV_TYPES, NOT_BY_TOOLS, RunOptions, Trials
+from runtime.measurement import KV_TYPES, NOT_BY_TOOLS, TURNS, RunOptions, Trials
 from runtime.sessions.base import ENCODER_TASKS
 from runtime.units import format_bytes
 
@@ -169,7 +169,7 @@ def refuse_other_limits(limits: Limits, task: Callable[[], str], running: Runnin
         )
     if not limits.for_encoders and not limits.for_decoders and running is None:
         return
-    named = task() if limits.for_encoders or limits.for_decoders or trials.fill_context else ""
+    named = task() if limits.for_encoders or limits.for_decoders or trials.fill_context or trials.turns != TURNS else ""
     if running is not None:
         check_trials(running.options, trials.resolved(encoder=False), encoder=named in ENCODER_TASKS)
     if named in ENCODER_TASKS and limits.for_decoders:

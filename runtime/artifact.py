@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+_SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.gguf")
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,15 @@ def _bare(path: Path) -> Artifact:
         root=path.parent, format="gguf", entry=path.name, name=path.stem, quant="", n_params=0,
         bits_per_weight=0.0, context_length=0, source=str(path),
     )  # fmt: skip
+
+
+def shards(artifact: Artifact) -> list[str]:
+    """The file that is opened, or where llama.cpp finds more beside it, all of them."""
+    match = _SHARD.fullmatch(artifact.entry)
+    if match is None:
+        return [artifact.entry]
+    pattern = f"{glob.escape(match[1])}-?????-of-{match[2]}.gguf"
+    return sorted(path.name for path in artifact.root.glob(pattern))
 
 
 def damage(artifact: Artifact) -> list[str]:

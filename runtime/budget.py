@@ -79,7 +79,8 @@ def run_lines(measurement: Measurement, budget: Budget) -> list[Line]:
     A limit on what was not measured, such as an encoder's decode speed, is a line that fails.
     """
     peak, cold = measurement.peak_rss_bytes, measurement.cold_first_token_ms
-    cold_name = "latency, cold file" if measurement.of_encoder else "first token, cold file"
+    cold_name = "latency" if measurement.of_encoder else "first token"
+    cold_name += ", file in cache, first run" if measurement.load_is_cold is False else ", cold file"
     cold_lines = [at_most(cold_name, cold, None, f"{cold:,.0f} ms")] if cold else []
     reading = "throughput" if measurement.of_encoder else "prefill"
     warm, full = measurement.warm_load_s, measurement.full_context_tokens_per_s

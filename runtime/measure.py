@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from runtime import openmp
+from runtime.artifact import shards
 from runtime.cap import COUNTS, Cap, capped, drop_file_cache
-from runtime.errors import ArtifactError, EngineError, OutOfMemory, TimedOut, UserError
+from runtime.errors import ArtifactError, EngineError, OutOfMemory, PacklightError, TimedOut, UserError
 from runtime.host import default_threads, host_facts
 from runtime.measurement import TURNS, Measurement, MemorySplit, ResidentKinds, RunOptions, Stat, Trials
 from runtime.memory import cached_bytes
@@ -78,7 +79,7 @@ def measure_under(
         options, threads=options.threads or default_threads(), kv_type=options.kv_type_for(artifact.contract)
     )
     # Both for the cold figures and for a cap, which is charged only for pages that nobody has read before.
-    files = [artifact.root / name for name in dict.fromkeys((artifact.entry, *artifact.files))]
+    files = [artifact.root / name for name in dict.fromkeys((*shards(artifact), *artifact.files))]
     for path in files:
         drop_file_cache(path)
     cold = _is_cold(files)
@@ -97,8 +98,8 @@ def measure_under(
     environment = child_environment(options.threads or 1)
     result = child.run(request, environment)
     if cold is False:
-        result["notes"].append("load_s is not of a cold file: the system kept it in the page cache")
-    if cap is None:
+        result["notes"].append("load and first token are not of a cold file: the system kept it in the page cache")
+    if cap is None and trials.count > 1:
         (progress or _silent)("loading again")
         _load_again(files, _Child(None, trials.timeout_s, _silent), request, environment, result)
     done = dataclasses.replace(
@@ -163,7 +164,7 @@ def _load_again(
                 while file.read(1 << 20):  # what a run does not keep, such as the weights that a runtime has packed
                     pass
         result["warm_load_s"] = child.run({**request, "load_only": True}, environment)["load_s"]
-    except (EngineError, OSError) as error:
+    except (PacklightError, OSError) as error:
         result["notes"].append(f"the load with the file in the page cache was not measured: {error}")
 
 
@@ -206,7 +207,7 @@ def check_trials(options: RunOptions, trials: Trials, *, encoder: bool) -> None:
         raise UserError(f"threads is {options.threads}: it has to be at least 1")
     if trials.turns < TURNS:
         raise UserError(f"{trials.turns} turns show no growth: use --turns {TURNS} or more")
-    if trials.turns > options.context // 2:
+    if not encoder and trials.turns > options.context // 2:
         raise UserError(
             f"{trials.turns} turns do not fit into a context of {options.context} tokens: "
             f"use --turns {options.context // 2} at most, or a larger --context"
@@ -265,9 +266,9 @@ class _Child:
                 status = process.wait()
             finally:  # also on Ctrl-C: the child must not outlive us
                 timer.cancel()
-                self.timeline.stop()
-                process.kill()
+                process.kill()  # before the reader of its memory is waited for, which may wait for it
                 process.wait()
+                self.timeline.stop()
                 for pipe in (process.stdin, process.stdout):
                     if pipe is not None:
                         with contextlib.suppress(BrokenPipeError):

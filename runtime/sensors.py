@@ -15,8 +15,11 @@ SYS = Path("/sys")
 COLDEST_C, HOTTEST_C = -55.0, 150.0
 """What a processor's sensor can say: a zone that is switched off says less, or absolute zero."""
 _PROCESSOR = re.compile(r"x86_pkg_temp|coretemp|k10temp|cpu|soc|tsens|big|little|mcu|package|cluster", re.IGNORECASE)
-_NOT_PROCESSOR = re.compile(r"gpu|batt|charg|usb|wlan|wifi|modem|skin|ddr|npu|camera", re.IGNORECASE)
+# "soc" alone is the state of charge on some phones.
+_NOT_PROCESSOR = re.compile(r"^soc$|gpu|batt|charg|usb|wlan|wifi|modem|skin|ddr|npu|camera", re.IGNORECASE)
 DRAINING = "Discharging"
+LEAST_WATTS = 0.05
+"""Of a machine that computes."""
 
 
 def read_text(path: Path) -> str | None:
@@ -36,25 +39,31 @@ def read_number(path: Path) -> int | None:
 def celsius(number: int) -> float | None:
     """Degrees of a zone's number. The kernel's unit is a thousandth; some drivers say whole degrees.
 
-    As thousandths, these small numbers would be a fraction of a degree.
+    As thousandths, these small numbers would be a fraction of a degree. Those between may be tenths: nobody knows.
     """
+    if 200 <= number < 1000:
+        return None
     degrees = float(number) if -273 <= number < 200 else number / 1000
     return degrees if COLDEST_C <= degrees <= HOTTEST_C else None
 
 
 def temperature_c(sys: Path = SYS) -> float | None:
-    """Of the processor: the hottest of the zones whose type names it; where none does, the hottest of all."""
-    ours, all_zones = [], []
-    for zone in sys.glob("class/thermal/thermal_zone*"):
-        number = read_number(zone / "temp")
+    """Of the processor: the hottest of what is named so; where nothing is, of the zones that name nothing else."""
+    ours, others = [], []
+    zones = [(zone / "type", zone / "temp") for zone in sys.glob("class/thermal/thermal_zone*")]
+    chips = [
+        (chip / "name", sensor) for chip in sys.glob("class/hwmon/hwmon*") for sensor in chip.glob("temp*_input")
+    ]  # AMD's and some of Intel's sensors are here alone
+    for name, sensor in (*zones, *chips):
+        number, kind = read_number(sensor), read_text(name) or ""
         degrees = None if number is None else celsius(number)
-        if degrees is None:
+        if degrees is None or _NOT_PROCESSOR.search(kind):
             continue
-        all_zones.append(degrees)
-        kind = read_text(zone / "type") or ""
-        if _PROCESSOR.search(kind) and not _NOT_PROCESSOR.search(kind):
+        if _PROCESSOR.search(kind):
             ours.append(degrees)
-    return max(ours or all_zones, default=None)
+        elif name.name == "type":
+            others.append(degrees)
+    return max(ours or others, default=None)
 
 
 def frequency_hz(sys: Path = SYS) -> int | None:
@@ -98,8 +107,8 @@ class Rapl:
             self._last[path] = now
 
     def joules(self) -> float | None:
-        """Since the begin; None where a counter could not be followed."""
-        return None if self.lost else self.used_uj / 1e6
+        """Since the begin; None where a counter could not be followed, or has not moved, as a virtual machine's."""
+        return None if self.lost or self.used_uj <= 0 else self.used_uj / 1e6
 
 
 @dataclass
@@ -114,7 +123,7 @@ class Battery:
     kind: str
     used_j: float = 0.0
     lost: bool = False
-    _last: tuple[float, float] | None = None
+    _last: tuple[Gauge, float] | None = None
 
     @property
     def source(self) -> str:
@@ -125,8 +134,8 @@ class Battery:
     def of(cls, sys: Path) -> Battery | None:
         """The first battery that says anything; None where there is none."""
         for directory in sorted(sys.glob("class/power_supply/*")):
-            if (read_text(directory / "type") or "Battery") != "Battery":
-                continue
+            if (read_text(directory / "type") or "Battery") != "Battery" or read_text(directory / "scope") == "Device":
+                continue  # none, or a mouse's
             kind = next((kind for kind in ("power", "energy", "charge") if gauge(directory, kind) is not None), None)
             if kind is not None:
                 meter = cls(directory, kind)
@@ -143,7 +152,11 @@ class Battery:
         at = time.monotonic() if now is None else now
         if self._last is not None:
             before, then = self._last
-            self.used_j += (value + before) / 2 * (at - then) if self.kind == "power" else before - value
+            volts = (value.volts + before.volts) / 2
+            if self.kind == "power":
+                self.used_j += (value.amount + before.amount) / 2 * (at - then)
+            else:
+                self.used_j += (before.amount - value.amount) * (volts if self.kind == "charge" else 1.0)
         self._last = (value, at)
 
     def joules(self) -> float | None:
@@ -151,22 +164,30 @@ class Battery:
         return None if self.lost or self.used_j <= 0 else self.used_j
 
 
-def gauge(directory: Path, kind: str) -> float | None:
-    """Watts of a battery, or joules in it; None where it does not tell. The kernel's units are millionths, and hours.
+@dataclass(frozen=True)
+class Gauge:
+    """What a battery tells: amount in watts, joules or coulombs; volts at that moment, 0 where they are not needed."""
 
-    Some drivers count a current that flows out as negative.
+    amount: float
+    volts: float = 0.0
+
+
+def gauge(directory: Path, kind: str) -> Gauge | None:
+    """The power of a battery, or the energy or charge in it; None where it does not tell.
+
+    The kernel's units are millionths, and hours. Some drivers count a current that flows out as negative, and some
+    count it in thousandths: a power that no machine which computes is content with is none.
     """
-    volts = read_number(directory / "voltage_now")
+    volts = (read_number(directory / "voltage_now") or 0) / 1e6
     if kind == "power":
         power, current = read_number(directory / "power_now"), read_number(directory / "current_now")
-        if power:
-            return abs(power) / 1e6
-        return abs(current) * volts / 1e12 if current and volts else None
+        watts = abs(power) / 1e6 if power else abs(current or 0) / 1e6 * volts
+        return Gauge(watts) if watts >= LEAST_WATTS else None
     if kind == "energy":
         energy = read_number(directory / "energy_now")
-        return None if energy is None else energy * 3600 / 1e6
+        return None if energy is None else Gauge(energy * 3600 / 1e6)
     charge = read_number(directory / "charge_now")
-    return charge * volts * 3600 / 1e12 if charge is not None and volts else None
+    return Gauge(charge * 3600 / 1e6, volts) if charge is not None and volts else None
 
 
 def energy_meter(sys: Path = SYS) -> Rapl | Battery | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from runtime.artifact import Artifact
+from runtime.artifact import Artifact, shards
 from runtime.errors import PacklightError
 from runtime.measurement import PROMPT_TOKENS, TEXT_TOKENS, RunOptions, Trials
 from runtime.memory import (
@@ -141,10 +141,9 @@ def run_conversation(session: Session, context: int, count: int, answers: Answer
         session.prefill(token_ids(session.n_vocab, prompt, seed=2 + number))
         for _ in range(answer):
             session.decode(session.greedy())
-        memory = resident()
-        done.append(Turn(memory.peak_bytes, memory.now_bytes))
+        done.append(Turn.now())
     cache = session.memory_bytes()["kv_cache"] * turn // context  # an engine may touch it only as it fills
-    note = leak_note([turn.now_bytes for turn in done], cache, "turn")
+    note = leak_note([turn.held_bytes for turn in done], cache, "turn")
     answers.notes += [note] if note else []
     return done
 
@@ -224,7 +223,7 @@ def split_memory(engine: dict[str, int], mapped: int | None, grown: int | None, 
 
 def model_mapped_bytes(artifact: Artifact) -> int | None:
     """Resident bytes of this process's mappings of the model's files; None where /proc does not tell."""
-    names = artifact.contract.get("model_files") or [artifact.entry]
+    names = artifact.contract.get("model_files") or shards(artifact)
     parts = [mapped_bytes(artifact.root / name) for name in names]
     known = [part for part in parts if part is not None]
     return sum(known) if known else None
@@ -341,9 +340,8 @@ def run_passes(session: EncoderSession, longest: int, count: int, answers: Answe
         answers.phase(name, quiet=True)
         for length in lengths:
             session.run(token_ids(session.n_vocab, length, seed=2 + number))
-        memory = resident()
-        done.append(Turn(memory.peak_bytes, memory.now_bytes))
-    note = leak_note([turn.now_bytes for turn in done], 0, "pass")
+        done.append(Turn.now())
+    note = leak_note([turn.held_bytes for turn in done], 0, "pass")
     answers.notes += [note] if note else []
     return done
 

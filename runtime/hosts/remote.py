@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import hashlib
 import json
-import re
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runtime.artifact import record
+from runtime.artifact import record, shards
 from runtime.errors import EngineError, HostError
 from runtime.hosts.wire import PIECE, Closed, Wire, error_of
 from runtime.sessions import DISTRIBUTIONS, MODULES
@@ -30,22 +28,12 @@ if TYPE_CHECKING:
 
 
 ALIVE_SECONDS = 10.0
-_SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.gguf")
 
 
 def digest_of(files: dict[str, FileRecord]) -> str:
     """Hex SHA-256 of an artifact's names and hashes: what it is called on another machine."""
     listed = sorted((name, record.bytes, record.sha256) for name, record in files.items())
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-
-def _shards(artifact: Artifact) -> list[str]:
-    """The file that is opened, or where llama.cpp finds more beside it, all of them."""
-    match = _SHARD.fullmatch(artifact.entry)
-    if match is None:
-        return [artifact.entry]
-    pattern = f"{glob.escape(match[1])}-?????-of-{match[2]}.gguf"
-    return sorted(path.name for path in artifact.root.glob(pattern))
 
 
 @dataclass(frozen=True)
@@ -58,7 +46,7 @@ class Shipped:
     @classmethod
     def of(cls, artifact: Artifact) -> Shipped:
         """Of an artifact here. A bare file has no manifest: it is read, and so are the other shards of a model."""
-        files = artifact.files or {name: record(artifact.root / name) for name in _shards(artifact)}
+        files = artifact.files or {name: record(artifact.root / name) for name in shards(artifact)}
         return cls(digest_of(files), files)
 
 

@@ -102,7 +102,7 @@ def test_a_file_that_stays_in_the_cache_is_not_called_cold(monkeypatch):
     monkeypatch.setattr(measure_module, "drop_file_cache", lambda path: path.read_bytes())
     done = measure(open_artifact(GOLDEN), OPTIONS, TRIALS)
     assert done.load_is_cold is False
-    assert any(note.startswith("load_s is not of a cold file") for note in done.notes)
+    assert any(note.startswith("load and first token are not of a cold file") for note in done.notes)
 
 
 def test_a_second_load_that_fails_is_a_note(monkeypatch):

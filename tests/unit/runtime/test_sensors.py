@@ -25,7 +25,7 @@ def test_a_machine_that_tells_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("number", "degrees"),
     [(45_123, 45.123), (45, 45.0), (-5_000, -5.0), (-5, -5.0), (0, 0.0), (-274_000, None), (-273, None),
-     (214_748_364, None), (199_000, None), (150, 150.0), (151, None)],
+     (214_748_364, None), (199_000, None), (150, 150.0), (151, None), (385, None), (1_000, 1.0)],
 )  # fmt: skip
 def test_degrees_and_thousandths(number, degrees):
     assert celsius(number) == degrees
@@ -40,10 +40,18 @@ def test_the_processors_own_zone_goes_before_hotter_ones(tmp_path):
     assert temperature_c(tmp_path) == 58.5
 
 
-def test_where_no_zone_is_the_processors_the_hottest_counts(tmp_path):
+def test_where_no_zone_is_the_processors_the_hottest_counts_that_is_nothing_else(tmp_path):
     zone(tmp_path, 0, "acpitz", 40_000)
     zone(tmp_path, 1, "gpu-thermal", 41_000)
-    assert temperature_c(tmp_path) == 41.0
+    zone(tmp_path, 2, "soc", 95)  # the state of charge
+    assert temperature_c(tmp_path) == 40.0
+
+
+def test_a_sensor_that_is_no_zone(tmp_path):
+    zone(tmp_path, 0, "acpitz", 40_000)
+    put(tmp_path / "class/hwmon/hwmon0", name="k10temp", temp1_input=52_000, temp3_input=54_000)
+    put(tmp_path / "class/hwmon/hwmon1", name="nvme", temp1_input=70_000)
+    assert temperature_c(tmp_path) == 54.0
 
 
 def test_zones_that_cannot_be_read_are_passed_over(tmp_path):
@@ -136,6 +144,29 @@ def test_energy_and_charge_by_difference(tmp_path):
     (tmp_path / "class/power_supply/BAT0/energy_now").unlink()
     battery(tmp_path, charge_now=3_000_000, voltage_now=4_000_000)
     assert measured(tmp_path, {"charge_now": 2_990_000}) == (pytest.approx(144.0), "battery BAT0, charge")
+
+
+def test_a_voltage_that_falls_is_not_taken_from_all_of_the_charge(tmp_path):
+    battery(tmp_path, charge_now=3_000_000, voltage_now=4_000_000)
+    last = {"charge_now": 2_990_000, "voltage_now": 3_800_000}
+    assert measured(tmp_path, last)[0] == pytest.approx(0.01 * 3600 * 3.9)
+
+
+def test_a_current_in_thousandths_is_no_power(tmp_path):
+    battery(tmp_path, current_now=-1_000, voltage_now=4_000_000, energy_now=50_000_000)
+    assert measured(tmp_path, {"energy_now": 49_990_000}) == (pytest.approx(36.0), "battery BAT0, energy")
+
+
+def test_the_battery_of_a_mouse_is_none(tmp_path):
+    battery(tmp_path, "hidpp_battery_0", scope="Device", power_now=4_000_000)
+    assert Battery.of(tmp_path) is None
+
+
+def test_a_counter_that_does_not_move_is_no_figure(tmp_path):
+    rapl(tmp_path, "intel-rapl:0", "package-0", 7)
+    meter = energy_meter(tmp_path)
+    meter.read()
+    assert meter.joules() is None
 
 
 @pytest.mark.parametrize(

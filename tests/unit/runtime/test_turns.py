@@ -16,7 +16,7 @@ MIB = 1 << 20
 def test_names_and_figures():
     assert turn_names(2, "turn") == ["first turn", "second turn"]
     assert turn_names(4, "pass") == ["first pass", "second pass", "pass 3", "pass 4"]
-    figures = turn_figures([Turn(100, 90), Turn(130, 95), Turn(130, 92)])
+    figures = turn_figures([Turn(100, 90, 50), Turn(130, 95, 50), Turn(130, 92, 50)])
     assert figures == {"second_turn_growth_bytes": 30, "turn_rss_bytes": [90, 95, 92]}
 
 
