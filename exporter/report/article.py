@@ -187,7 +187,7 @@ def _where_from(found: Found) -> Iterator[tuple[str, str]]:
     yield "source", f"{artifact.source}{commit}"
     yield "host", ", ".join(str(host[key]) for key in ("on", "cpu", "os", "engine") if host.get(key)) or "unknown"
     for name, entry in artifact.files.items():
-        yield f"sha256 of {name}", entry.sha256
+        yield f"sha256 of {name}", str(entry.sha256)
 
 
 def _commands(found: Found) -> Iterator[str]:
