@@ -43,6 +43,11 @@ class Found:
         return Artifact(**{**data, "root": Path(data["root"]), "files": files})
 
     @property
+    def bare(self) -> bool:
+        """Whether it is about a file without a manifest, of which nobody knows what it was made from."""
+        return not self.document["artifact"]["files"]
+
+    @property
     def of_encoder(self) -> bool:
         """Whether it reads texts and generates none."""
         return is_encoder(self.artifact)

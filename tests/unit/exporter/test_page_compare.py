@@ -59,8 +59,37 @@ def test_each_plot_has_its_own_front(founds):
     assert found.notes == ()
     assert found.table.rows[1] == (
         "B Q4_K_M", "failed", "105.0 MB", "6.17", "220.0 MB", "360 ms", "8.5 tokens/s", "0.0500 nats", "1.1000",
-        "90.0%", "yes",
+        "90.0%", "both",
     )  # fmt: skip
+    assert [row[-1] for row in found.table.rows] == ["both", "both", "memory", "both"]
+
+
+def test_the_table_says_which_fronts(founds):
+    founds[0].document["measurement"] = None  # in the plot of size alone
+    founds[1].document["drift"] = None  # in none
+    founds[3].document["measurement"]["peak_rss_bytes"] = 10**8
+    founds[2].document["drift"]["mean_kl"] = 0.5  # beaten in both
+    assert [row[-1] for row in compare(founds).table.rows] == ["size", "–", "no", "both"]
+
+
+def test_the_table_says_the_verdict_that_the_list_says(founds):
+    founds[0].document["verdict"] = "met"  # a line fails all the same
+    for line in founds[1].document["lines"]:
+        line["ok"] = None
+    founds[1].document["verdict"] = "met"
+    for found in founds[2:]:
+        for line in found.document["lines"]:
+            line["ok"] = None if line["ok"] is None else True
+    founds[2].document["verdict"] = "met"
+    founds[3].document["verdict"] = "not measured"
+    verdicts = [row[1] for row in compare(founds).table.rows]
+    assert verdicts == ["failed", "nothing judged", "met", "not measured"]
+
+
+def test_a_bare_file_has_the_size_of_its_line(founds):
+    founds[0].document["artifact"]["files"] = {}
+    size, _ = compare(founds).plots
+    assert size.table.rows[1][:2] == ("A Q2_K", "105.5")
 
 
 def boxes(drawn):
