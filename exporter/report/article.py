@@ -162,7 +162,7 @@ def _drift(drift: Json) -> Iterator[tuple[str, str]]:
     if not drift:
         return
     numbers = (
-        ("mean_kl", "KL divergence, mean", ".4f", "nats"), ("p99_kl", "KL divergence, 99th percentile", ".3f", "nats"),
+        ("mean_kl", "KL divergence, mean", ".4g", "nats"), ("p99_kl", "KL divergence, 99th percentile", ".4g", "nats"),
         ("perplexity_ratio", "perplexity ratio", ".4f", ""), ("same_top1", "same top-1", ".1%", ""),
         ("mean_cosine", "cosine, mean", ".5f", ""), ("min_cosine", "cosine, lowest", ".5f", ""),
         ("token_cosine", "cosine of tokens", ".5f", ""), ("rank_correlation", "rank correlation", ".4f", ""),

@@ -151,7 +151,7 @@ def _own(document: Json, *, encoder: bool) -> tuple[str, ...]:
         )  # fmt: skip
     return (
         text_of(median("first_token_ms"), ",.0f", "ms"), text_of(median("decode_tokens_per_s"), ",.1f", "tokens/s"),
-        text_of(drift.get("mean_kl"), ".4f", "nats"), text_of(drift.get("perplexity_ratio"), ".4f"),
+        text_of(drift.get("mean_kl"), ".4g", "nats"), text_of(drift.get("perplexity_ratio"), ".4f"),
         text_of(drift.get("same_top1"), ".1%"),
     )  # fmt: skip
 
@@ -163,12 +163,32 @@ def _notes(founds: Sequence[Found]) -> list[str]:
     drifts = [document["drift"] for document in documents if document.get("drift")]
     measured = [document["measurement"] for document in documents if document.get("measurement")]
     notes = []
-    if len(sources := {str(one["source"]) for one in artifacts}) > 1:
+    # A bare file does not say what it was made from.
+    if len(sources := {str(one["source"]) for one in artifacts if one["files"]}) > 1:
         notes.append(f"made from different models: {', '.join(sorted(sources))}; drift is each from its own source")
     if len({(one["text_sha256"], one.get("n_tokens_scored"), one.get("n_texts")) for one in drifts}) > 1:
         notes.append("verified on different texts or numbers of tokens: their drift cannot be compared closely")
     if len({(one["host"].get("on"), one["host"].get("cpu")) for one in measured}) > 1:
         notes.append("measured on different machines: memory and speed cannot be compared closely")
-    if len({(one["options"].get("context"), one["options"].get("kv_type")) for one in measured}) > 1:
-        notes.append("measured with different contexts or types of KV cache: their memory cannot be compared closely")
-    return notes
+    runs = [{**one["options"], **one["trials"]} for one in measured]
+    return notes + _differing("measured", runs, _RUN) + _differing("verified", drifts, _COMPARED)
+
+
+_RUN = (
+    ("context", "contexts", "memory and speed"), ("kv_type", "types of KV cache", "memory and speed"),
+    ("threads", "numbers of threads", "speed"), ("batch", "batches", "memory and speed"),
+    ("mmap", "ways to load the weights (mapped or read)", "memory and speed"),
+    ("prompt_tokens", "lengths of the prompt", "speed"), ("decode_tokens", "numbers of generated tokens", "speed"),
+)  # fmt: skip
+"""Options of a run: the key, in words, and what depends on it."""
+_COMPARED = (("chunk_tokens", "lengths of a chunk", "drift"), ("reference", "references", "drift"))
+"""The same of verifying."""
+
+
+def _differing(done: str, ones: Sequence[Json], keys: Sequence[tuple[str, str, str]]) -> list[str]:
+    """A note for each key that is not the same in all."""
+    return [
+        f"{done} with different {what}: their {depends} cannot be compared closely"
+        for key, what, depends in keys
+        if len({str(one.get(key)) for one in ones}) > 1
+    ]

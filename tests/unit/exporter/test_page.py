@@ -74,9 +74,9 @@ def test_every_part_is_there(report):
         "load, 0.00 to 1.00 s: up to 150.0 MB",
         "Decode speed over 20 s: 22.0 tokens/s at first, 18.0 at the end.",
         "Energy: 100.0 J for 400 tokens, 0.250 J each (a meter).",
-        "KL divergence, mean 0.0500 nats",
+        "KL divergence, mean 0.05 nats",
         "52 of 52 hard texts equal",
-        "at positions 256 to 510 of the context, in 2 spans: from 0.0400 to 0.0600 nats",
+        "at positions 256 to 510 of the context, in 2 spans: from 0.04 to 0.06 nats",
         "packlight verify out --against ./tiny --chunks=8",
         "packlight measure out --context=2048 --threads=2 --trials=3 packlight verify",
         "Note: a note.",
@@ -287,6 +287,16 @@ def test_the_commands_of_a_bare_file_name_the_file(report):
     assert commands_of(report)[1:] == ["packlight measure Tiny-Q4_K_M.gguf --context=2048 --threads=2 --trials=3"]
     assert "some/Tiny-Q4_K_M.gguf" not in read(report).text
     assert "made from –" in read(report).text
+
+
+def test_a_small_drift_keeps_its_digits(report):
+    report["drift"] |= {"mean_kl": 0.00001234, "p99_kl": 0.0000567}
+    report["drift"]["kl_by_position"][0]["mean_kl"] = 0.00000321
+    text = read(report).text
+    for expected in ("mean 1.234e-05 nats", "99th percentile 5.67e-05 nats", "from 3.21e-06 to 0.06", "382 3.21e-06"):
+        assert expected in text, expected
+    founds = [Found("a", report), Found("b", document(Path("x")))]
+    assert "1.234e-05 nats" in parsed(comparison(founds)).text
 
 
 def test_memory_without_a_split_is_shown_as_far_as_it_is_known(report):
