@@ -299,6 +299,22 @@ def test_a_small_drift_keeps_its_digits(report):
     assert "1.234e-05 nats" in parsed(comparison(founds)).text
 
 
+def test_a_page_of_a_small_model_is_as_small_as_promised(report):
+    kinds = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm", "ffn_norm")
+    tensors = [StoredTensor(f"blk.{layer}.{kind}", "Q4_K", (576, 1536), 884736, 497664)
+               for layer in range(30) for kind in kinds]  # fmt: skip
+    report["measurement"]["timeline"] = [
+        {
+            "seconds": at / 10,
+            "rss_bytes": 150_000_000 + at,
+            "anonymous_bytes": 90_000_000,
+            "phase": f"trial {at // 100}",
+        }
+        for at in range(600)
+    ]
+    assert len(page(Found("here", report, tensors)).encode()) < 100_000  # what docs/how-to/report.md says
+
+
 def test_memory_without_a_split_is_shown_as_far_as_it_is_known(report):
     report["measurement"]["memory"] = None
     text = read(report).text
