@@ -216,6 +216,7 @@ HUGE = 10**400
         (("measurement", "trials", "sustained_s"), {}),
         (("provenance", "command"), "\ud800"),
     ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
 )
 def test_hostile_values_are_a_page_or_one_line(report, path, value):
     inside = report
