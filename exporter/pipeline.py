@@ -16,7 +16,7 @@ from exporter.staging import publish, refuse_occupied, staging
 from runtime.artifact import open_artifact, write_manifest
 from runtime.atomic import write_text
 from runtime.budget import Budget
-from runtime.errors import PacklightError, UserError
+from runtime.errors import ArtifactError, PacklightError, UserError
 from runtime.host import host_facts
 from runtime.hosts import LOCAL
 from runtime.measurement import KV_BLOCK, KV_FLOATS
@@ -103,7 +103,7 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
             artifact = dataclasses.replace(artifact, contract={**artifact.contract, "kv_type": kv_type})
         report = examine(request, artifact, facts, reporter)
         report = report.at(dataclasses.replace(artifact, root=out))
-        write_documents(report, facts, room, request.running.options.context)
+        report = write_documents(report, facts, room, request.running.options.context)
         publish(room, out)
     return report
 
@@ -212,8 +212,11 @@ def provenance(command: str, facts: ModelFacts | None = None) -> Provenance:
     return Provenance(command, utc_now(), version(), host_facts(), facts.path.name if facts and cached else None)
 
 
-def write_documents(report: Report, facts: ModelFacts, room: Path, context: int) -> None:
-    """Write report.json, report.html, README.md, Modelfile and manifest.json beside the artifact's files in `room`."""
+def write_documents(report: Report, facts: ModelFacts, room: Path, context: int) -> Report:
+    """Write report.json, report.html, README.md, Modelfile and manifest.json beside the artifact's files in `room`.
+
+    A page that cannot be drawn is left out and noted in the report that is returned: the conversion is not lost for it.
+    """
     from exporter.report.card import model_card
     from exporter.report.modelfile import Chat, modelfile
     from exporter.report.page import PAGE, page_of
@@ -225,10 +228,14 @@ def write_documents(report: Report, facts: ModelFacts, room: Path, context: int)
         metadata = {entry.key: entry.value for entry in read_gguf_metadata(room / artifact.entry)}
         kv_type = artifact.contract.get("kv_type")
         write_text(room / "Modelfile", modelfile(artifact.entry, context, Chat.of_gguf(metadata), kv_type))
+    try:
+        write_text(room / PAGE, page_of(report, dataclasses.replace(artifact, root=room)))
+    except ArtifactError as error:
+        report = dataclasses.replace(report, notes=(*report.notes, f"{PAGE} could not be drawn ({error})"))
     write_text(room / "README.md", model_card(report, facts, context))
     write_text(room / "report.json", json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
-    write_text(room / PAGE, page_of(report, dataclasses.replace(artifact, root=room)))
     write_manifest(dataclasses.replace(artifact, root=room), report.manifest_extra())
+    return report
 
 
 def _check_request(request: ExportRequest, out: Path) -> Target:

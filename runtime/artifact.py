@@ -107,7 +107,7 @@ def read_manifest(root: Path) -> Artifact:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror}); is this an exported directory?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: is not JSON ({error}); export the model again") from error
     if not isinstance(content, dict) or content.get("packlight_manifest") != MANIFEST_VERSION:
         raise ArtifactError(f"{path}: is not a packlight manifest of version {MANIFEST_VERSION}")
@@ -151,7 +151,7 @@ def _manifest_of(path: Path) -> Artifact | None:
     """The artifact whose entry `path` is, by the manifest beside it; None where that is another program's or none."""
     try:
         content = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(content, dict) and "packlight_manifest" in content and content.get("entry") == path.name
     return read_manifest(path.parent) if ours else None

@@ -77,7 +77,8 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
     )
     with progress(output) as reporter:
         report = run(request, reporter)
-    return _finish(report, output, f"{report.artifact.entry_path}", f"{report.artifact.root / 'report.html'}")
+    page = report.artifact.root / "report.html"
+    return _finish(report, output, f"{report.artifact.entry_path}", f"{page}" if page.exists() else "")
 
 
 def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.report import parts
+from exporter.report.commands import commands
 from exporter.report.figures import Bar, Plot, Strip, Table, bar
 from exporter.report.parts import NONE, text_of
 from exporter.report.report import FAILED, MET
@@ -41,6 +40,7 @@ class Article:
     facts: tuple[tuple[str, str], ...]
     lines: Table
     budget: tuple[Bar, ...]
+    peak: str
     memory: tuple[Bar, ...]
     resident: tuple[Bar, ...]
     timeline: Plot | None
@@ -61,7 +61,7 @@ def article(found: Found, id: str = "artifact") -> Article:
     """The Article of a report. Raises KeyError, TypeError or ValueError for a report that is damaged."""
     document, artifact = found.document, found.artifact
     measured, drift = document.get("measurement") or {}, document.get("drift") or {}
-    state, verdict = _verdict(document)
+    state, verdict = verdict_of(document)
     return Article(
         id=id,
         title=f"{artifact.name}, {artifact.format.upper()} {artifact.quant.upper()}".strip(),
@@ -70,6 +70,7 @@ def article(found: Found, id: str = "artifact") -> Article:
         facts=_facts(found),
         lines=_lines(document["lines"]),
         budget=tuple(_drawn(_budget(line) for line in document["lines"])),
+        peak=parts.size_of(measured.get("peak_rss_bytes")),
         memory=tuple(_drawn(parts.memory(measured))),
         resident=tuple(_drawn(parts.resident(measured))),
         timeline=parts.timeline(measured.get("timeline") or (), id),
@@ -83,7 +84,7 @@ def article(found: Found, id: str = "artifact") -> Article:
         positions=parts.positions(drift, id),
         notes=tuple(map(str, document.get("notes") or ())),
         where_from=tuple(_where_from(found)),
-        commands=tuple(_commands(found)),
+        commands=tuple(commands(found)),
     )
 
 
@@ -91,8 +92,8 @@ def _drawn(bars: Iterator[Bar | None]) -> Iterator[Bar]:
     return (one for one in bars if one is not None)
 
 
-def _verdict(document: Json) -> tuple[str, str]:
-    """How it looks and in words."""
+def verdict_of(document: Json) -> tuple[str, str]:
+    """The verdict: "met", "failed" or "unknown", and in words."""
     device = document.get("device") or {}
     where = f" for the {device['name']}" if device.get("name") else ""
     failing = [line for line in document["lines"] if line["ok"] is False]
@@ -114,7 +115,7 @@ def _facts(found: Found) -> tuple[tuple[str, str], ...]:
     size = sum(entry.bytes for entry in artifact.files.values())
     return (
         ("file", artifact.entry),
-        ("made from", artifact.source),
+        ("made from", NONE if found.bare else artifact.source),
         ("size", format_bytes(size) if size else NONE),
         ("weights", weights),
         ("bits per weight", bits),
@@ -131,9 +132,13 @@ def _lines(lines: list[Json]) -> Table:
 
 
 def _budget(line: Json) -> Bar | None:
+    """The bar of a line with a limit; None where its number does not show why it fails: nothing was measured."""
     if line["ok"] is None:
         return None
     state, value, limit = _HOLDS[line["ok"]], number(line["value"]), number(line["limit"])
+    below = value is not None and limit is not None and value <= limit and str(line["limit_text"]).startswith("≤")
+    if line["ok"] is False and (below or not value):
+        return None
     share = f", {value / limit:.0%} of it" if value is not None and limit else ""
     said = f"{' '.join(str(line['text']).split())}, budget {line['limit_text']}{share}: {state}"
     return bar(str(line["name"]), said, value, limit, state) if limit else None
@@ -157,7 +162,7 @@ def _drift(drift: Json) -> Iterator[tuple[str, str]]:
     if not drift:
         return
     numbers = (
-        ("mean_kl", "KL divergence, mean", ".4f", "nats"), ("p99_kl", "KL divergence, 99th percentile", ".3f", "nats"),
+        ("mean_kl", "KL divergence, mean", ".4g", "nats"), ("p99_kl", "KL divergence, 99th percentile", ".4g", "nats"),
         ("perplexity_ratio", "perplexity ratio", ".4f", ""), ("same_top1", "same top-1", ".1%", ""),
         ("mean_cosine", "cosine, mean", ".5f", ""), ("min_cosine", "cosine, lowest", ".5f", ""),
         ("token_cosine", "cosine of tokens", ".5f", ""), ("rank_correlation", "rank correlation", ".4f", ""),
@@ -184,19 +189,8 @@ def _where_from(found: Found) -> Iterator[tuple[str, str]]:
     yield "packlight", str(made["version"])
     yield "created", str(made["created"])
     commit = f", commit {made['source_commit']}" if made.get("source_commit") else ""
-    yield "source", f"{artifact.source}{commit}"
+    if not found.bare:
+        yield "source", f"{artifact.source}{commit}"
     yield "host", ", ".join(str(host[key]) for key in ("on", "cpu", "os", "engine") if host.get(key)) or "unknown"
     for name, entry in artifact.files.items():
-        yield f"sha256 of {name}", entry.sha256
-
-
-def _commands(found: Found) -> Iterator[str]:
-    """What makes the artifact, and what finds the same of it."""
-    artifact, measured = found.artifact, found.document.get("measurement") or {}
-    directory = artifact.root.name or "."
-    yield str(found.document["provenance"]["command"])
-    options = measured.get("options") or {}
-    more = [f"--{name}={options[name]}" for name in ("context", "threads") if options.get(name)]
-    yield shlex.join(["packlight", "measure", directory, *more])
-    yield shlex.join(["packlight", "verify", directory, "--against", artifact.source])
-    yield shlex.join(["packlight", "report", directory, "-o", f"{Path(directory).name or 'page'}.html"])
+        yield f"sha256 of {name}", str(entry.sha256)

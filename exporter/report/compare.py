@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exporter.report.article import verdict_of
 from exporter.report.figures import Plot, Table
 from exporter.report.pareto import Point, pareto, plot
-from exporter.report.parts import size_of, text_of
+from exporter.report.parts import NONE, size_of, text_of
+from exporter.report.report import MET
 from exporter.report.scale import number
+from exporter.report.stored import bytes_of
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,9 +50,9 @@ def compare(founds: Sequence[Found]) -> Comparison:
     names = labels(founds)
     measure = _measure(founds)
     plots, notes = [], _notes(founds)
-    fronts: list[set[str]] = []
+    fronts: dict[str, dict[str, bool]] = {name: {} for name in names}
     sides: tuple[tuple[str, str, Callable[[Json], float | None]], ...] = (
-        ("size", "size of the artifact", _bytes), ("memory", "peak memory", _peak),
+        ("size", "size of the artifact", bytes_of), ("memory", "peak memory", _peak),
     )  # fmt: skip
     for id, what, size in sides:
         known = [(name, size(found.document), _drift_of(found, measure))
@@ -60,11 +63,11 @@ def compare(founds: Sequence[Found]) -> Comparison:
             notes.append(f"not in the plot of {what}, because a figure for it is missing: {', '.join(missing)}")
         if points:
             points = pareto(points)
-            fronts.append({point.name for point in points if point.front})
+            for point in points:
+                fronts[point.name][id] = point.front
             plots.append(plot(id, what, points, measure.name))
-    on_front = set.union(*fronts) if fronts else set()
     title = f"{len(founds)} artifacts compared"
-    return Comparison(title, _table(founds, names, on_front), tuple(plots), tuple(notes))
+    return Comparison(title, _table(founds, fronts), tuple(plots), tuple(notes))
 
 
 def labels(founds: Sequence[Found]) -> list[str]:
@@ -102,25 +105,35 @@ def _drift_of(found: Found, measure: Measure) -> float | None:
     return measure.of(found.document.get("drift") or {})
 
 
-def _bytes(document: Json) -> float | None:
-    return number(sum(entry["bytes"] for entry in document["artifact"]["files"].values()) or None)
-
-
 def _peak(document: Json) -> float | None:
     return number((document.get("measurement") or {}).get("peak_rss_bytes"))
 
 
-def _table(founds: Sequence[Found], names: Sequence[str], on_front: set[str]) -> Table:
+def _fronts(of: dict[str, bool]) -> str:
+    """On which fronts an artifact is: "size", "memory", "both" or "no"; a dash for what is in no plot."""
+    on = [id for id, front in of.items() if front]
+    return ("both" if len(on) > 1 else on[0] if on else "no") if of else NONE
+
+
+def _cell_of_verdict(document: Json) -> str:
+    """What the list above the table says, in few words."""
+    state, _ = verdict_of(document)
+    if state != "unknown":
+        return state
+    return "nothing judged" if document["verdict"] == MET else str(document["verdict"])
+
+
+def _table(founds: Sequence[Found], fronts: dict[str, dict[str, bool]]) -> Table:
     decoder = ("first token", "decode", "KL divergence", "perplexity ratio", "same top-1")
     encoder = ("latency", "cosine", "rank correlation", "label agreement")
     own = encoder if founds[0].of_encoder else decoder
-    header = ("artifact", "verdict", "size", "bits per weight", "peak memory", *own, "Pareto")
+    header = ("artifact", "verdict", "size", "bits per weight", "peak memory", *own, "Pareto front")
     rows = []
-    for name, found in zip(names, founds, strict=True):
+    for (name, of), found in zip(fronts.items(), founds, strict=True):
         document = found.document
         bits = text_of(document["artifact"]["bits_per_weight"] or None, ".2f")
-        cells = (str(document["verdict"]), size_of(_bytes(document)), bits, size_of(_peak(document)))
-        rows.append((name, *cells, *_own(document, encoder=own is encoder), "yes" if name in on_front else "no"))
+        cells = (_cell_of_verdict(document), size_of(bytes_of(document)), bits, size_of(_peak(document)))
+        rows.append((name, *cells, *_own(document, encoder=own is encoder), _fronts(of)))
     return Table(header, tuple(rows))
 
 
@@ -138,7 +151,7 @@ def _own(document: Json, *, encoder: bool) -> tuple[str, ...]:
         )  # fmt: skip
     return (
         text_of(median("first_token_ms"), ",.0f", "ms"), text_of(median("decode_tokens_per_s"), ",.1f", "tokens/s"),
-        text_of(drift.get("mean_kl"), ".4f", "nats"), text_of(drift.get("perplexity_ratio"), ".4f"),
+        text_of(drift.get("mean_kl"), ".4g", "nats"), text_of(drift.get("perplexity_ratio"), ".4f"),
         text_of(drift.get("same_top1"), ".1%"),
     )  # fmt: skip
 
@@ -150,12 +163,32 @@ def _notes(founds: Sequence[Found]) -> list[str]:
     drifts = [document["drift"] for document in documents if document.get("drift")]
     measured = [document["measurement"] for document in documents if document.get("measurement")]
     notes = []
-    if len(sources := {str(one["source"]) for one in artifacts}) > 1:
+    # A bare file does not say what it was made from.
+    if len(sources := {str(one["source"]) for one in artifacts if one["files"]}) > 1:
         notes.append(f"made from different models: {', '.join(sorted(sources))}; drift is each from its own source")
     if len({(one["text_sha256"], one.get("n_tokens_scored"), one.get("n_texts")) for one in drifts}) > 1:
         notes.append("verified on different texts or numbers of tokens: their drift cannot be compared closely")
     if len({(one["host"].get("on"), one["host"].get("cpu")) for one in measured}) > 1:
         notes.append("measured on different machines: memory and speed cannot be compared closely")
-    if len({(one["options"].get("context"), one["options"].get("kv_type")) for one in measured}) > 1:
-        notes.append("measured with different contexts or types of KV cache: their memory cannot be compared closely")
-    return notes
+    runs = [{**one["options"], **one["trials"]} for one in measured]
+    return notes + _differing("measured", runs, _RUN) + _differing("verified", drifts, _COMPARED)
+
+
+_RUN = (
+    ("context", "contexts", "memory and speed"), ("kv_type", "types of KV cache", "memory and speed"),
+    ("threads", "numbers of threads", "speed"), ("batch", "batches", "memory and speed"),
+    ("mmap", "ways to load the weights (mapped or read)", "memory and speed"),
+    ("prompt_tokens", "lengths of the prompt", "speed"), ("decode_tokens", "numbers of generated tokens", "speed"),
+)  # fmt: skip
+"""Options of a run: the key, in words, and what depends on it."""
+_COMPARED = (("chunk_tokens", "lengths of a chunk", "drift"), ("reference", "references", "drift"))
+"""The same of verifying."""
+
+
+def _differing(done: str, ones: Sequence[Json], keys: Sequence[tuple[str, str, str]]) -> list[str]:
+    """A note for each key that is not the same in all."""
+    return [
+        f"{done} with different {what}: their {depends} cannot be compared closely"
+        for key, what, depends in keys
+        if len({str(one.get(key)) for one in ones}) > 1
+    ]

@@ -66,6 +66,8 @@ def plot(id: str, what: str, points: Sequence[Point], measure: str) -> Plot:
     marks = _labelled(groups, [axes.place(*corner) for corner in front])
     said = "; ".join(f"{p.name}: {p.x:,.1f} MB, {p.drift:.4g}{', on the front' if p.front else ''}" for p in points)
     caption = "Smaller is better on both axes."
+    if len(positive) < len(points):
+        caption += " What has no drift at all is drawn below the others: 0 has no place on a logarithmic axis."
     rows = tuple((p.name, f"{p.x:,.1f}", f"{p.drift:.4g}", "yes" if p.front else "no") for p in points)
     return Plot(
         id=f"compare-{id}",

@@ -153,9 +153,9 @@ def positions(drift: Json, id: str) -> Plot | None:
     values = [value for _, value in spans]
     said = (
         f"Mean KL divergence at positions {spans[0][0]['first']} to {spans[-1][0]['last']} of the context, in "
-        f"{len(spans)} spans: from {min(values):.4f} to {max(values):.4f} nats."
+        f"{len(spans)} spans: from {min(values):.4g} to {max(values):.4g} nats."
     )
-    table = Table(("positions", "mean KL, nats"), tuple((f"{o['first']} to {o['last']}", f"{v:.4f}") for o, v in spans))
+    table = Table(("positions", "mean KL, nats"), tuple((f"{o['first']} to {o['last']}", f"{v:.4g}") for o, v in spans))
     return Chart(
         f"{id}-positions", "Drift along the context", said, "position in the context, tokens", "nats",
         (("first", "mean KL", tuple(points)),), table,

@@ -79,7 +79,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`. Sizes in bytes, times in the unit that the key names."""
         artifact = dataclasses.asdict(self.artifact)
-        artifact["root"] = str(self.artifact.root)
+        # Absolute: the document is read later, from another directory.
+        artifact["root"] = str(self.artifact.root.absolute())
         return {
             "packlight_report": REPORT_VERSION,
             "verdict": self.verdict,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.report.report import REPORT_VERSION
-from runtime.artifact import MANIFEST, Artifact, FileRecord, read_manifest
+from exporter.report.scale import number
+from runtime.artifact import MANIFEST, Artifact, FileRecord, open_artifact
 from runtime.errors import ArtifactError, ModelError
 from runtime.sessions.base import is_encoder
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from targets.stored_tensors import StoredTensor
 
 REPORT = "report.json"
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
+"""What reading a document or a model of another form than ours comes to."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Found:
         data = self.document["artifact"]
         files = {name: FileRecord(**entry) for name, entry in data["files"].items()}
         return Artifact(**{**data, "root": Path(data["root"]), "files": files})
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is about a file without a manifest, of which nobody knows what it was made from."""
+        return not self.document["artifact"]["files"]
 
     @property
     def of_encoder(self) -> bool:
@@ -68,7 +76,9 @@ def _exported(path: Path) -> Found:
     document, again = root / REPORT, f"packlight measure {path} --json > measured.json"
     if not (root / MANIFEST).is_file() or not document.is_file():
         raise ArtifactError(f"{path}: no {REPORT} of an export there; run '{again}' and name that file")
-    artifact, found = read_manifest(root), _report(document, _json(document))
+    artifact, found = open_artifact(root), _report(document, _json(document))
+    if path.is_file() and path.name not in (MANIFEST, artifact.entry):
+        raise ArtifactError(f"{path}: is not what the {REPORT} beside it is about; run '{again}' and name that file")
     if found["artifact"].get("files") != {name: vars(entry) for name, entry in artifact.files.items()}:
         raise ArtifactError(f"{document}: is about other files than {MANIFEST}; run '{again}' and name that file")
     return _looked_into(str(path), {**found, "artifact": {**found["artifact"], "root": str(root.absolute())}})
@@ -96,27 +106,51 @@ def _report(path: Path, document: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def _looked_into(where: str, document: dict[str, Any]) -> Found:
-    """With the artifact's tensors, where its file still lies there as the report knows it."""
+    """With the artifact's tensors, where its files still lie there as the report knows them."""
     found = Found(where, document)
     try:
         artifact = found.artifact
-        expected = artifact.files.get(artifact.entry)
-        there = artifact.entry_path.is_file()
-        if not there or (expected is not None and artifact.entry_path.stat().st_size != expected.bytes):
-            return Found(where, document, untold="The artifact's file was not there when this page was made.")
-        return with_tensors(artifact, document, where)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{where}: is a damaged report ({error}); export or measure the artifact again") from error
+        untold = _other_files(artifact, document)
+    except OSError as error:  # a directory of somebody else
+        untold = f"The artifact's file could not be looked into: {error.strerror}."
+    except DAMAGED as error:
+        fix = "export or measure the artifact again"
+        raise ArtifactError(f"{where}: is a damaged report ({error!r:.200}); {fix}") from error
+    return Found(where, document, untold=untold) if untold else with_tensors(artifact, document, where)
+
+
+def _other_files(artifact: Artifact, document: dict[str, Any]) -> str:
+    """Why the files that lie at the artifact's place need not be those of the report; empty where they are."""
+    known = {name: number(record.bytes) for name, record in artifact.files.items()}
+    if artifact.entry not in known:
+        known[artifact.entry] = number(bytes_of(document))
+    if not artifact.root.is_absolute():
+        return "The report does not say in which directory the artifact's file lies."
+    if any(not (artifact.root / name).is_file() for name in known):
+        return "The artifact's file was not there when this page was made."
+    if known[artifact.entry] is None:
+        return "The report does not say how large the artifact's file is, by which it is known."
+    if any((artifact.root / name).stat().st_size != size for name, size in known.items()):
+        return "The file that lies there is another than the report is about."
+    return ""
+
+
+def bytes_of(document: dict[str, Any]) -> float | None:
+    """Bytes of the artifact: its files together, of a bare file the line of its size; None where neither is told."""
+    if files := document["artifact"]["files"]:
+        return number(sum(entry["bytes"] for entry in files.values()))
+    return next((number(line["value"]) for line in document["lines"] if line["name"] == "size"), None)
 
 
 def with_tensors(artifact: Artifact, document: dict[str, Any], where: str = "") -> Found:
-    """The report of an artifact whose files lie at its root."""
+    """The report of an artifact whose files lie at its root; a file that cannot be read leaves them untold."""
     from targets.stored_tensors import stored_tensors
 
     try:
         tensors = stored_tensors(artifact)
-    except (ArtifactError, ModelError) as error:
-        return Found(where, document, untold=f"The artifact's file could not be looked into: {error}.")
+    except (ArtifactError, ModelError, OSError, *DAMAGED) as error:
+        said = str(error) if isinstance(error, ArtifactError | ModelError) else repr(error)
+        return Found(where, document, untold=f"The artifact's file could not be looked into: {said:.300}.")
     if tensors is None:
         return Found(where, document, untold=f"The format {artifact.format} does not say how its tensors are stored.")
     return Found(where, document, tensors)

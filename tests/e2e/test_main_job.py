@@ -94,8 +94,8 @@ def test_the_page_of_the_export_and_one_beside_another(exported: tuple[Path, dic
     text = parsed(page.read_text(encoding="utf-8")).text
     for expected in ("Met for the Raspberry Pi 5", "blk.29.ffn_down", "at positions 256 to 510 of the context", "Q4_K"):
         assert expected in text, expected
-    assert f"{report['drift']['mean_kl']:.4f} nats" in text
-    assert page.stat().st_size < 200_000
+    assert f"{report['drift']['mean_kl']:.4g} nats" in text
+    assert page.stat().st_size < 100_000  # what docs/how-to/report.md says
     kept, beside = tmp_path / "kept.json", tmp_path / "page.html"
     kept.write_text(json.dumps(report), encoding="utf-8")
     ran = packlight("report", out, kept, "-o", beside)

@@ -58,5 +58,5 @@ def test_a_model_is_not_written_over(tmp_path):
     out = exported(tmp_path / "out")
     done = report(out, "-o", out / "golden-q4_k_m.gguf")
     assert done.exit_code == 2
-    assert "is there and no HTML page" in done.stderr
+    assert "is there and no page of packlight's" in done.stderr
     assert (out / "golden-q4_k_m.gguf").stat().st_size == 733600

@@ -117,6 +117,21 @@ def test_a_budget_that_is_not_met_keeps_the_artifact_and_says_so(target, tmp_pat
     assert (out / "Tiny-Q4_K_M.bin").stat().st_size == 1000
 
 
+def test_a_page_that_cannot_be_drawn_does_not_lose_the_export(target, tmp_path, monkeypatch):
+    def odd(*arguments):
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr("exporter.report.page.article", odd)
+    out = tmp_path / "out"
+    done = export(out)
+    assert done.exit_code == 0
+    assert names(out) == ["README.md", "Tiny-Q4_K_M.bin", "manifest.json", "report.json"]
+    note = "report.html could not be drawn (Tiny-Q4_K_M.bin: is a damaged report"
+    assert note in json.loads((out / "report.json").read_text())["notes"][-1]
+    assert note in done.stdout
+    assert "report: " not in done.stdout
+
+
 def test_an_engine_that_refuses_the_artifact_is_a_failed_check(target, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise EngineError("llama.cpp: unknown architecture")

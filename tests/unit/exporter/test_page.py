@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from support.markup import parsed
 from support.reports import document, encoder_document, exported
 
-from exporter.report.page import page, refuse_other_file, write_page
+from exporter.report.page import comparison, page, refuse_other_file, write_page
 from exporter.report.stored import Found, founds_at
+from runtime.budget import Line
 from runtime.errors import ArtifactError, UserError
 from targets.stored_tensors import StoredTensor
 
@@ -70,11 +74,11 @@ def test_every_part_is_there(report):
         "load, 0.00 to 1.00 s: up to 150.0 MB",
         "Decode speed over 20 s: 22.0 tokens/s at first, 18.0 at the end.",
         "Energy: 100.0 J for 400 tokens, 0.250 J each (a meter).",
-        "KL divergence, mean 0.0500 nats",
+        "KL divergence, mean 0.05 nats",
         "52 of 52 hard texts equal",
-        "at positions 256 to 510 of the context, in 2 spans: from 0.0400 to 0.0600 nats",
-        "packlight verify out --against ./tiny",
-        "packlight measure out --context=2048 --threads=2",
+        "at positions 256 to 510 of the context, in 2 spans: from 0.04 to 0.06 nats",
+        "packlight verify out --against ./tiny --chunks=8",
+        "packlight measure out --context=2048 --threads=2 --trials=3 packlight verify",
         "Note: a note.",
     ):
         assert expected in text, expected
@@ -194,6 +198,44 @@ def test_numbers_that_are_none_do_not_break_the_page(report, value):
     parsed(text)
 
 
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("artifact", "n_params"), HUGE),
+        (("artifact", "bits_per_weight"), HUGE),
+        (("artifact", "files", "Tiny-Q4_K_M.gguf", "bytes"), HUGE),
+        (("artifact", "files", "Tiny-Q4_K_M.gguf", "sha256"), HUGE),
+        (("artifact", "files", "Tiny-Q4_K_M.gguf", "sha256"), 5),
+        (("drift", "kl_by_position", 0, "first"), math.inf),
+        (("drift", "mean_kl"), 1.7e308),
+        (("measurement", "first_token_ms", "values"), [-1.7e308, 1.7e308]),
+        (("measurement", "options", "threads"), [{}]),
+        (("measurement", "trials", "sustained_s"), {}),
+        (("provenance", "command"), "\ud800"),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_hostile_values_are_a_page_or_one_line(report, path, value):
+    inside = report
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = value
+    founds = [Found("here", report, TENSORS), Found("there", document(Path("x")), TENSORS)]
+    for draw in (lambda: page(founds[0]), lambda: comparison(founds)):
+        text = said = ""
+        try:
+            text = draw()
+        except ArtifactError as error:
+            said = str(error)
+        assert "\n" not in said
+        assert len(said) < 400
+        assert said or parsed(text).all("main")
+        assert not re.search(r'="(nan|inf|None)%?"', text)
+
+
 def test_a_limit_of_zero_has_no_bar(report):
     report["lines"].append(
         {"name": "token ids", "value": 0.0, "limit": 0.0, "ok": True, "text": "equal", "limit_text": "equal"}
@@ -201,6 +243,86 @@ def test_a_limit_of_zero_has_no_bar(report):
     tree = read(report)
     assert "token ids equal equal holds" in tree.text
     assert "token ids : equal" not in tree.text
+
+
+def test_what_was_never_measured_has_no_bar(report):
+    report["lines"] += [line.to_json() | {"text": line.text, "limit_text": line.limit_text} for line in (
+        Line("first token", "none was measured", "≤ 500 ms", ok=False, value=0.0, limit=500.0),
+        Line("prefill", "none was measured", "≥ 20 tokens/s", ok=False, value=0.0, limit=20.0),
+        Line("fits the cap", "was killed", "≤ 300.0 MB", ok=False, value=299e6, limit=300e6),
+        Line("load", "3 s", "≤ 2 s", ok=False, value=3.0, limit=2.0),
+    )]  # fmt: skip
+    text = read(report).text
+    assert "first token none was measured ≤ 500 ms fails" in text
+    assert "0% of it" not in text.replace("150% of it", "")
+    assert "fits the cap : " not in text
+    assert "load : 3 s, budget ≤ 2 s, 150% of it: fails" in text
+
+
+def commands_of(found):
+    return [element.text for element in read(found).all("code")]
+
+
+def test_the_commands_have_the_options_that_were_used(report):
+    report["measurement"]["options"] |= {"batch": 64, "mmap": False, "kv_type": "q8_0"}
+    report["measurement"]["trials"] = {
+        "prompt_tokens": 100, "decode_tokens": 9, "count": 5, "turns": 4, "fill_context": True, "sustained_s": 300.0,
+    }  # fmt: skip
+    report["measurement"]["host"]["on"] = "ssh:pi@board"
+    report["drift"] |= {"n_chunks": 64, "text_name": "my text.txt"}
+    _, measure, verify, _ = commands_of(report)
+    assert measure == (
+        "packlight measure out --context=2048 --threads=2 --batch=64 --no-mmap --kv-type=q8_0 --prompt-tokens=100 "
+        "--decode-tokens=9 --turns=4 --fill-context --sustained=300s --on=ssh:pi@board"
+    )
+    assert verify == "packlight verify out --against ./tiny --chunks=64 '--text=my text.txt'"
+    report["artifact"]["contract"]["kv_type"] = "q8_0"  # the artifact's own
+    report["drift"]["text_name"] = "pydoc_data.topics of CPython 3.11.7, second half"
+    _, measure, verify, _ = commands_of(report)
+    assert "--kv-type" not in measure
+    assert "--text" not in verify
+
+
+def test_the_commands_of_a_bare_file_name_the_file(report):
+    report["artifact"] |= {"files": {}, "source": "some/Tiny-Q4_K_M.gguf"}
+    assert commands_of(report)[1:] == ["packlight measure Tiny-Q4_K_M.gguf --context=2048 --threads=2 --trials=3"]
+    assert "some/Tiny-Q4_K_M.gguf" not in read(report).text
+    assert "made from –" in read(report).text
+
+
+def test_a_small_drift_keeps_its_digits(report):
+    report["drift"] |= {"mean_kl": 0.00001234, "p99_kl": 0.0000567}
+    report["drift"]["kl_by_position"][0]["mean_kl"] = 0.00000321
+    text = read(report).text
+    for expected in ("mean 1.234e-05 nats", "99th percentile 5.67e-05 nats", "from 3.21e-06 to 0.06", "382 3.21e-06"):
+        assert expected in text, expected
+    founds = [Found("a", report), Found("b", document(Path("x")))]
+    assert "1.234e-05 nats" in parsed(comparison(founds)).text
+
+
+def test_a_page_of_a_small_model_is_as_small_as_promised(report):
+    kinds = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm", "ffn_norm")
+    tensors = [StoredTensor(f"blk.{layer}.{kind}", "Q4_K", (576, 1536), 884736, 497664)
+               for layer in range(30) for kind in kinds]  # fmt: skip
+    report["measurement"]["timeline"] = [
+        {
+            "seconds": at / 10,
+            "rss_bytes": 150_000_000 + at,
+            "anonymous_bytes": 90_000_000,
+            "phase": f"trial {at // 100}",
+        }
+        for at in range(600)
+    ]
+    assert len(page(Found("here", report, tensors)).encode()) < 100_000  # what docs/how-to/report.md says
+
+
+def test_memory_without_a_split_is_shown_as_far_as_it_is_known(report):
+    report["measurement"]["memory"] = None
+    text = read(report).text
+    assert "Memory was not measured." not in text
+    assert "Where the peak lies" not in text
+    for expected in ("Peak memory: 220.0 MB.", "What backs it at the end", "Memory over time"):
+        assert expected in text, expected
 
 
 def test_an_encoder(tmp_path):
@@ -264,9 +386,8 @@ def test_an_exported_directory_becomes_a_page(tmp_path):
     tree = parsed(out.read_text(encoding="utf-8"))
     assert "blk.0.attn_q Q4_K" in tree.text
     assert next(table for table in tree.all("table") if table.attributes["class"] == "map")
-    before = out.read_bytes()
-    write_page([tmp_path / "out"], out)  # an earlier page is replaced
-    assert out.read_bytes()[:200] == before[:200]
+    write_page([exported(tmp_path / "other", name="Another")], out)  # an earlier page is replaced
+    assert parsed(out.read_text(encoding="utf-8")).all("h1")[0].text.startswith("Another")
 
 
 @pytest.mark.parametrize("name", ["out", "out/manifest.json", "out/golden-q4_k_m.gguf"])
@@ -284,6 +405,86 @@ def test_a_moved_directory_is_where_it_was_named(tmp_path):
     assert found.tensors
     kept = found_at(tmp_path / "elsewhere" / "report.json")  # the file alone still names the old place
     assert (kept.tensors, kept.untold) == (None, "The artifact's file was not there when this page was made.")
+
+
+def test_another_file_of_the_directory_is_not_its_artifact(tmp_path):
+    out = exported(tmp_path / "out")
+    shutil.copyfile(out / "golden-q4_k_m.gguf", out / "other.gguf")
+    with pytest.raises(
+        ArtifactError, match=r"other\.gguf: is not what the report\.json beside it is about; run 'packl"
+    ):
+        found_at(out / "other.gguf")
+
+
+@pytest.mark.parametrize("cut", [None, 100])
+def test_missing_and_cut_weights_are_one_line(tmp_path, cut):
+    out = exported(tmp_path / "out")
+    weights = out / "golden-q4_k_m.gguf"
+    if cut is None:
+        weights.unlink()
+    else:
+        os.truncate(weights, cut)
+    with pytest.raises(ArtifactError, match="named in manifest.json but missing" if cut is None else "has 100 bytes"):
+        found_at(out)
+    if cut is not None:
+        assert found_at(out / "report.json").untold == "The file that lies there is another than the report is about."
+
+
+def kept_of(tmp_path, **changes):
+    """A report that --json was kept of, about the .gguf file alone."""
+    found = document(exported(tmp_path / "out"), entry="golden-q4_k_m.gguf", files={})
+    size = (tmp_path / "out" / "golden-q4_k_m.gguf").stat().st_size
+    found["lines"][0] |= {"value": float(size), **changes}
+    (tmp_path / "kept.json").write_text(json.dumps(found))
+    return found_at(tmp_path / "kept.json")
+
+
+def test_a_bare_file_is_known_by_its_size(tmp_path):
+    assert kept_of(tmp_path).tensors
+    assert kept_of(tmp_path / "a", value=1.0).untold == "The file that lies there is another than the report is about."
+    assert "does not say how large" in kept_of(tmp_path / "b", name="another line").untold
+
+
+def test_a_relative_place_is_not_looked_into(tmp_path, monkeypatch):
+    out = exported(tmp_path / "out")
+    report = json.loads((out / "report.json").read_text())
+    report["artifact"]["root"] = "out"
+    (tmp_path / "kept.json").write_text(json.dumps(report))
+    monkeypatch.chdir(tmp_path)
+    assert "in which directory" in found_at(tmp_path / "kept.json").untold
+
+
+def test_reports_name_their_place_absolutely(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert document(Path("out"))["artifact"]["root"] == str(tmp_path / "out")
+
+
+def test_a_place_of_another_user_leaves_the_tensors_untold(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    kept = tmp_path / "kept.json"
+    kept.write_text(json.dumps(document(tmp_path / "theirs")))
+    there = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda self: refused(self) if "theirs" in self.parts else there(self))
+    assert found_at(kept).untold == "The artifact's file could not be looked into: Permission denied."
+
+
+@pytest.mark.parametrize("error", [IndexError, ZeroDivisionError, RecursionError, PermissionError])
+def test_an_odd_model_leaves_the_tensors_untold(tmp_path, monkeypatch, error):
+    def odd(_artifact):
+        raise error("odd")
+
+    monkeypatch.setattr("targets.stored_tensors.stored_tensors", odd)
+    found = found_at(exported(tmp_path / "out"))
+    assert found.tensors is None
+    assert "could not be looked into" in parsed(page(found)).text
+
+
+def test_a_name_that_is_no_utf8_is_shown_as_far_as_it_goes(tmp_path):
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    write_page([exported(root, name="x\ud800y")], tmp_path / "page.html")
+    assert "x?y" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_what_has_no_report_says_what_to_run(tmp_path):
@@ -339,8 +540,14 @@ def test_a_file_that_is_no_report_is_one_line(tmp_path, text, message):
 def test_a_file_that_is_no_page_is_not_written_over(tmp_path):
     model = tmp_path / "model.gguf"
     model.write_bytes(b"GGUF")
-    with pytest.raises(UserError, match="is there and no HTML page"):
-        refuse_other_file(model)
+    theirs = tmp_path / "index.html"
+    theirs.write_text("<!doctype html>\n<title>packlight report</title><p>my own</p>")
+    for path in (model, theirs):
+        with pytest.raises(UserError, match="is there and no page of packlight's"):
+            refuse_other_file(path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is there and no regular file"):
+        refuse_other_file(tmp_path / "pipe")
     with pytest.raises(UserError, match="is a directory"):
         refuse_other_file(tmp_path)
     with pytest.raises(UserError, match="cannot be written"):

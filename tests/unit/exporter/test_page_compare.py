@@ -58,9 +58,38 @@ def test_each_plot_has_its_own_front(founds):
     assert [mark.label for mark in size.marks] == ["A Q2_K", "B Q4_K_M", "C Q5_0", "D Q8_0"]
     assert found.notes == ()
     assert found.table.rows[1] == (
-        "B Q4_K_M", "failed", "105.0 MB", "6.17", "220.0 MB", "360 ms", "8.5 tokens/s", "0.0500 nats", "1.1000",
-        "90.0%", "yes",
+        "B Q4_K_M", "failed", "105.0 MB", "6.17", "220.0 MB", "360 ms", "8.5 tokens/s", "0.05 nats", "1.1000",
+        "90.0%", "both",
     )  # fmt: skip
+    assert [row[-1] for row in found.table.rows] == ["both", "both", "memory", "both"]
+
+
+def test_the_table_says_which_fronts(founds):
+    founds[0].document["measurement"] = None  # in the plot of size alone
+    founds[1].document["drift"] = None  # in none
+    founds[3].document["measurement"]["peak_rss_bytes"] = 10**8
+    founds[2].document["drift"]["mean_kl"] = 0.5  # beaten in both
+    assert [row[-1] for row in compare(founds).table.rows] == ["size", "–", "no", "both"]
+
+
+def test_the_table_says_the_verdict_that_the_list_says(founds):
+    founds[0].document["verdict"] = "met"  # a line fails all the same
+    for line in founds[1].document["lines"]:
+        line["ok"] = None
+    founds[1].document["verdict"] = "met"
+    for found in founds[2:]:
+        for line in found.document["lines"]:
+            line["ok"] = None if line["ok"] is None else True
+    founds[2].document["verdict"] = "met"
+    founds[3].document["verdict"] = "not measured"
+    verdicts = [row[1] for row in compare(founds).table.rows]
+    assert verdicts == ["failed", "nothing judged", "met", "not measured"]
+
+
+def test_a_bare_file_has_the_size_of_its_line(founds):
+    founds[0].document["artifact"]["files"] = {}
+    size, _ = compare(founds).plots
+    assert size.table.rows[1][:2] == ("A Q2_K", "105.5")
 
 
 def boxes(drawn):
@@ -93,7 +122,8 @@ def test_no_drift_and_one_point_have_a_place(drifts):
     for mark in drawn.marks:
         assert 0 < mark.x < 100
         assert 0 < mark.y < 100
-    assert drawn.table.rows[0][2] == f"{min(drifts):.4g}" if len(drifts) == 1 else True
+    assert sorted(row[2] for row in drawn.table.rows) == sorted(f"{drift:.4g}" for drift in drifts)
+    assert ("no drift at all" in drawn.caption) == (0.0 in drifts)
 
 
 def test_what_has_no_figure_is_named_and_not_drawn(founds):
@@ -110,7 +140,7 @@ def test_what_has_no_figure_is_named_and_not_drawn(founds):
     for found in founds:
         found.document["drift"] = None
     assert compare(founds).plots == ()
-    assert "No artifact has both figures" in parsed(comparison(founds)).text
+    assert "No report has the drift that a figure needs" in parsed(comparison(founds)).text
 
 
 def test_encoders_are_not_mixed_with_models_that_generate(founds, tmp_path):
@@ -144,6 +174,33 @@ def test_what_keeps_numbers_from_being_compared_is_said(founds):
         "measured with different contexts",
     ):
         assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "note"),
+    [
+        (("measurement", "options"), "threads", 4, "numbers of threads: their speed cannot"),
+        (("measurement", "options"), "batch", 64, "batches: their memory and speed"),
+        (("measurement", "options"), "mmap", False, "ways to load the weights (mapped or read): their memory and"),
+        (("measurement", "options"), "kv_type", "q8_0", "types of KV cache: their memory and speed"),
+        (("measurement", "trials"), "prompt_tokens", 64, "lengths of the prompt: their speed"),
+        (("measurement", "trials"), "decode_tokens", 8, "numbers of generated tokens: their speed"),
+        (("drift",), "chunk_tokens", 256, "lengths of a chunk: their drift"),
+        (("drift",), "reference", "another", "references: their drift"),
+    ],
+)
+def test_a_difference_of_how_it_was_done_is_said(founds, part, key, value, note):
+    inside = founds[0].document
+    for name in part:
+        inside = inside[name]
+    inside[key] = value
+    (said,) = compare(founds).notes
+    assert note in said
+
+
+def test_a_bare_file_is_from_no_other_model(founds):
+    founds[0].document["artifact"] |= {"files": {}, "source": "some/Tiny.gguf"}
+    assert compare(founds).notes == ()
 
 
 def test_labels_tell_artifacts_apart(founds, tmp_path):

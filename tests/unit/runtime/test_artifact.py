@@ -48,6 +48,7 @@ def test_a_changed_byte_is_damage_and_a_changed_size_is_refused(artifact, tmp_pa
     ("text", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "not a packlight manifest"),
         ('{"packlight_manifest": 2}', "not a packlight manifest of version 1"),
         ('{"packlight_manifest": 1}', "is damaged"),

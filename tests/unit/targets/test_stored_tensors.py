@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.parity import emit
+from support.tiny_encoders import export_onnx, make_tiny_bert
 
 from runtime.errors import ModelError
 from targets.stored_tensors import StoredTensor, stored_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+NO_WEIGHTS = ("rotary.", "zero_points.")
+"""Constants that the graph keeps beside the weights; of static-int8 one row of zero points for all of a width."""
 
 
 def test_every_tensor_of_a_gguf_file(tiny_llama: Path, tmp_path: Path) -> None:
@@ -27,16 +31,27 @@ def test_every_tensor_of_a_gguf_file(tiny_llama: Path, tmp_path: Path) -> None:
     assert (query.layer, query.kind, query.type, query.bits_per_weight) == (1, "attn_q", "Q8_0", 8.5)
 
 
-@pytest.mark.parametrize("preset", ["fp32", "fp16", "int8", "int4", "dynamic-int8"])
+@pytest.mark.parametrize("preset", ["fp32", "fp16", "int8", "int4", "int4-mixed", "dynamic-int8", "static-int8"])
 def test_the_weights_of_an_onnx_graph(preset: str, tiny_llama: Path, tmp_path: Path) -> None:
     artifact = emit(tiny_llama, tmp_path, "onnx", preset)
     tensors = stored_tensors(artifact)
     assert tensors is not None
-    weights = [tensor for tensor in tensors if not tensor.name.startswith("rotary.")]
+    weights = [tensor for tensor in tensors if not tensor.name.startswith(NO_WEIGHTS)]
     assert sum(tensor.n_weights for tensor in weights) == artifact.n_params
     bits = 8 * sum(tensor.n_bytes for tensor in weights) / artifact.n_params
     assert bits == pytest.approx(artifact.bits_per_weight)
     assert len({tensor.name for tensor in tensors}) == len(tensors)
+
+
+@pytest.mark.parametrize("preset", ["fp32", "int8", "int4-mixed", "dynamic-int8", "static-int8"])
+def test_the_weights_of_an_encoder(preset: str, tmp_path: Path) -> None:
+    artifact = export_onnx(make_tiny_bert(tmp_path / "bert"), tmp_path / "out", preset)
+    tensors = stored_tensors(artifact)
+    assert tensors is not None
+    weights = [tensor for tensor in tensors if not tensor.name.startswith(NO_WEIGHTS)]
+    assert sum(tensor.n_weights for tensor in weights) == artifact.n_params
+    bits = 8 * sum(tensor.n_bytes for tensor in weights) / artifact.n_params
+    assert bits == pytest.approx(artifact.bits_per_weight)
 
 
 def test_the_types_of_an_onnx_graph_are_those_of_its_operators(tiny_llama: Path, tmp_path: Path) -> None:
