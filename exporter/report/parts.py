@@ -125,9 +125,9 @@ def sustained(sustained: Json, id: str) -> Plot | None:
         for seconds, speed, one in windows
     )  # fmt: skip
     first, last = windows[0][1], windows[-1][1]
-    said = f"Decode speed over {windows[-1][0]:.0f} s: {first:,.1f} tokens/s at first, {last:,.1f} at the end."
+    said = f"Speed over {windows[-1][0]:.0f} s: {first:,.1f} tokens/s at first, {last:,.1f} at the end."
     table = Table(("seconds", "tokens/s", "temperature, °C", "clock, MHz"), rows)
-    line = (("first", "decode", tuple((seconds, speed) for seconds, speed, _ in windows)),)
+    line = (("first", "speed", tuple((seconds, speed) for seconds, speed, _ in windows)),)
     return Chart(
         f"{id}-sustained", "Speed over time", said, "seconds since the start", "tokens/s", line, table, start=0.0
     ).plot()

@@ -72,7 +72,7 @@ def test_every_part_is_there(report):
         "3 trials: median 360 ms, 95th percentile of the bad side 414 ms",
         "at most 219.0 MB among samples",
         "load, 0.00 to 1.00 s: up to 150.0 MB",
-        "Decode speed over 20 s: 22.0 tokens/s at first, 18.0 at the end.",
+        "Speed over 20 s: 22.0 tokens/s at first, 18.0 at the end.",
         "Energy: 100.0 J for 400 tokens, 0.250 J each (a meter).",
         "KL divergence, mean 0.05 nats",
         "52 of 52 hard texts equal",

@@ -5,7 +5,7 @@ import io
 import pytest
 from support.doubles import FakeDecoder, FakeEncoderSession
 
-from runtime import worker
+from runtime import turns
 from runtime.memory import Resident
 from runtime.turns import LEAK_BYTES, Turn, leak_note, turn_figures, turn_names
 from runtime.worker import Answers, fill_context, run_conversation, run_passes
@@ -53,7 +53,8 @@ def test_turns_share_the_context(count, prompt, answer):
 def test_a_session_that_leaks_is_told(monkeypatch):
     held = iter(range(100 * MIB, 200 * MIB, MIB))
     answers = Answers(io.StringIO())
-    monkeypatch.setattr(worker, "resident", lambda: Resident(at := next(held), at, "VmHWM"))
+    monkeypatch.setattr(turns, "resident", lambda: Resident(7, 7, "VmHWM"))  # pages of files do not count
+    monkeypatch.setattr(turns, "anonymous_bytes", lambda: next(held))
     run_conversation(FakeDecoder(64), 64, 8, answers)
     assert "the last 4 turns, by 1,048,576 bytes each, of which the cache explains 800" in answers.notes[0]
     passes = Answers(io.StringIO())
