@@ -115,7 +115,7 @@ def test_an_export_that_is_measured_there(phone: FakePhone, tools: Path, tiny_ll
     out = tmp_path / "out"
     done = packlight("export", tiny_llama, "-o", out, "--device", "pixel-8", "--chunks", "1",
                      *on(tools / "bin" / "llama-bench"), *SHORT)  # fmt: skip
-    assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((out / "report.json").read_text())
     assert report["measurement"]["host"]["on"] == "adb:FAKE1"
     assert "were measured on adb:FAKE1: F1, " in (out / "README.md").read_text()

@@ -372,7 +372,7 @@ def test_a_shell_that_ends_early_is_not_the_cable(phone, tools, tmp_path):
     """Its engine runs on, and is stopped."""
     phone.command("sleep", "kill -9 $PPID")  # the loop's, between two readings
     engine = tools(llama_bench="while :; do /bin/sleep 1; done")
-    said = r"adb:SERIAL: the phone's shell ended early while measuring speed by llama-bench \(exit status 247\): it said nothing"
+    said = r"the phone's shell ended early while measuring speed by llama-bench \(exit status 247\): it said nothing"
     with pytest.raises(EngineError, match=said):
         AdbHost(None, engine).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
     assert gone(phone.mark)
