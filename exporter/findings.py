@@ -75,6 +75,8 @@ class Running:
         """Raise what keeps an artifact of that format from being measured so, before hours of other work."""
         if self.trials.of_harness and not self.host.caps:
             raise UserError(f"--on {self.host.name} runs the engine's own tools: {NOT_BY_TOOLS}")
+        if not self.options.mmap and not self.host.caps and artifact_format != "gguf":
+            raise UserError(f"--no-mmap: on {self.host.name} only llama.cpp's tools have it; leave it out")
         self.host.refuse(artifact_format, watched_by(reporter))
 
     def job(self, artifact: Artifact, command: str) -> Job:
@@ -220,11 +222,12 @@ def measured_on(measurement: Measurement) -> str:
 
 def _device_notes(device: Device, measurement: Measurement) -> list[str]:
     usable, where = device.sources["usable"], measured_on(measurement)
+    what = "memory and speed" if measurement.load_s is None else "memory, load and speed"
     known = f", not on the {device.name}"
     if "on" in measurement.host:
         known = f"; whether that is a machine like the {device.name} packlight does not know"
     return [
-        f"memory, load and speed were measured on {where}{known}",
+        f"{what} were measured on {where}{known}",
         f"usable memory of the {device.name}, {format_bytes(device.usable_bytes)}: {usable.kind}, {usable.text}",
     ]
 

@@ -137,6 +137,8 @@ class MemorySplit:
 class ResidentKinds:
     """Resident bytes of the measured process at the end of the run, with all still open, by what backs them.
 
+    Of an engine's tools on a phone they are those of the reading with the most, since nothing is open at their end.
+
     anonymous_bytes: nothing but swap: what the process allocated and touched; a phone cannot drop it
     file_bytes: files, mapped: weights, the engine's code; the kernel may drop and read them again
     shared_bytes: tmpfs and shared anonymous memory (RssShmem); shared libraries are files
@@ -192,7 +194,7 @@ class Measurement:
     peak_rss_bytes: int
     memory: MemorySplit | None
     second_turn_growth_bytes: int | None
-    major_page_faults: int
+    major_page_faults: int | None
     options: RunOptions
     trials: Trials
     host: dict[str, Any]

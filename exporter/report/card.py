@@ -115,7 +115,7 @@ def _memory_rows(report: Report) -> list[tuple[str, str]]:
     return [
         *([] if split is None else _split_rows(split, encoder=encoder)),
         *([] if grown is None else [(again, format_bytes(grown))]),
-        *_kind_rows(report.measurement.resident),
+        *_kind_rows(report.measurement.resident, by_tools=report.measurement.load_s is None),
     ]
 
 
@@ -129,15 +129,16 @@ def _split_rows(split: MemorySplit, *, encoder: bool) -> list[tuple[str, str]]:
     ]
 
 
-def _kind_rows(kinds: ResidentKinds | None) -> list[tuple[str, str]]:
-    """What backs the resident bytes at the end of the run."""
+def _kind_rows(kinds: ResidentKinds | None, *, by_tools: bool) -> list[tuple[str, str]]:
+    """What backs the resident bytes at the end of the run; of an engine's tools, at the reading with the most."""
     if kinds is None:
         return []
+    when = "at the highest reading" if by_tools else "at the end"
     share, peak = kinds.proportional_bytes, kinds.peak_proportional_bytes
     return [
-        ("at the end: anonymous, which cannot be dropped", format_bytes(kinds.anonymous_bytes)),
-        ("at the end: of mapped files", format_bytes(kinds.file_bytes)),
-        *([] if share is None else [("at the end: PSS, as Android counts", format_bytes(share))]),
+        (f"{when}: anonymous, which cannot be dropped", format_bytes(kinds.anonymous_bytes)),
+        (f"{when}: of mapped files", format_bytes(kinds.file_bytes)),
+        *([] if share is None else [(f"{when}: PSS, as Android counts", format_bytes(share))]),
         *([] if peak is None else [("highest PSS seen", format_bytes(peak))]),
     ]
 

@@ -41,6 +41,8 @@ SHORT = (
     "1",
     "--json",
 )
+LONG_ENOUGH = ("--context", "4096")
+"""For llama-bench's run for the memory of a tiny model: one that ends between two readings is an error."""
 
 
 @pytest.fixture
@@ -100,11 +102,11 @@ def test_the_real_model_by_both_tools(phone: FakePhone, tools: Path, smollm2_dir
 def test_the_only_phone_and_one_tool(phone: FakePhone, tmp_path: Path) -> None:
     """llama-bench alone; everything is removed afterwards, and the peak is compared with a cap."""
     alone = ("--on", "adb", "--engine", tool("llama-bench"), "--remote-clean")
-    fits = packlight("check", GOLDEN, "--max-memory", "900MB", *alone, *SHORT)
+    fits = packlight("check", GOLDEN, "--max-memory", "900MB", *alone, *SHORT[:-1], *LONG_ENOUGH, "--json")
     assert fits.returncode == 0, fits.stdout + fits.stderr
     (line,) = [line for line in json.loads(fits.stdout)["lines"] if line["name"] == "fits the cap"]
     assert line["ok"]
-    small = packlight("check", GOLDEN, "--max-memory", "1MB", *alone, *SHORT[:-1])
+    small = packlight("check", GOLDEN, "--max-memory", "1MB", *alone, *SHORT[:-1], *LONG_ENOUGH)
     assert small.returncode == 1
     assert "memory was not capped" in small.stdout
     assert kept(phone) == []
@@ -114,8 +116,8 @@ def test_the_only_phone_and_one_tool(phone: FakePhone, tmp_path: Path) -> None:
 def test_an_export_that_is_measured_there(phone: FakePhone, tools: Path, tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = packlight("export", tiny_llama, "-o", out, "--device", "pixel-8", "--chunks", "1",
-                     *on(tools / "bin" / "llama-bench"), *SHORT)  # fmt: skip
-    assert done.returncode in (0, 1), done.stdout + done.stderr
+                     *on(tools / "bin" / "llama-bench"), *SHORT, *LONG_ENOUGH, "--min-same-top1", "0")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((out / "report.json").read_text())
     assert report["measurement"]["host"]["on"] == "adb:FAKE1"
     assert "were measured on adb:FAKE1: F1, " in (out / "README.md").read_text()
@@ -124,7 +126,6 @@ def test_an_export_that_is_measured_there(phone: FakePhone, tools: Path, tiny_ll
 def test_phones_that_cannot_be_used_are_one_line_before_any_work(tools: Path, tiny_llama: Path, tmp_path: Path) -> None:
     cases = {
         "device": "adb: several phones are attached: FAKE0 (device), FAKE1 (device); name one, such as --on adb:FAKE0",
-        "unauthorized": "adb: several phones",
         "offline": "adb:FAKE1: cannot be used, adb says 'offline'; plug it in again, or: adb reconnect",
         "": "adb: no phone is attached; plug it in and allow USB debugging in its developer options",
     }
@@ -157,7 +158,7 @@ def test_what_is_wrong_on_the_phone_is_one_line(phone: FakePhone, tools: Path, t
     phone.command("getprop", "echo x86_64")
     phone.command("df", 'echo "Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/dm-5 100 90 10 90% /data"')
     assert "0.0 MB free, " in one_line(packlight("measure", GOLDEN, *on(tools), "--quiet"), 2)
-    assert kept(phone) == sorted([GOLDEN.name, "llama-bench"])  # of the run that could not start it
+    assert kept(phone) == [GOLDEN.name]  # tools of before are removed before room is asked for
 
 
 def test_a_model_that_the_engine_refuses(phone: FakePhone, tools: Path, tmp_path: Path) -> None:
@@ -229,7 +230,8 @@ def test_unplugged_while_a_file_is_sent(phone: FakePhone, tools: Path) -> None:
     assert first.returncode == 1
     assert "the connection broke while llama-" in first.stderr + first.stdout
     assert "Traceback" not in first.stderr
-    assert all(name.endswith(".part") for name in kept(phone))
+    (part,) = kept(phone)
+    assert part.endswith(".part")
     phone.unplug_after, phone.state = None, "device"
     second = packlight("measure", GOLDEN, *on(tools / "bin" / "llama-bench"), *SHORT)
     assert second.returncode == 0, second.stderr

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLIENT = """#!{python} -IS
-import os, shutil, subprocess, sys
+import os, shutil, subprocess, sys, time
 
 directory = {directory!r}
 arguments = sys.argv[1:]
@@ -29,6 +29,8 @@ if serial + "\\tdevice" not in listed:
 root = directory + "/" + serial
 there = lambda text: text.replace("/data/local/tmp", root + "/tmp")
 if arguments[2] == "push":
+    if os.path.exists(directory + "/hangs"):
+        time.sleep(600)
     try:
         copy = shutil.copytree if os.path.isdir(arguments[3]) else shutil.copy
         copy(arguments[3], there(arguments[4]))
@@ -36,7 +38,11 @@ if arguments[2] == "push":
         print("adb: error: failed to copy: remote " + error.strerror + "\\n0 files pushed")
         sys.exit(1)
     sys.exit()
-path = root + "/bin:" + os.environ["PATH"]
+if os.path.exists(directory + "/cut") and open(directory + "/cut").read() in arguments[3]:
+    open(directory + "/devices", "w").close()
+    sys.exit()
+others = root + "/others"
+path = root + "/bin:" + (others if os.path.exists(others) else os.environ["PATH"])
 sys.exit(subprocess.run(["sh", "-c", there(arguments[3])], cwd=root, env=dict(PATH=path, FAKE_PHONE=root)).returncode)
 """
 
@@ -56,3 +62,13 @@ def fake_client(directory: Path, **states: str) -> Path:
 def list_phones(directory: Path, **states: str) -> None:
     """What `adb devices` lists from now on."""
     (directory / "devices").write_text("".join(f"{serial}\t{state}\n" for serial, state in states.items()))
+
+
+def hang_pushes(directory: Path) -> None:
+    """Nothing that is sent comes to its end from now on."""
+    (directory / "hangs").touch()
+
+
+def unplug_at(directory: Path, word: str) -> None:
+    """The cable is pulled while a script with that word runs; as on an old phone, the client's exit status is 0."""
+    (directory / "cut").write_text(word)

@@ -18,13 +18,13 @@ import struct
 import subprocess
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PROPERTIES = {
     "ro.product.manufacturer": "Fake",
@@ -77,6 +77,16 @@ class FakePhone:
         path = self.root / "bin" / name
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
+
+    def lacks(self, name: str) -> None:
+        """The phone has no such command; for support.adb's client alone."""
+        others = self.root / "others"
+        others.mkdir()
+        for place in reversed(os.environ["PATH"].split(os.pathsep)):
+            for one in Path(place).glob("*"):
+                (others / one.name).unlink(missing_ok=True)
+                (others / one.name).symlink_to(one)
+        (others / name).unlink()
 
     def path(self, name: str) -> str:
         """A path of the phone as this machine's; also in the middle of a command."""

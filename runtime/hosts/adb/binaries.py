@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from runtime.artifact import FileRecord
+    from runtime.artifact import Artifact, FileRecord
     from runtime.hosts.adb.engines.base import Engine
 
 PLACES = ("", "bin", "lib")
@@ -37,6 +37,10 @@ class Binaries:
         listed = sorted((name, one.sha256) for name, (_, one) in self.files.items())
         return f"engine-{hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]}"
 
+    def is_right_machine(self, tool: str) -> bool:
+        """Whether a program is known to be built for the phone's processor, after `refuse_other_machine`."""
+        return elf_machine(self.files[tool][0]) is not None
+
     @property
     def total_bytes(self) -> int:
         """Of all files."""
@@ -53,8 +57,11 @@ class Binaries:
                 )
 
 
-def find_binaries(path: Path | None, engine: Engine) -> Binaries:
-    """The engine's tools in a directory, or one tool, and the shared libraries beside them. Raises HostError."""
+def find_binaries(path: Path | None, engine: Engine, artifact: Artifact | None = None) -> Binaries:
+    """The engine's tools in a directory, or one tool, and the shared libraries beside them, as far as they are run.
+
+    Raises HostError.
+    """
     if path is None:
         raise HostError(f"--on adb needs --engine DIR: a directory with {engine.needs}, built for the phone")
     if path.is_file():
@@ -70,6 +77,7 @@ def find_binaries(path: Path | None, engine: Engine) -> Binaries:
         raise HostError(
             f"{path}: has none of {', '.join(engine.tools)}; --engine needs {engine.needs}, built for the phone"
         )
+    tools = {name: tools[name] for name in engine.run_of(tuple(tools), artifact)}
     libraries = {
         one.name: one for place in reversed(PLACES) for one in sorted((root / place).glob("*.so*")) if one.is_file()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shlex
@@ -19,6 +20,10 @@ COMMAND = "PACKLIGHT_ADB"
 """The variable that names another client, or options for it: `adb -H lab -P 5037`."""
 SECONDS = 60.0
 """For an answer of the phone to what takes no time."""
+PUSH_SECONDS, PUSH_BYTES_PER_S = 60.0, 0.5e6
+"""For a file that is sent: what it may take before its first byte, and the slowest cable or network."""
+OVER = "packlight-over"
+"""The last line of a script's answer: a connection that breaks tells no error on old phones."""
 _SERIAL = re.compile(r"[^\s-]\S*")
 _ADVICE = {
     "unauthorized": "unlock the phone and accept the dialog 'Allow USB debugging?'",
@@ -117,12 +122,15 @@ class Adb:
     def shell(self, script: str, *, seconds: float = SECONDS, doing: str = "") -> subprocess.CompletedProcess[str]:
         """Run a script of the phone's shell; the caller judges the exit status, which old phones do not tell.
 
-        Raises EngineError where the connection breaks, HostError where there is no answer in time.
+        Raises EngineError where the answer is cut off, HostError where there is none in time.
         """
         try:
-            return self.shell_for(script, seconds, doing)
+            done = self.shell_for(f"({script}\n)\necho; echo {OVER}", seconds, doing)
         except TimeoutError as error:
             raise HostError(f"{self.name}: no answer within {seconds:g} s{doing}; plug it in again") from error
+        if OVER not in done.stdout.split():
+            raise self.cut_off(doing, done)
+        return done
 
     def shell_for(self, script: str, seconds: float, doing: str) -> subprocess.CompletedProcess[str]:
         """`shell` for what may take long. Raises TimeoutError."""
@@ -134,9 +142,22 @@ class Adb:
             raise self.lost(doing, last_words(done.stderr))
         return done
 
-    def push(self, path: Path, to: str) -> None:
-        """Copy a file there. Raises HostError with adb's own reason, EngineError where the connection breaks."""
-        done = _run(["-s", self.serial, "push", str(path), to], 24 * 3600.0)
+    def push(self, path: Path, to: str, left: float = math.inf) -> None:
+        """Copy a file or a directory of files there. left: seconds, where there are fewer than its size allows.
+
+        Raises HostError with adb's own reason or after the time for its size, TimeoutError after `left`, EngineError
+        where the connection breaks.
+        """
+        files = path.iterdir() if path.is_dir() else [path]
+        seconds = PUSH_SECONDS + sum(one.stat().st_size for one in files) / PUSH_BYTES_PER_S
+        try:
+            done = _run(["-s", self.serial, "push", str(path), to], min(seconds, left))
+        except subprocess.TimeoutExpired as error:
+            if left < seconds:
+                raise TimeoutError from error
+            raise HostError(
+                f"{self.name}: {path.name} was not sent within {seconds:.0f} s; plug the phone in again"
+            ) from error
         if not done.returncode:
             return
         said = _FAILED.search(done.stderr + done.stdout)
@@ -150,6 +171,14 @@ class Adb:
         with contextlib.suppress(HostError):
             return devices().get(self.serial, "")
         return ""
+
+    def cut_off(self, doing: str, done: subprocess.CompletedProcess[str]) -> EngineError:
+        """The error of an answer without its end: the connection broke, or the phone's shell ended."""
+        words = last_words(done.stderr) or last_words(done.stdout)
+        if self.state() != "device":
+            return self.lost(doing, words)
+        status = f" (exit status {done.returncode})" if done.returncode else ""
+        return EngineError(f"{self.name}: the phone's shell ended early{doing}{status}: {words or 'it said nothing'}")
 
     def lost(self, doing: str, words: str = "") -> EngineError:
         """The error of a connection that broke."""

@@ -26,9 +26,10 @@ from runtime.hosts.adb.phone import DIRECTORY, Phone
 from runtime.hosts.adb.watched import POLL_SECONDS, Watched, stop_script, watch
 from runtime.hosts.remote import Shipped
 from runtime.measure import signal_name
-from runtime.measurement import NOT_BY_TOOLS, Measurement
+from runtime.measurement import NOT_BY_TOOLS, TEXT_TOKENS, Measurement
 from runtime.sessions.base import is_encoder
 from runtime.units import format_bytes
+from runtime.worker import fit_to_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,12 +76,13 @@ class AdbHost:
             raise UserError(f"--on {self.name} runs the engine's own tools: {NOT_BY_TOOLS}")
         engine = engine_for(job.artifact.format)
         engine.refuse(job.artifact, job.options)
-        binaries = find_binaries(self.engine, engine)
+        binaries = find_binaries(self.engine, engine, job.artifact)
         shipped = Shipped.of(job.artifact)
         phone, facts = self._phone(binaries, watcher)
-        job = _resolved(job, facts)
+        job, cut = _resolved(job, facts)
         bench = PhoneBench(phone, job, binaries, shipped.digest[:32], watcher)
         try:
+            phone.remove_others(binaries.directory, "engine-*")
             phone.send(binaries.files, binaries.directory, watcher)
             files = {name: (job.artifact.root / name, one) for name, one in shipped.files.items()}
             phone.send(files, bench.room, watcher)
@@ -93,7 +95,7 @@ class AdbHost:
         if self.keep:
             size = format_bytes(binaries.total_bytes + sum(one.bytes for one in shipped.files.values()))
             watcher.note(f"{phone.adb.name} keeps {size} in {phone.directory}; --remote-clean removes it")
-        return _measurement(figures, bench, facts)
+        return _measurement(figures, bench, facts, cut)
 
     def check(self, job: Job, cap_bytes: int, watcher: Watcher) -> CapVerdict:
         """There; the peak is compared with the cap."""
@@ -175,9 +177,7 @@ class PhoneBench:
                 f"{self.phone.adb.name}: took longer than {self.trials.timeout_s:g} s, while {what}", what
             ) from error
         self._running = False
-        if done is None:
-            raise self.phone.adb.lost(f" while {what}")
-        if done.status and (not fails or done.status > 125):
+        if done.status and (not fails or done.status > 125 or _lacks_library(done)):
             raise self._failure(tool, done, what)
         return done
 
@@ -201,11 +201,16 @@ class PhoneBench:
 
     def _failure(self, tool: str, done: Watched, what: str) -> EngineError | HostError:
         where, said = self.phone.adb.name, done.complaint
+        if done.status == NOT_EXECUTABLE and self.binaries.is_right_machine(tool):
+            return HostError(
+                f"{where}: {tool} cannot be run there ({said}), though it is built for {where}'s processor; name a "
+                "directory with --remote-dir where programs may be started, or build it for that Android"
+            )
         if done.status == NOT_EXECUTABLE:
             return HostError(
                 f"{where}: {tool} cannot be run there ({said}); build it for {where}'s processor and Android"
             )
-        if done.status == NOT_FOUND or "CANNOT LINK" in done.err or "error while loading shared" in done.err:
+        if done.status == NOT_FOUND or _lacks_library(done):
             return HostError(
                 f"{where}: {tool} does not start ({said}); put the .so files it needs beside it, built for Android"
             )
@@ -216,24 +221,34 @@ class PhoneBench:
         return EngineError(f"{where}: {tool} failed (exit status {done.status}) while {what}: {said}")
 
 
-def _resolved(job: Job, facts: dict[str, Any]) -> Job:
-    """Every default filled in. Raises UserError for a prompt that has no room in the context."""
-    encoder = is_encoder(job.artifact)
-    trials = job.trials.resolved(encoder=encoder)
-    tokens = (trials.prompt_tokens or 0) + trials.decode_tokens
-    if not encoder and tokens > job.options.context:
-        raise UserError(
-            f"{tokens} tokens of prompt and generation do not fit a context of {job.options.context}; "
-            "give fewer --prompt-tokens, or more --context"
-        )
+def _lacks_library(done: Watched) -> bool:
+    """Whether Android's linker, or glibc's, has refused the program."""
+    return "CANNOT LINK" in done.err or "error while loading shared" in done.err
+
+
+def _resolved(job: Job, facts: dict[str, Any]) -> tuple[Job, str | None]:
+    """Every default filled in, and a note where prompt and generation had to shrink.
+
+    The context is that of the artifact at most; llama.cpp's tools take a longer one.
+    """
+    trials, context = job.trials.resolved(encoder=is_encoder(job.artifact)), job.options.context
+    if job.artifact.format != "gguf":
+        context = min(context, job.artifact.context_length or context)
+    if is_encoder(job.artifact):
+        wanted = trials.prompt_tokens or TEXT_TOKENS
+        prompt, decode = min(wanted, context), 0
+        cut = f"the text was cut from {wanted} to {prompt} tokens, the most that the model takes"
+        note = cut if prompt < wanted else None
+    else:
+        prompt, decode, note = fit_to_context(trials, context)
+    trials = dataclasses.replace(trials, prompt_tokens=prompt, decode_tokens=decode)
     threads = job.options.threads or min(MAX_DEFAULT_THREADS, facts["cores"])
     kv_type = job.options.kv_type_for(job.artifact.contract)
-    return dataclasses.replace(
-        job, trials=trials, options=dataclasses.replace(job.options, threads=threads, kv_type=kv_type)
-    )
+    options = dataclasses.replace(job.options, threads=threads, kv_type=kv_type, context=context)
+    return dataclasses.replace(job, trials=trials, options=options), note
 
 
-def _measurement(figures: Figures, bench: PhoneBench, facts: dict[str, Any]) -> Measurement:
+def _measurement(figures: Figures, bench: PhoneBench, facts: dict[str, Any], cut: str | None) -> Measurement:
     memory = figures.memory
     if memory.peak_bytes is None:
         raise EngineError(
@@ -263,7 +278,7 @@ def _measurement(figures: Figures, bench: PhoneBench, facts: dict[str, Any]) -> 
         host={**facts, "engine": figures.engine},
         command=bench.job.command,
         resident=memory.kinds,
-        notes=(*(note for note in figures.notes if note), exactness, absent),
+        notes=(*(note for note in (cut, *figures.notes) if note), exactness, absent),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import EngineError, HostError
-from runtime.hosts.adb.client import last_words
+from runtime.hosts.adb.client import OVER, last_words
 from runtime.hosts.store import SPARE
 from runtime.units import format_bytes
 
@@ -50,10 +50,8 @@ class Phone:
         asked = [f'echo "{name}=$(getprop {key})"' for name, key in _PROPERTIES.items()]
         asked += ['echo "cores=$(cat /sys/devices/system/cpu/possible)"', 'echo "kernel=$(uname -r)"']
         asked += ["grep MemTotal: /proc/meminfo"]
-        done = self.adb.shell("; ".join(asked) + "; echo over")
+        done = self.adb.shell("; ".join(asked))
         said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-        if "over" not in done.stdout:
-            raise HostError(f"{self.adb.name}: has no shell that answers: {last_words(done.stderr or done.stdout)}")
         known = {name: value.strip() for name, value in said.items()}
         memory = re.search(r"MemTotal:\s*(\d+) kB", done.stdout)
         return {
@@ -70,9 +68,10 @@ class Phone:
     def make(self, name: str) -> None:
         """A directory below the phone's own. Raises HostError where nothing can be written."""
         path = f"{self.directory}/{name}"
-        done = self.adb.shell(f"mkdir -p {shlex.quote(path)} && [ -w {shlex.quote(path)} ] && echo made")
+        asked = f"mkdir -p {shlex.quote(path)} && [ -w {shlex.quote(path)} ] && echo made"
+        done = self.adb.shell(asked, doing=f" while {path} was made")
         if "made" not in done.stdout.split():
-            words = last_words(done.stderr) or last_words(done.stdout) or "no permission to write"
+            words = last_words(done.stderr) or _said(done.stdout) or "no permission to write"
             raise HostError(f"{self.adb.name}: {path}: {words}; name another directory with --remote-dir")
 
     def refuse_no_room(self, missing: int) -> None:
@@ -108,6 +107,11 @@ class Phone:
         with contextlib.suppress(HostError, EngineError):
             self.adb.shell(f"rm -rf {paths}; rmdir {shlex.quote(self.directory)} 2>/dev/null")
 
+    def remove_others(self, name: str, like: str) -> None:
+        """Remove what a pattern of the shell names below the phone's directory, but not `name`."""
+        others = f'for one in {like}; do case $one in {name}) ;; *) rm -rf "$one" ;; esac; done'
+        self.adb.shell(f"cd {shlex.quote(self.directory)} 2>/dev/null && {others}")
+
     def _send_one(self, path: Path, name: str, one: FileRecord) -> None:
         if (parent := PurePosixPath(name).parent.as_posix()) != ".":
             self.make(parent)
@@ -123,18 +127,25 @@ class Phone:
                 f"chmod 755 {shlex.quote(part)}; mv -f {shlex.quote(part)} {shlex.quote(there)} && echo moved"
             )
             if "moved" not in moved.stdout.split():
-                raise HostError(f"{self.adb.name}: {there}: {last_words(moved.stderr or moved.stdout)}")
+                raise HostError(f"{self.adb.name}: {there}: {last_words(moved.stderr) or _said(moved.stdout)}")
         except BaseException:
             self.remove(f"{name}.part")
             raise
 
     def _is(self, path: str, one: FileRecord) -> bool:
         quoted = shlex.quote(path)
-        asked = f"[ -f {quoted} ] && wc -c <{quoted} && sha256sum {quoted} 2>/dev/null; echo over"
-        said = self.adb.shell(asked, seconds=60 + one.bytes / HASH_BYTES_PER_S).stdout.split()
-        if len(said) < 2 or said[0] != str(one.bytes):
-            return False
-        return said[1] == one.sha256 or not re.fullmatch(r"[0-9a-f]{64}", said[1])
+        asked = (
+            f"[ -f {quoted} ] && wc -c <{quoted} && "
+            f"if command -v sha256sum >/dev/null; then sha256sum <{quoted}; else echo none; fi"
+        )
+        seconds, doing = 60 + one.bytes / HASH_BYTES_PER_S, f" while {PurePosixPath(path).name} was looked at"
+        said = self.adb.shell(asked, seconds=seconds, doing=doing).stdout.split()
+        return len(said) > 2 and said[0] == str(one.bytes) and said[1] in (one.sha256, "none")
+
+
+def _said(out: str) -> str:
+    """The last line of what old phones mix into the answer."""
+    return last_words(out.replace(OVER, ""))
 
 
 def _cores(ranges: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,15 +30,18 @@ MAX_OUTPUT, MAX_COMPLAINT = 1 << 20, 1 << 16
 """Bytes of the engine's standard output and standard error that are brought back, the last ones."""
 # The engine's own library path is set for the engine alone: its libraries are not those of the phone's tools. A status
 # read before the engine is started is the shell's: its name tells. Killing it is what a broken connection leads to: adb
-# then sends SIGHUP to the shell, not to what that has started.
+# then sends SIGHUP to the shell, not to what that has started. A signal that comes before the engine's number is known
+# is noted until it is; after `wait` the number may be another process's.
 SCRIPT = r"""
 cd "${0%/*}" || exit 9
 id=@ID@
-stop() { kill -9 $p 2>/dev/null; rm -f $id.*; exit 1; }
+p= hung=
+stop() { hung=1; [ -n "$p" ] || return; kill -9 $p 2>/dev/null; rm -f $id.*; exit 1; }
 trap stop HUP INT TERM PIPE
-: >$id.out && : >$id.err || { echo "packlight: cannot write"; exit 9; }
+true >$id.out && true >$id.err || { echo "packlight: cannot write"; exit 9; }
 LD_LIBRARY_PATH=@ENGINE@ @COMMAND@ >$id.out 2>$id.err </dev/null &
 p=$!
+[ -z "$hung" ] || stop
 echo "$$ $p" >$id.pid
 polls=0 most=0 peak= anon= file= shmem= faults= own=
 look() {
@@ -72,6 +76,7 @@ while :; do
 done
 wait $p
 status=$?
+p=
 echo "packlight: ended"
 echo "status=$status polls=$polls peak=$peak anon=$anon file=$file shmem=$shmem faults=$faults"
 echo "packlight: stdout"
@@ -96,6 +101,7 @@ class Watched:
 
     status: exit status, 128 + the signal where one ended it; polls: readings of its memory
     peak_bytes: the last VmHWM that was read, None where none was; kinds: at the poll with the most resident memory
+    major_page_faults: None where they could not be read
     out, err: the end of the engine's standard output and standard error
     """
 
@@ -103,7 +109,7 @@ class Watched:
     polls: int
     peak_bytes: int | None
     kinds: ResidentKinds | None
-    major_page_faults: int
+    major_page_faults: int | None
     out: str
     err: str
 
@@ -123,19 +129,21 @@ class Watched:
         kib = {name: int(said[name]) * 1024 for name in ("peak", "anon", "file", "shmem") if said[name]}
         kinds = ResidentKinds(kib["anon"], kib["file"], kib["shmem"]) if len(kib) == 4 else None
         return cls(
-            int(said["status"]), int(said["polls"]), kib.get("peak"), kinds, int(said["faults"] or 0),
+            int(said["status"]), int(said["polls"]), kib.get("peak"), kinds,
+            int(said["faults"]) if said["faults"] else None,
             named["stdout"], named["stderr"],
         )  # fmt: skip
 
 
-def watch(phone: Phone, run: str, engine: str, command: Sequence[str], seconds: float, doing: str) -> Watched | None:
-    """Run a program on the phone; None where the connection broke.
+def watch(phone: Phone, run: str, engine: str, command: Sequence[str], seconds: float, doing: str) -> Watched:
+    """Run a program on the phone.
 
     run: a name for this run's own files; engine: directory of the program and its libraries, below the phone's own
     command: the program's name and its arguments, paths relative to the phone's directory
     doing: what it does, for the errors of a connection that breaks
-    Raises TimeoutError after so many seconds. The caller then runs `stop_script`.
+    Raises TimeoutError after so many seconds, EngineError where the answer is cut off: the caller runs `stop_script`.
     """
+    end = time.monotonic() + seconds
     filled = {
         "ID": run,
         "ENGINE": shlex.quote(f"{phone.directory}/{engine}"),
@@ -148,9 +156,13 @@ def watch(phone: Phone, run: str, engine: str, command: Sequence[str], seconds: 
     with tempfile.TemporaryDirectory() as room:
         script = Path(room) / f"{run}.sh"
         script.write_text(text, encoding="utf-8")
-        phone.adb.push(script, f"{phone.directory}/{run}.sh")
-    done = phone.adb.shell_for(f"exec sh {shlex.quote(f'{phone.directory}/{run}.sh')}", seconds, f" while {doing}")
-    return Watched.parse(done.stdout)
+        phone.adb.push(script, f"{phone.directory}/{run}.sh", seconds)
+    left = max(end - time.monotonic(), 0.001)
+    done = phone.adb.shell_for(f"exec sh {shlex.quote(f'{phone.directory}/{run}.sh')}", left, f" while {doing}")
+    watched = Watched.parse(done.stdout)
+    if watched is None:
+        raise phone.adb.cut_off(f" while {doing}", done)
+    return watched
 
 
 def stop_script(directory: str, run: str, engine: str) -> str:

@@ -7,13 +7,14 @@ import json
 
 import pytest
 
+from exporter.findings import Findings, Limits
 from exporter.report import Report
 from exporter.report.card import front_matter, model_card
 from exporter.report.report import Provenance
 from exporter.report.table import markdown_table, plain_table, verdict_text
 from runtime.artifact import Artifact, FileRecord
 from runtime.budget import Line, at_least, at_most
-from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat, Trials
+from runtime.measurement import Measurement, MemorySplit, ResidentKinds, RunOptions, Stat, Trials
 from targets.device import load_device
 from targets.drift import Parity
 from targets.encoder_drift import EncoderDrift
@@ -131,6 +132,24 @@ def test_a_card_of_a_measured_artifact(make, tmp_path):
         f"| sha256 of Tiny-Q4_K_M.gguf | `{'ab' * 32}` |",
     ):
         assert expected in card
+
+
+def test_what_an_engines_tools_did_not_measure_is_not_named(make, tmp_path):
+    """Nothing is open at the end of a tool: its memory was read while it ran."""
+    facts = ModelFacts("huggingface", tmp_path, "Tiny", "./tiny", {}, {})
+    kinds = ResidentKinds(100_000_000, 118_000_000, 0)
+    here = dataclasses.replace(MEASUREMENT, resident=kinds)
+    phone = dataclasses.replace(here, load_s=None, memory=None, host={"cpu": "F1", "on": "adb:X"})
+    for measurement, what, when in (
+        (here, "emory, load and speed were measured on this host", "at the end"),
+        (phone, "emory and speed were measured on adb:X", "at the highest reading"),
+    ):
+        card = model_card(make(SIZE, measurement=measurement), facts, 2048)
+        assert f"M{what}: " in card
+        assert f"| {when}: of mapped files | 118.0 MB |" in card
+        limits = Limits(device=load_device("raspberry-pi-5"))
+        report = Findings(measurement=measurement).report(make().artifact, limits, make().provenance)
+        assert any(note.startswith(f"m{what}") for note in report.notes)
 
 
 def test_a_card_of_a_hub_model_without_a_card_of_its_own(make, tmp_path):

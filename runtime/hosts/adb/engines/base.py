@@ -81,6 +81,9 @@ class Engine(Protocol):
     def needs(self) -> str:
         """Which of them, for people."""
 
+    def run_of(self, found: Sequence[str], artifact: Artifact | None, /) -> Sequence[str]:
+        """Those of the tools that are run, of those that the user has given. artifact: None before there is one"""
+
     def refuse(self, artifact: Artifact, options: RunOptions, /) -> None:
         """Raise HostError for what the tools cannot do, before anything is sent."""
 

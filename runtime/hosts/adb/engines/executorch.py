@@ -18,6 +18,8 @@ from runtime.measurement import Stat
 from runtime.sessions.base import is_encoder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runtime.artifact import Artifact
     from runtime.hosts.adb.engines.base import Bench
     from runtime.hosts.adb.watched import Watched
@@ -33,6 +35,12 @@ class ExecuTorchTools:
 
     tools = (LLAMA, RUNNER)
     needs = "ExecuTorch's executor_runner, or for models that generate its llama_main"
+
+    def run_of(self, found: Sequence[str], artifact: Artifact | None) -> Sequence[str]:
+        """See `Engine`."""
+        if artifact is None or len(found) < len(self.tools):
+            return found
+        return [RUNNER if is_encoder(artifact) else LLAMA]
 
     def refuse(self, _artifact: Artifact, options: RunOptions, /) -> None:
         """Raises HostError."""
@@ -57,13 +65,13 @@ def _by_runner(bench: Bench, *, encoder: bool) -> Figures:
     if said is None or not float(said[2]):
         raise EngineError(f"{RUNNER}: prints no time, its log is off: {done.complaint}")
     each = float(said[2]) / int(said[1])
-    latency = Stat(each, each, 0.0, (each,))
+    latency = _mean(each)
     what = "text of the longest length" if encoder else "piece of a prompt"
     return Figures(
         memory=done,
         engine=f"ExecuTorch, {RUNNER}",
-        trials=dataclasses.replace(trials, prompt_tokens=tokens),
-        prefill_tokens_per_s=Stat.of([tokens / each * 1e3]),
+        trials=dataclasses.replace(trials, prompt_tokens=tokens, decode_tokens=0),
+        prefill_tokens_per_s=_mean(tokens / each * 1e3),
         latency_ms=latency if encoder else None,
         notes=(
             f"{RUNNER} runs a {what}, {tokens} tokens of ones, and tells the mean of {said[1]} runs, the first too",
@@ -72,19 +80,25 @@ def _by_runner(bench: Bench, *, encoder: bool) -> Figures:
     )
 
 
+def _mean(value: float) -> Stat:
+    """Of runs that are not told one by one."""
+    return Stat(value, value, 0.0, ())
+
+
 def _by_llama(bench: Bench) -> Figures:
     trials = bench.trials
     length = (trials.prompt_tokens or 1) + trials.decode_tokens
     arguments = [
         f"--model_path={bench.model}", f"--tokenizer_path={bench.beside('tokenizer.json')}",
         f"--prompt={' '.join([WORD] * (trials.prompt_tokens or 1))}", f"--seq_len={length}", "--temperature=0",
-        f"--cpu_threads={bench.options.threads}", "--warmup=true",
+        f"--cpu_threads={bench.options.threads}",
     ]  # fmt: skip
     runs = []
     for number in range(1, trials.count + 1):
         done = bench.run(LLAMA, arguments, f"trial {number} of {trials.count} by {LLAMA}")
         runs.append((done, _observed(done)))
     said = [one for _, one in runs]
+    first = [float(one["first_token_ms"] - one["inference_start_ms"]) for one in said]
     prompt, generated = int(said[0]["prompt_tokens"]), int(said[0]["generated_tokens"])
     return Figures(
         memory=max((done for done, _ in runs), key=lambda done: done.peak_bytes or 0),
@@ -92,9 +106,10 @@ def _by_llama(bench: Bench) -> Figures:
         trials=dataclasses.replace(trials, prompt_tokens=prompt, decode_tokens=generated),
         prefill_tokens_per_s=_speed(said, "prompt_tokens", "inference_start_ms", "prompt_eval_end_ms"),
         decode_tokens_per_s=_speed(said, "generated_tokens", "prompt_eval_end_ms", "inference_end_ms"),
-        first_token_ms=Stat.of([float(one["first_token_ms"] - one["inference_start_ms"]) for one in said]),
+        first_token_ms=Stat.of(first) if all(value > 0 for value in first) else None,
         notes=(
-            f"every trial is a {LLAMA} of its own, after its warm-up; memory is the largest of theirs",
+            f"every trial is a {LLAMA} of its own, without a warm-up: its prompt pays for what only a first one does; "
+            "memory is the largest of theirs",
             f"{LLAMA} ends at an end of text: {generated} tokens were generated in the first trial",
             f"{LLAMA} tells whole milliseconds",
         ),
@@ -102,7 +117,7 @@ def _by_llama(bench: Bench) -> Figures:
 
 
 def _observed(done: Watched) -> dict[str, Any]:
-    """The last line of JSON: one before it is the warm-up's."""
+    """The last line of JSON."""
     found = _OBSERVED.findall(done.out + done.err)
     try:
         said: dict[str, Any] = json.loads(found[-1])

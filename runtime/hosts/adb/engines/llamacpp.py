@@ -16,6 +16,8 @@ from runtime.hosts.adb.engines.base import WORD, Figures
 from runtime.measurement import KV_TYPE, Stat
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runtime.artifact import Artifact
     from runtime.hosts.adb.engines.base import Bench
     from runtime.hosts.adb.watched import Watched
@@ -34,6 +36,12 @@ class LlamaCppTools:
 
     tools = (BENCH, *COMPLETIONS)
     needs = "llama.cpp's llama-bench, llama-completion or both"
+
+    def run_of(self, found: Sequence[str], _artifact: Artifact | None) -> Sequence[str]:
+        """See `Engine`. Beside llama-bench, llama-completion alone: today's llama-cli is a chat without `-no-cnv`."""
+        if BENCH in found:
+            return [tool for tool in found if tool in (BENCH, COMPLETIONS[0])]
+        return [tool for tool in COMPLETIONS if tool in found][:1]
 
     def refuse(self, _artifact: Artifact, _options: RunOptions, /) -> None:
         """Nothing: the tools themselves say what they do not open."""
@@ -60,7 +68,8 @@ class LlamaCppTools:
 def _common(bench: Bench, tool: str) -> list[str]:
     options = bench.options
     batch = str(options.batch)
-    arguments = ["-m", bench.model, "-t", str(options.threads), "-b", batch, "-ub", batch]
+    # A build with Vulkan or OpenCL takes the GPU where nobody forbids it: its memory is not the process's.
+    arguments = ["-m", bench.model, "-t", str(options.threads), "-b", batch, "-ub", batch, "-ngl", "0"]
     if (kind := options.kv_type_for(bench.artifact.contract)) != KV_TYPE:
         arguments += ["-ctk", kind, "-ctv", kind]
     if not options.mmap:
@@ -168,7 +177,7 @@ def _by_completions(bench: Bench, tool: str) -> Figures:
         trials=trials,
         prefill_tokens_per_s=_speed([(one.prompt_tokens, one.prompt_ms) for one in said]),
         decode_tokens_per_s=_speed([(one.decode_tokens, one.decode_ms) for one in said]),
-        first_token_ms=Stat.of([one.prompt_ms for one in said]),
+        first_token_ms=Stat.of([one.prompt_ms for one in said]) if all(one.prompt_ms for one in said) else None,
         notes=(
             f"every trial is a {tool} of its own, and memory the largest of theirs",
             f"first token is the time that {tool} takes for the prompt",

@@ -1,13 +1,16 @@
 """ONNX Runtime's onnxruntime_perf_test: the time of one run of the graph, on inputs that are sent with it.
 
 It reads `test_data_set_0/input_N.pb` beside the model. A decoder is run twice: on a prompt with an empty cache, and on
-one token behind a cache of the prompt's length, which is a step of decoding without sampling. It gives percentiles of
-the runs, not each of them, and copies the cache in every run where an application extends it in place.
+one token behind a cache of the prompt's length, which is a step of decoding without sampling. One more run is for the
+memory: a step behind a full context, of an encoder the longest text. It gives percentiles of the runs, not each of
+them, and copies the cache in every run where an application extends it in place.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -20,6 +23,8 @@ from runtime.measurement import Stat
 from runtime.sessions.base import is_encoder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runtime.artifact import Artifact
     from runtime.hosts.adb.engines.base import Bench
     from runtime.hosts.adb.watched import Watched
@@ -43,6 +48,10 @@ class OnnxRuntimeTools:
     tools = (TOOL,)
     needs = f"ONNX Runtime's {TOOL}"
 
+    def run_of(self, found: Sequence[str], _artifact: Artifact | None) -> Sequence[str]:
+        """See `Engine`."""
+        return found
+
     def refuse(self, artifact: Artifact, options: RunOptions, /) -> None:
         """Raises HostError."""
         if not options.mmap:
@@ -59,9 +68,12 @@ class OnnxRuntimeTools:
 
 def _encoder(bench: Bench) -> Figures:
     tokens = bench.trials.prompt_tokens or 1
+    longest = max(tokens, bench.options.context)
     done, times, notes = _run(bench, tokens, 0, f"measuring by {TOOL}")
+    long = _memory(bench, longest, 0, f"measuring memory by {TOOL}")
     return Figures(
-        memory=done, engine=_engine(), trials=bench.trials, notes=notes,
+        memory=_largest(done, long), engine=_engine(), trials=dataclasses.replace(bench.trials, decode_tokens=0),
+        notes=(*notes, f"memory is the larger of the trials' and of runs on a text of {longest} tokens"),
         prefill_tokens_per_s=_speed(times, tokens), latency_ms=_milliseconds(times),
     )  # fmt: skip
 
@@ -70,15 +82,18 @@ def _decoder(bench: Bench) -> Figures:
     tokens = bench.trials.prompt_tokens or 1
     reading, prompt, notes = _run(bench, tokens, 0, f"measuring the prompt by {TOOL}")
     stepping, step, _ = _run(bench, 1, tokens, f"measuring decoding by {TOOL}")
+    past = max(bench.options.context - 1, 0)
+    full = _memory(bench, 1, past, f"measuring memory by {TOOL}")
     return Figures(
-        memory=max(reading, stepping, key=lambda done: done.peak_bytes or 0),
+        memory=_largest(reading, stepping, full),
         engine=_engine(),
-        trials=bench.trials,
+        trials=dataclasses.replace(bench.trials, decode_tokens=1),
         prefill_tokens_per_s=_speed(prompt, tokens),
         decode_tokens_per_s=_speed(step, 1),
         first_token_ms=_milliseconds(prompt),
         notes=(
             *notes,
+            f"memory is the largest of the trials' and of a step behind {past} tokens, which fill the context",
             f"decode speed is that of {bench.trials.count} single steps behind {tokens} tokens, without sampling",
             "the whole prompt is one run of the graph and every run copies the cache: an application that extends it "
             "in place takes less memory and time",
@@ -90,8 +105,27 @@ def _engine() -> str:
     return f"ONNX Runtime, CPU, {TOOL}"
 
 
+def _largest(*runs: Watched) -> Watched:
+    """One whose memory could not be read may be the largest: it is not passed over."""
+    return max(runs, key=lambda done: math.inf if done.peak_bytes is None else done.peak_bytes)
+
+
 def _run(bench: Bench, tokens: int, past: int, what: str) -> tuple[Watched, dict[str, float], tuple[str, ...]]:
     """So many tokens behind so many. The second is seconds, by the names of _LINES."""
+    done = _memory(bench, tokens, past, what)
+    times = {}
+    for name, line in _LINES.items():
+        found = line.search(done.out)
+        if found is None or not float(found[1]):
+            raise EngineError(f"{TOOL}: prints no latency that can be read: {done.complaint}")
+        times[name] = float(found[1])
+    created = _CREATED.search(done.out)
+    notes = (f"{TOOL} says session creation = {created[1]} s, with the file in memory",) if created else ()
+    return done, times, notes
+
+
+def _memory(bench: Bench, tokens: int, past: int, what: str) -> Watched:
+    """Run the trials of so many tokens behind so many."""
     arguments = ["-e", "cpu", "-m", "times", "-r", str(bench.trials.count), "-x", str(bench.options.threads), "-y", "1",
                  "-s", bench.model]  # fmt: skip
     with tempfile.TemporaryDirectory() as room:
@@ -102,18 +136,9 @@ def _run(bench: Bench, tokens: int, past: int, what: str) -> tuple[Watched, dict
         bench.drop(DATA)  # what a run has left that was cut off
         try:
             bench.send(directory)
-            done = bench.run(TOOL, arguments, what)
+            return bench.run(TOOL, arguments, what)
         finally:
             bench.drop(DATA)
-    times = {}
-    for name, line in _LINES.items():
-        found = line.search(done.out)
-        if found is None or not float(found[1]):
-            raise EngineError(f"{TOOL}: prints no latency that can be read: {done.complaint}")
-        times[name] = float(found[1])
-    created = _CREATED.search(done.out)
-    notes = (f"{TOOL} says session creation = {created[1]} s, with the file in memory",) if created else ()
-    return done, times, notes
 
 
 def _milliseconds(times: dict[str, float]) -> Stat:

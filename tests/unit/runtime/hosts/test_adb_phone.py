@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from support.adb import fake_client, list_phones
+from support.adb import fake_client, hang_pushes, list_phones, unplug_at
 from support.fake_adb_server import FakePhone
 from support.processes import gone
 
@@ -21,10 +21,11 @@ from runtime.artifact import Artifact, record
 from runtime.budget import Budget, run_lines
 from runtime.errors import EngineError, HostError, TimedOut, UserError
 from runtime.hosts import host_of
+from runtime.hosts.adb import watched
 from runtime.hosts.adb.binaries import elf_machine
 from runtime.hosts.adb.client import COMMAND
 from runtime.hosts.adb.engines.tensor_file import FLOAT, FLOAT16, INT64, tensor_file
-from runtime.hosts.adb.host import AdbHost
+from runtime.hosts.adb.host import AdbHost, PhoneBench
 from runtime.hosts.adb.watched import Watched
 from runtime.hosts.base import Job, Watcher
 from runtime.measurement import Measurement, RunOptions, Trials
@@ -54,7 +55,10 @@ echo "0.01 I common_perf_print:        eval time =     200.00 ms /     3 runs   
 """  # noqa: E501  as the tool prints it
 PERF_TEST = """
 for model; do :; done
-echo "$@ $(ls ${model%/*}/test_data_set_0 | tr '\\n' ' ')" >>$0.called
+cd ${model%/*}/test_data_set_0
+fed=$(for one in *; do echo "$one=$(wc -c <$one)"; done | tr '\\n' ' ')
+cd - >/dev/null
+echo "$@ $fed" >>$0.called
 sleep 0.3
 echo "Session creation time cost: 0.0102016 s
 First inference time cost: 2 ms
@@ -156,7 +160,7 @@ def test_llama_bench_and_llama_completion(phone, tools, tmp_path):
     assert seen.notes[-1].endswith("in /data/local/tmp/packlight; --remote-clean removes it")
     assert Measurement.from_json(json.loads(json.dumps(found.to_json()))) == found
     (asked,) = called(phone, "llama-bench")
-    assert asked.endswith("tiny model.gguf -t 2 -b 512 -ub 512 -p 8 -n 4 -r 2 -o json")
+    assert asked.endswith("tiny model.gguf -t 2 -b 512 -ub 512 -ngl 0 -p 8 -n 4 -r 2 -o json")
     (asked,) = called(phone, "llama-completion")
     assert "-c 64 -n 4 --temp 0 -p the the the the the the the the --ignore-eos -no-cnv" in asked
     assert list(there(phone).glob("run-*")) == []
@@ -190,22 +194,43 @@ def test_a_prompt_of_too_many_tokens_becomes_shorter(phone, tools, tmp_path):
     assert "-p the the the the --ignore-eos" in called(phone, "llama-completion")[-1]
 
 
+def sizes(line: str) -> dict[str, int]:
+    """Bytes of the inputs that the double has seen, by file."""
+    return {name: int(size) for name, size in (word.split("=") for word in line.split() if ".pb=" in word)}
+
+
+def fed(tokens: int, past: int) -> dict[str, int]:
+    """What it must see of test_onnx_decoder's model."""
+    files = [
+        tensor_file("input_ids", INT64, (1, tokens), 1),
+        tensor_file("attention_mask", INT64, (1, past + tokens), 1),
+        tensor_file("num_logits_to_keep", INT64, (1,), 1),
+        *(tensor_file(f"past_key_values.0.{one}", FLOAT, (1, 2, past, 8), 0) for one in ("key", "value")),
+    ]
+    return {f"input_{number}.pb": len(data) for number, data in enumerate(files)}
+
+
 def test_onnx_decoder(phone, tools, tmp_path):
     root = tmp_path / "out"
     inputs = ["input_ids", "attention_mask", "num_logits_to_keep", "past_key_values.0.key", "past_key_values.0.value"]
     artifact = artifact_in(root, "onnx", inputs=inputs)
     (root / "config.json").write_text('{"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}')
-    found = AdbHost(None, tools(onnxruntime_perf_test=PERF_TEST)).measure(job_of(artifact), Watcher())
+    large = "x=$(head -c 20000000 /dev/zero | tr '\\0' x)"  # memory of a full context alone
+    when = "for model; do :; done; [ $(cat ${model%/*}/test_data_set_0/input_3.pb | wc -c) -lt 4000 ]"
+    script = f"{when} || {large}\n{PERF_TEST}"
+    found = AdbHost(None, tools(onnxruntime_perf_test=script)).measure(job_of(artifact), Watcher())
+    assert found.peak_rss_bytes > 20_000_000
     assert found.prefill_tokens_per_s.median == pytest.approx(8 / 0.02)
     assert found.decode_tokens_per_s.median == pytest.approx(50.0)
     assert found.decode_tokens_per_s.p95 == pytest.approx(25.0)  # the slow side
     assert found.first_token_ms.median == pytest.approx(20.0)
     assert found.first_token_ms.spread == pytest.approx(1.5)
     assert not found.of_encoder
-    first, second = called(phone, "onnxruntime_perf_test")
+    assert (found.trials.prompt_tokens, found.trials.decode_tokens) == (8, 1)
+    assert any("a step behind 63 tokens, which fill the context" in note for note in found.notes)
+    first, second, full = called(phone, "onnxruntime_perf_test")
     assert "-e cpu -m times -r 2 -x 2 -y 1 -s ./" in first
-    assert first.endswith("input_0.pb input_1.pb input_2.pb input_3.pb input_4.pb ")
-    assert first == second
+    assert [sizes(line) for line in (first, second, full)] == [fed(8, 0), fed(1, 8), fed(1, 63)]
     assert list(there(phone).rglob("test_data_set_0")) == []
 
 
@@ -215,7 +240,11 @@ def test_onnx_encoder(phone, tools, tmp_path):
     assert found.of_encoder
     assert found.latency_ms.median == pytest.approx(20.0)
     assert found.decode_tokens_per_s is None
-    assert len(called(phone, "onnxruntime_perf_test")) == 1
+    assert found.trials.decode_tokens == 0
+    short, long = called(phone, "onnxruntime_perf_test")
+    assert [sizes(line)["input_0.pb"] for line in (short, long)] == [
+        len(tensor_file("input_ids", INT64, (1, tokens), 1)) for tokens in (8, 64)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +267,8 @@ def test_executor_runner(phone, tools, tmp_path):
     found = AdbHost(None, engine).measure(job_of(artifact_in(tmp_path / "out", "executorch", piece=64)), Watcher())
     assert found.prefill_tokens_per_s.median == pytest.approx(64 / 0.032)
     assert (found.decode_tokens_per_s, found.first_token_ms) == (None, None)
-    assert found.trials.prompt_tokens == 64
+    assert (found.trials.prompt_tokens, found.trials.decode_tokens) == (64, 0)
+    assert (found.prefill_tokens_per_s.values, found.prefill_tokens_per_s.spread) == ((), 0.0)  # a mean
     assert any("decodes nothing" in note for note in found.notes)
     assert called(phone, "executor_runner")[0].endswith("--num_executions=2 --cpu_threads=2")
     # A limit on what was not measured is not met.
@@ -263,6 +293,10 @@ def test_llama_main(phone, tools, tmp_path):
     assert found.decode_tokens_per_s.values == (20.0, 20.0)
     assert found.first_token_ms.median == 110.0
     assert (found.trials.prompt_tokens, found.trials.decode_tokens) == (10, 6)
+    (asked, _) = called(phone, "llama_main")
+    assert "--seq_len=12" in asked
+    assert "warmup" not in asked  # it would generate as much again
+    assert list(there(phone).rglob("executor_runner")) == []  # what is not run is not sent
 
 
 def test_sent_once_and_removed_where_that_is_asked(phone, tools, tmp_path):
@@ -279,12 +313,90 @@ def test_sent_once_and_removed_where_that_is_asked(phone, tools, tmp_path):
 
 
 def test_a_phone_without_sha256sum_compares_sizes(phone, tools, tmp_path):
-    phone.command("sha256sum", "exit 127")
+    phone.lacks("sha256sum")
     engine, job = tools(llama_bench=BENCH), job_of(artifact_in(tmp_path / "out"))
     seen = Seen()
     AdbHost(None, engine).measure(job, Watcher())
     AdbHost(None, engine).measure(job, seen.watcher)
     assert not any(note.startswith("sending") for note in seen.notes)
+
+
+def test_a_sha256sum_that_fails_is_not_an_absent_one(phone, tools, tmp_path):
+    phone.command("sha256sum", "exit 1")
+    with pytest.raises(HostError, match=r"llama-bench: came to adb:SERIAL with another size or SHA-256"):
+        AdbHost(None, tools(llama_bench=BENCH)).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
+
+
+def test_tools_of_before_are_removed(phone, tools, tmp_path):
+    job = job_of(artifact_in(tmp_path / "out"))
+    host = AdbHost(None, tools(llama_bench=BENCH))
+    host.measure(job, Watcher())
+    (before,) = there(phone).glob("engine-*")
+    tools(llama_bench=f"# another build{BENCH}")
+    host.measure(job, Watcher())
+    (now,) = there(phone).glob("engine-*")
+    assert now != before
+    assert list(there(phone).rglob("*.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("word", "while_"),
+    [
+        ("mkdir -p", "while /data/local/tmp/packlight/engine-"),
+        ("wc -c", "while llama-bench was looked at"),
+        ("mv -f", ""),
+        ("df -k", ""),
+        ("getprop", ""),
+    ],
+)
+def test_unplugged_in_a_short_command(phone, tools, tmp_path, word, while_):
+    """Not damaged storage, nor a directory without permission."""
+    unplug_at(tmp_path, word)
+    with pytest.raises(EngineError, match=rf"adb:SERIAL: the connection broke.*{while_}.*not attached any more"):
+        AdbHost(None, tools(llama_bench=BENCH)).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
+
+
+def test_a_file_that_never_comes(phone, tools, tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.hosts.adb.client.PUSH_SECONDS", 1.0)
+    hang_pushes(tmp_path)
+    with pytest.raises(HostError, match=r"adb:SERIAL: llama-bench was not sent within 1 s; plug the phone in again"):
+        AdbHost(None, tools(llama_bench=BENCH)).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
+
+
+def test_a_script_that_never_comes_is_over_in_time(phone, tools, tmp_path):
+    trials = dataclasses.replace(TRIALS, timeout_s=1.0)
+    host, job = AdbHost(None, tools(llama_bench=BENCH)), job_of(artifact_in(tmp_path / "out"), trials)
+    dataclasses.replace(host).measure(job_of(job.artifact), Watcher())
+    hang_pushes(tmp_path)
+    with pytest.raises(TimedOut, match="took longer than 1 s"):
+        host.measure(job, Watcher())
+
+
+def test_a_shell_that_ends_early_is_not_the_cable(phone, tools, tmp_path):
+    """Its engine runs on, and is stopped."""
+    phone.command("sleep", "kill -9 $PPID")  # the loop's, between two readings
+    engine = tools(llama_bench="while :; do /bin/sleep 1; done")
+    said = r"the phone's shell ended early while measuring speed by llama-bench \(exit status 247\): it said nothing"
+    with pytest.raises(EngineError, match=said):
+        AdbHost(None, engine).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
+    assert gone(phone.mark)
+    assert list(there(phone).glob("run-*")) == []
+
+
+def test_a_directory_that_cannot_be_written_in_the_middle(phone, tools, tmp_path, monkeypatch):
+    monkeypatch.setattr(watched, "SCRIPT", watched.SCRIPT.replace("true >$id.out", "true >no/$id.out"))
+    with pytest.raises(EngineError, match=r"ended early while .* \(exit status 9\): .*no/run-"):
+        AdbHost(None, tools(llama_bench=BENCH)).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
+
+
+def test_a_signal_before_the_engines_number_is_known(phone, tools, tmp_path, monkeypatch):
+    script = watched.SCRIPT.replace("\np=$!\n", "\nkill -HUP $$\np=$!\n")
+    assert script != watched.SCRIPT
+    monkeypatch.setattr(watched, "SCRIPT", script)
+    monkeypatch.setattr(PhoneBench, "stop", lambda _bench: None)  # the cable is pulled: nobody else stops it
+    with pytest.raises(EngineError, match="ended early"):
+        AdbHost(None, tools(llama_bench=FOR_EVER)).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
+    assert gone(phone.mark)
 
 
 def test_bytes_that_came_differently_have_no_name(phone, tools, tmp_path):
@@ -404,10 +516,58 @@ def test_a_peak_is_compared_with_the_cap(phone, tools, tmp_path):
     assert small.text.startswith("does not fit: peak ")
 
 
-def test_a_prompt_that_has_no_room(phone, tools, tmp_path):
+def test_a_prompt_that_has_no_room_is_cut_as_here(phone, tools, tmp_path):
     trials = dataclasses.replace(TRIALS, prompt_tokens=61)
-    with pytest.raises(UserError, match="65 tokens of prompt and generation do not fit a context of 64"):
-        AdbHost(None, tools(llama_bench=BENCH)).measure(job_of(artifact_in(tmp_path / "out"), trials), Watcher())
+    host = AdbHost(None, tools(llama_bench=BENCH))
+    found = host.measure(job_of(artifact_in(tmp_path / "out"), trials), Watcher())
+    assert (found.trials.prompt_tokens, found.trials.decode_tokens) == (60, 4)
+    assert found.notes[0] == "prompt and decode were cut from 61 + 4 tokens to 60 + 4 to fit the context of 64"
+    assert "-p 60 -n 4" in called(phone, "llama-bench")[0]
+
+
+def test_a_context_and_a_text_that_the_artifact_does_not_have(phone, tools, tmp_path):
+    artifact = artifact_in(tmp_path / "out", "onnx", inputs=["input_ids", "attention_mask"], task="feature-extraction")
+    trials, options = dataclasses.replace(TRIALS, prompt_tokens=200), dataclasses.replace(OPTIONS, context=2048)
+    engine = tools(onnxruntime_perf_test=PERF_TEST)
+    found = AdbHost(None, engine).measure(job_of(artifact, trials, options), Watcher())
+    assert (found.options.context, found.trials.prompt_tokens) == (128, 128)
+    assert found.notes[0] == "the text was cut from 200 to 128 tokens, the most that the model takes"
+
+
+def test_no_mmap_is_refused_before_the_export(phone, tools):
+    options = dataclasses.replace(OPTIONS, mmap=False)
+    with pytest.raises(UserError, match=r"--no-mmap: on adb only llama\.cpp's tools have it; leave it out"):
+        Running(options, TRIALS, AdbHost(None, tools(onnxruntime_perf_test=PERF_TEST))).refuse("onnx", SilentReporter())
+    Running(options, TRIALS, AdbHost(None, tools(llama_bench=BENCH))).refuse("gguf", SilentReporter())
+
+
+def test_a_completion_that_lacks_a_library(phone, tools, tmp_path):
+    engine = tools(llama_completion="echo CANNOT LINK EXECUTABLE: library libllama.so not found >&2; exit 1")
+    with pytest.raises(HostError, match=r"llama-completion does not start .* put the .so files"):
+        AdbHost(None, engine).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
+
+
+def test_a_prompt_too_short_for_the_clock_meets_no_limit(phone, tools, tmp_path):
+    script = COMPLETION.replace("40.00 ms", "0.00 ms")
+    found = AdbHost(None, tools(llama_completion=script)).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
+    assert (found.first_token_ms, found.prefill_tokens_per_s) == (None, None)
+    lines = {line.name: line.ok for line in run_lines(found, Budget(max_first_token_ms=9.0))}
+    assert lines["first token"] is False
+
+
+def test_llama_cli_is_not_run_beside_llama_bench(phone, tools, tmp_path):
+    engine = tools(llama_bench=BENCH, **{"llama-cli": "exit 1"})
+    found = AdbHost(None, engine).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
+    assert "memory is that of llama-bench with the context filled to its end" in found.notes
+    assert list(there(phone).rglob("llama-cli")) == []
+
+
+def test_a_directory_where_nothing_may_be_started(phone, tools, tmp_path):
+    """As on storage that is mounted noexec: the processor is right."""
+    engine = tools(llama_bench=BENCH)
+    (engine / "llama-bench").write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00" + (62).to_bytes(2, "little"))
+    with pytest.raises(HostError, match=r"llama-bench cannot be run there .* name a directory with --remote-dir where"):
+        AdbHost(None, engine).measure(job_of(artifact_in(tmp_path / "out")), Watcher())
 
 
 def test_hosts_by_name(tmp_path):
@@ -433,7 +593,8 @@ def test_what_the_script_printed():
         "packlight: stdout\r\nsaid\r\n\r\npacklight: stderr\r\ncomplained\r\n\r\npacklight: over\r\n"
     )
     found = Watched.parse(text)
-    assert (found.status, found.polls, found.peak_bytes, found.major_page_faults) == (0, 3, 2048 * 1024, 0)
+    assert (found.status, found.polls, found.peak_bytes, found.major_page_faults) == (0, 3, 2048 * 1024, None)
+    assert Watched.parse(text.replace("faults=", "faults=7")).major_page_faults == 7
     assert (found.kinds.anonymous_bytes, found.kinds.file_bytes) == (1024 * 1024, 512 * 1024)
     assert (found.out.strip(), found.complaint) == ("said", "complained")
     assert Watched.parse(text.replace("packlight: over", "")) is None
