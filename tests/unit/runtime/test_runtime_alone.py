@@ -62,7 +62,7 @@ def test_text_and_a_cap_that_is_wide(device):
 
 def test_a_full_context_turns_and_a_load_that_goes_on(device):
     more = ("--fill-context", "--turns", "5", "--sustained", "1s", "--no-mmap")
-    ran = on_device(device, GOLDEN, "--trials", "1", "--context", "64", *more)
+    ran = on_device(device, GOLDEN, "--trials", "2", "--context", "64", *more)
     assert (ran.returncode, ran.stderr) == (0, "")
     shown = dict(line.split("  ", 1) for line in ran.stdout.splitlines())
     assert shown["of it mapped weights"].strip() == "none"
