@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from runtime.errors import UnsupportedError
 from runtime.sessions.onnxruntime import PIECE
 from targets.base import EmitOptions
+from targets.gguf.tokenizer.files import read_files
 from targets.onnx import clients
 from targets.onnx.presets import PRESETS
 from targets.onnx.target import OnnxTarget, graph_of, write_settings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from runtime.measurement import RunOptions
     from targets.facts import ModelFacts
+    from targets.gguf.tokenizer.files import TokenizerFiles
     from targets.onnx.plan import Plan
     from targets.onnx.weights import Blob
 
@@ -134,7 +136,8 @@ class OnnxOutline:
     def _copies(self) -> list[int]:
         """Bytes of each matrix in blocks beside its packed form."""
         scales = {blob.name: math.prod(blob.shape) for blob in self._blobs() if blob.name.endswith(".scales")}
-        floats = [blob.n_bytes for blob in self._blobs() if blob.name in self._gathered()]
+        gathered = self._gathered()
+        floats = [blob.n_bytes for blob in self._blobs() if blob.name in gathered]
         return floats * (not scales) + [
             blob.n_bytes + 4 * scales[f"{blob.name.removesuffix('.codes')}.scales"]
             for blob in self._blobs()
@@ -176,6 +179,7 @@ def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str
     refused: dict[str, str] = {}
     target = OnnxTarget()
     side_bytes: int | None = None
+    files: TokenizerFiles | None = None
     with tempfile.TemporaryDirectory() as directory:
         room = Path(directory)
         for name in quants or PRESETS:
@@ -191,8 +195,9 @@ def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str
             if side_bytes is None:
                 clients.copy_side_files(facts.path, room)
                 side_bytes = _bytes_below(room)
+                files = read_files(facts.path)
             plan = target.final_plan(facts, options)
-            settings = sum((room / one).stat().st_size for one in write_settings(facts, plan, room))
+            settings = sum((room / one).stat().st_size for one in write_settings(facts, plan, room, files))
             graph = graph_of(plan, options).ByteSize()
             n_bytes = plan.file_bytes + graph + settings + side_bytes
             found.append(OnnxOutline(name, n_bytes, plan.preset.calibrated != "ranges", plan))

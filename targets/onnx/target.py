@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from targets.base import EmitOptions, Progress
     from targets.facts import ModelFacts
+    from targets.gguf.tokenizer.files import TokenizerFiles
 
 OPSET, IR_VERSION = 21, 10
 """Nothing that is written needs more."""
@@ -185,12 +186,12 @@ def write_side_files(facts: ModelFacts, plan: Plan, out: Path) -> list[str]:
     return [*clients.copy_side_files(facts.path, out), *write_settings(facts, plan, out)]
 
 
-def write_settings(facts: ModelFacts, plan: Plan, out: Path) -> list[str]:
-    """Of the side files those that name the graph; returns the names."""
+def write_settings(facts: ModelFacts, plan: Plan, out: Path, files: TokenizerFiles | None = None) -> list[str]:
+    """Of the side files those that name the graph; returns the names. files: what `read_files` has found there"""
     names = []
     config: dict[str, Any]
     if plan.decoder is not None:
-        files = read_files(facts.path)
+        files = files or read_files(facts.path)
         spec = plan.decoder
         decoder = clients.Decoder(
             file=plan.file, n_layers=spec.n_layers, n_heads=spec.n_heads, n_kv_heads=spec.n_kv_heads,
