@@ -95,8 +95,8 @@ class Timeline:
             self._thread = None
             os.close(self._statm)
 
-    def sample(self) -> None:
-        """Read once."""
+    def sample(self, *, timed: bool = False) -> None:
+        """Read once. timed: the clock asked for it, not a phase; where those are too many, it asks less often."""
         if self._thread is None:
             return
         with self._lock:
@@ -110,11 +110,11 @@ class Timeline:
             self.samples.append(MemorySample(seconds, found[0], found[1], self._phase))
             if len(self.samples) > MOST_SAMPLES:
                 self.samples[:] = thinned(self.samples)
-                self._interval *= 2
+                self._interval *= 2 if timed else 1
 
     def _run(self) -> None:
         while not self._over.wait(self._interval):
-            self.sample()
+            self.sample(timed=True)
             if self._quiet and (now := time.monotonic()) >= self._next_pss:
                 self._next_pss = now + PSS_INTERVAL_S
                 self.sample_pss()

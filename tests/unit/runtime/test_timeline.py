@@ -54,11 +54,23 @@ def test_never_more_than_the_most_and_the_peak_among_them(tmp_path, monkeypatch)
     line.start()
     for number in range(3 * MOST_SAMPLES):
         (directory / "statm").write_text(f"999 {5000 if number == 777 else 100} 40 5 0 123 0\n")
-        line.sample()
+        line.sample(timed=True)
     line.stop()
     assert MOST_SAMPLES // 2 < len(line.samples) <= MOST_SAMPLES
     assert line._interval > timeline_module.FIRST_INTERVAL_S
     assert max(sample.rss_bytes for sample in line.samples) == 5000 * timeline_module.PAGE
+
+
+def test_many_phases_do_not_slow_the_clock(tmp_path, monkeypatch):
+    process(tmp_path)
+    line = Timeline(7, tmp_path)
+    monkeypatch.setattr(Timeline, "_run", lambda _self: None)
+    line.start()
+    for number in range(2 * MOST_SAMPLES):
+        line.phase(f"turn {number}")
+    line.stop()
+    assert len(line.samples) <= MOST_SAMPLES
+    assert line._interval == timeline_module.FIRST_INTERVAL_S
 
 
 def test_both_ends_of_a_phase_are_samples(tmp_path, monkeypatch):
