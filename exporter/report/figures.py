@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LEFT, WIDTH = 15.0, 79.0
 TOP, HEIGHT = 6.0, 78.0
 """The plot's place in its figure, percent; beside and below it stand the ticks' labels."""
-POINTS = 160
+POINTS = 120
 """A line of more points is drawn by the highest of neighbours: a phone has no more columns to show them in."""
 NARROW = 4.0
 """Percent of the width under which a band's number has no room."""
