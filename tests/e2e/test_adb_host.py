@@ -176,8 +176,10 @@ def test_a_model_that_the_engine_refuses(phone: FakePhone, tools: Path, tmp_path
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     program = Path(sys.executable).with_name("packlight")
     return subprocess.Popen(
-        [program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell starts what runs in the background, such as a whole test run, with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def engine_runs(phone: FakePhone, process: subprocess.Popen[str]) -> None:
