@@ -105,7 +105,7 @@ def test_a_cap_there(board: Board, tmp_path: Path) -> None:
 
 
 def test_memory_and_speed_over_time_there(board: Board, tmp_path: Path) -> None:
-    more = ("--sustained", "2s", "--fill-context", "--turns", "4", "--timeout", "60")
+    more = ("--trials", "2", "--sustained", "2s", "--fill-context", "--turns", "4", "--timeout", "60")
     done = packlight("measure", GOLDEN, *on(tmp_path), *SHORT, *more)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)["measurement"]
