@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 from exporter.quant import known_quant
 from exporter.source import resolve_model
 from runtime.errors import UnsupportedError, UserError
+from runtime.home import home
 from runtime.host import default_threads, host_facts
 from runtime.measurement import KV_BLOCK, KV_TYPE, KV_TYPES, PROMPT_TOKENS, TEXT_TOKENS, RunOptions
 from runtime.units import format_bytes
 from targets.ongrid import recorded_kv_type
 from targets.outline import Outlined
-from targets.speed import KV_BYTES, HostSpeed, decode_bound
+from targets.speed import KV_BYTES, HostSpeed, decode_bound, load_speed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from runtime.budget import Budget
     from targets.device import Device
@@ -348,3 +350,13 @@ def this_host(speed: HostSpeed | None, threads: int | None) -> HostSpeed | None:
     if speed is None or speed.cpu != host_facts()["cpu"] or speed.threads != (threads or default_threads()):
         return None
     return speed
+
+
+def calibration_path(threads: int | None) -> Path:
+    """What `packlight calibrate-host` writes for so many threads, None for this machine's own number."""
+    return home() / f"host-speed-{threads or default_threads()}-threads.json"
+
+
+def known_speed(threads: int | None) -> HostSpeed | None:
+    """This machine's calibration, where there is one. Raises UserError for a damaged one."""
+    return this_host(load_speed(calibration_path(threads)), threads)

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
     from runtime.measurement import RunOptions
     from targets.base import Problem
-    from targets.facts import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -96,16 +95,6 @@ class Outlined:
 
     outlines: tuple[Outline, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
-
-
-class Outlines(Protocol):
-    """A backend that can say all this."""
-
-    def outlines(self, facts: ModelFacts, quants: Sequence[str] | None = None, engine: str | None = None) -> Outlined:
-        """Of these presets, None for all. engine: its oldest version that has to load the artifact.
-
-        Raises ModelError for files that are broken, UnsupportedError for a kind of model that no preset takes.
-        """
 
 
 def first_problem(problems: Sequence[Problem]) -> str:

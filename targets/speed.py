@@ -93,11 +93,6 @@ class HostSpeed:
         return 1 / (seconds + work.attention * tokens / 2 * engine.prompt_attention_s)
 
 
-def calibration_of(threads: int) -> str:
-    """What `packlight calibrate-host` writes below `runtime.home.home()`."""
-    return f"host-speed-{threads}-threads.json"
-
-
 def load_speed(path: Path) -> HostSpeed | None:
     """What a calibration has left there; None where there is none, or an older version of it. Raises UserError."""
     try:

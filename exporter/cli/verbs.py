@@ -53,6 +53,7 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
     from exporter.pipeline import ExportRequest
     from exporter.pipeline import export as run
     from exporter.recipe import load_recipe
+    from exporter.report.page import PAGE
     from targets.base import Calibration
 
     by = NamedRecipe(load_recipe(job.recipe), job.recipe) if job.recipe is not None else None
@@ -77,18 +78,15 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
     )
     with progress(output) as reporter:
         report = run(request, reporter)
-    page = report.artifact.root / "report.html"
+    page = report.artifact.root / PAGE
     return _finish(report, output, f"{report.artifact.entry_path}", f"{page}" if page.exists() else "")
 
 
 def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
     """Before anything is converted: bytes, memory and speed of every format and quantization, and what fits."""
     from exporter.cli.plan_table import show_plan
-    from exporter.plan import PlanRequest, this_host
+    from exporter.plan import PlanRequest, known_speed
     from exporter.plan import plan as run
-    from runtime.home import home
-    from runtime.host import default_threads
-    from targets.speed import calibration_of, load_speed
 
     held = limits.budget_options().limits()
     report = run(
@@ -104,7 +102,7 @@ def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
             threads=planned.threads,
             mmap=not planned.no_mmap,
             revision=planned.revision,
-            speed=this_host(load_speed(home() / calibration_of(planned.threads or default_threads())), planned.threads),
+            speed=known_speed(planned.threads),
         )
     )
     if output.json:
@@ -117,17 +115,14 @@ def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
 def calibrate_host(calibrating: Calibrating, output: Output) -> int:
     """Measure this machine once, so that 'plan' can say how fast a model will be on it."""
     from exporter.calibrate_host import calibrate
-    from exporter.plan import this_host
+    from exporter.plan import calibration_path, known_speed
     from runtime.atomic import write_json
-    from runtime.home import home
-    from runtime.host import default_threads
-    from targets.speed import calibration_of, load_speed
 
-    out = home() / calibration_of(calibrating.threads or default_threads())
+    out = calibration_path(calibrating.threads)
     with progress(output) as reporter:
         speed = calibrate(calibrating.threads, calibrating.format, reporter)
         with contextlib.suppress(UserError):  # a damaged one is replaced
-            if (known := this_host(load_speed(out), calibrating.threads)) is not None:
+            if (known := known_speed(calibrating.threads)) is not None:
                 speed = speed.beside(known)
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, speed.to_json())

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPES, RunOptions
+from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPE, KV_TYPES, RunOptions
 from targets.damage import damage_in
 from targets.gguf.header import align
 from targets.gguf.plan import find_preset, lay_out, packed_for_another, place, read_content
@@ -176,7 +177,7 @@ class GgufOutline:
 
     def kv_bytes(self, options: RunOptions) -> int:
         """Of the cache, which llama.cpp fills with zeros when it makes it."""
-        size, kind = self.dimensions, TYPES[(options.kv_type or "f16").upper()]
+        size, kind = self.dimensions, TYPES[(options.kv_type or KV_TYPE).upper()]
         all_cells = cells(options.context)
         found = 0
         for kv_heads, slides in zip(size.kv_heads, size.sliding, strict=True):
@@ -192,7 +193,7 @@ class GgufOutline:
         token and cell. The rest is what matrices are multiplied through.
         """
         size, tokens = self.dimensions, self._batch(options)
-        n_cells, kv_type = cells(options.context), options.kv_type or "f16"
+        n_cells, kv_type = cells(options.context), options.kv_type or KV_TYPE
         streams = STREAMS if kv_type in KV_FLOATS else STREAMS - 1
         held = 4 * tokens * (3 * size.widest + streams * size.hidden)
         masks = 2 * tokens * (n_cells + (min(n_cells, cells(size.window + tokens)) if size.window else 0))
@@ -208,7 +209,7 @@ class GgufOutline:
         vocabulary = TOKEN_BYTES * size.vocab + MERGE_BYTES * size.merges
         return PROCESS + LAYER_BYTES * len(size.kv_heads) + vocabulary
 
-    @property
+    @cached_property
     def _tied(self) -> bool:
         return all(tensor.name != "output.weight" for tensor in self.tensors)
 
@@ -239,7 +240,7 @@ class GgufOutline:
 
 
 def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str | None = None) -> Outlined:
-    """See `targets.outline.Outlines`. The content is read once for all presets."""
+    """As those of targets/onnx/outline.py. The content is read once for all presets."""
     del engine  # llama.cpp reads every type
     presets = [find_preset(name) for name in quants or PRESETS]
     refused = {one.name: first_problem(found) for one in presets if (found := packed_for_another(facts, one))}

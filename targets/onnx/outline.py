@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,9 +74,8 @@ class OnnxOutline:
             return None
         packed = self._packed_bytes()
         table = self._table_bytes(options.context) + self._rotary_bytes(options.context)
-        widest = max(shape[0] for shape in self._shapes())
         kv = self.kv_bytes(options)
-        compute = HEAPS + 4 * min(PIECE, options.batch) * (3 * widest + 4 * spec.hidden) + 4 * spec.vocab
+        compute = HEAPS + 4 * min(PIECE, options.batch) * (3 * self._widest() + 4 * spec.hidden) + 4 * spec.vocab
         # While the largest matrix is packed, it is there twice; the cache is not there yet.
         while_loading = max(self._copies(), default=0)
         return Footprint(
@@ -85,64 +85,63 @@ class OnnxOutline:
             other_bytes=PROCESS,
         )
 
-    def _blobs(self) -> list[Blob]:
-        return [blob for job in self.plan.graph.jobs for blob in job.blobs]
+    @cached_property
+    def _blobs(self) -> dict[str, Blob]:
+        """All that lies in the data files, by name."""
+        return {blob.name: blob for job in self.plan.graph.jobs for blob in job.blobs}
 
-    def _shapes(self) -> list[tuple[int, ...]]:
-        """Outputs and inputs of what is multiplied by."""
-        found = []
-        for blob in self._blobs():
-            if blob.name.endswith(".codes"):
-                found.append((blob.shape[0], blob.n_bytes // blob.shape[0]))
-            elif len(blob.shape) == 2:
-                found.append(blob.shape[::-1])
-        tables = {self.plan.decoder.vocab} if self.plan.decoder else set()
-        return [shape for shape in found if shape[0] not in tables]
-
-    def _gathered(self) -> set[str]:
+    @cached_property
+    def _gathered(self) -> dict[str, Blob]:
         """Blobs that rows are looked up in."""
-        names = {blob.name: blob.name for blob in self._blobs()}
-        names |= {name: of for name, of, _ in self.plan.graph.aliases}
+        names = {name: name for name in self._blobs} | {name: of for name, of, _ in self.plan.graph.aliases}
         nodes = (node for node in self.plan.graph.nodes if node.op_type.startswith("Gather"))
-        return {names[name] for node in nodes for name in node.input if name in names}
+        found = {names[name] for node in nodes for name in node.input if name in names}
+        return {name: self._blobs[name] for name in found}
+
+    @cached_property
+    def _multiplied(self) -> dict[str, Blob]:
+        """Blobs that the engine reads for every token: no rotary table, and no table that is not the head as well."""
+        spec = self.plan.decoder
+        left = {} if spec is not None and spec.tied else self._gathered
+        return {n: blob for n, blob in self._blobs.items() if n not in left and not n.startswith(ROTARY)}
+
+    def _widest(self) -> int:
+        """Most outputs of a product in a layer."""
+        vocab = self.plan.decoder.vocab if self.plan.decoder else 0
+        rows = [blob.shape[0] for name, blob in self._blobs.items() if name.endswith(".codes")]
+        rows += [
+            blob.shape[1] for name, blob in self._blobs.items() if not name.endswith(".codes") and len(blob.shape) == 2
+        ]
+        return max(count for count in rows if count != vocab)
 
     def _packed_bytes(self) -> int:
-        """Held by the engine: codes and zero points, for every block its scale twice and the sum of its codes.
-
-        Rotary tables stay where they are mapped from, and so does a table that is not the head as well.
-        """
-        tied = self.plan.decoder is not None and self.plan.decoder.tied
-        left = set() if tied else self._gathered()
-        found = 0
-        for blob in self._blobs():
-            if blob.name in left or blob.name.startswith(ROTARY):
-                continue
-            found += PACKED_BLOCK * math.prod(blob.shape) if blob.name.endswith(".scales") else blob.n_bytes
-        return found
+        """Held by the engine: codes and zero points, for every block its scale twice and the sum of its codes."""
+        return sum(
+            PACKED_BLOCK * math.prod(blob.shape) if name.endswith(".scales") else blob.n_bytes
+            for name, blob in self._multiplied.items()
+        )
 
     def _table_bytes(self, tokens: int) -> int:
         """Mapped from the file: what so many different tokens have looked up, and the kernel has read around it."""
-        spec, gathered = self.plan.decoder, self._gathered()
-        whole = sum(blob.n_bytes for blob in self._blobs() if blob.name in gathered)
-        codes = sum(blob.n_bytes for blob in self._blobs() if blob.name in gathered and blob.name.endswith(".codes"))
+        spec = self.plan.decoder
+        whole = sum(blob.n_bytes for blob in self._gathered.values())
+        codes = sum(blob.n_bytes for name, blob in self._gathered.items() if name.endswith(".codes"))
         if not codes and spec is not None and spec.tied:
             return whole  # it was read to be packed for the head
         return int((codes or whole) * -math.expm1(-tokens * READ_AROUND / max(codes or whole, 1)))
 
     def _rotary_bytes(self, tokens: int) -> int:
         """Of the rotary tables, the rows of so many positions."""
-        return sum(blob.n_bytes // blob.shape[0] * tokens for blob in self._blobs() if blob.name.startswith(ROTARY))
+        tables = [blob for name, blob in self._blobs.items() if name.startswith(ROTARY)]
+        return sum(blob.n_bytes // blob.shape[0] * tokens for blob in tables)
 
     def _copies(self) -> list[int]:
-        """Bytes of each matrix in blocks beside its packed form."""
-        scales = {blob.name: math.prod(blob.shape) for blob in self._blobs() if blob.name.endswith(".scales")}
-        gathered = self._gathered()
-        floats = [blob.n_bytes for blob in self._blobs() if blob.name in gathered]
-        return floats * (not scales) + [
-            blob.n_bytes + 4 * scales[f"{blob.name.removesuffix('.codes')}.scales"]
-            for blob in self._blobs()
-            if blob.name.endswith(".codes") and f"{blob.name.removesuffix('.codes')}.scales" in scales
-        ]
+        """Bytes of each matrix in blocks beside its packed form; where there is none, of the table."""
+        scales = {n.removesuffix(".scales"): blob for n, blob in self._blobs.items() if n.endswith(".scales")}
+        if not scales:
+            return [blob.n_bytes for blob in self._gathered.values()]
+        codes = {n.removesuffix(".codes"): blob for n, blob in self._blobs.items() if n.endswith(".codes")}
+        return [blob.n_bytes + 4 * math.prod(scales[name].shape) for name, blob in codes.items() if name in scales]
 
     def kv_bytes(self, options: RunOptions) -> int:
         """Of the cache, full."""
@@ -154,11 +153,7 @@ class OnnxOutline:
 
     def work(self) -> Work:
         """Every matrix once."""
-        spec = self.plan.decoder
-        looked_up = self._gathered() if spec is None or not spec.tied else set()
-        n_bytes = sum(
-            blob.n_bytes for blob in self._blobs() if blob.name not in looked_up and not blob.name.startswith(ROTARY)
-        )
+        spec, n_bytes = self.plan.decoder, sum(blob.n_bytes for blob in self._multiplied.values())
         if spec is None:
             n_layers = self.plan.encoder.n_layers if self.plan.encoder else 0
             return Work(self.plan.elements, {}, n_bytes, n_layers)
@@ -174,7 +169,10 @@ class OnnxOutline:
 
 
 def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str | None = None) -> Outlined:
-    """See `targets.outline.Outlines`."""
+    """See `targets.outline.Outlined`; engine: its oldest version that has to load the artifact.
+
+    Raises ModelError for files that are broken, UnsupportedError for a kind of model that no preset takes.
+    """
     found: list[OnnxOutline] = []
     refused: dict[str, str] = {}
     target = OnnxTarget()

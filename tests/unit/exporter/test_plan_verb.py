@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from exporter.cli.app import app
-from exporter.plan import PlanRequest, _arch, best_of, plan, this_host
+from exporter.plan import PlanRequest, _arch, best_of, calibration_path, plan, this_host
 from runtime.budget import Budget
 from runtime.errors import UserError
 from runtime.host import default_threads, host_facts
 from targets.device import load_device
-from targets.speed import EngineSpeed, HostSpeed, calibration_of
+from targets.speed import EngineSpeed, HostSpeed
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_neither_torch_nor_weights_are_read(tiny_llama, tmp_path):
 def test_calibrate_host_is_what_plan_reads(tiny_llama, monkeypatch, tmp_path):
     monkeypatch.setenv("PACKLIGHT_HOME", str(tmp_path))
     monkeypatch.setattr("exporter.calibrate_host.calibrate", lambda _threads, _formats, _reporter: a_speed())
-    (tmp_path / calibration_of(default_threads())).write_text("{")  # damaged: it is replaced
+    calibration_path(None).write_text("{")  # damaged: it is replaced
     assert CliRunner().invoke(app, ["calibrate-host"]).exit_code == 0
     document = json.loads(run(tiny_llama, "--format", "gguf", "--quant", "q8_0", "--json").stdout)
     assert document["speeds"] == "calibrated"
