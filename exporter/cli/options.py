@@ -30,6 +30,21 @@ _SIZE, _SECONDS, _MS, _SPEED, _NUMBER, _COUNT, _NAME = "SIZE", "SECONDS", "MS", 
 _JOB, _BUDGET, _RUN, _DRIFT, _OUTPUT = "The job", "The budget", "How it is run", "Verifying", "Output"
 
 
+# Of several groups.
+DeviceName = Annotated[
+    str | None, _option("--device", "A device of 'packlight devices', or a .toml file.", _BUDGET, _NAME)
+]
+MaxMemory = Annotated[str | None, _option("--max-memory", "Peak resident memory: 300MB.", _BUDGET, _SIZE)]
+MaxSize = Annotated[str | None, _option("--max-size", "Size of the file: 120MB.", _BUDGET, _SIZE)]
+MinPrefill = Annotated[float | None, _option("--min-prefill", "Reading the prompt.", _BUDGET, _SPEED, min=0)]
+MinSpeed = Annotated[float | None, _option("--min-speed", "Generating.", _BUDGET, _SPEED, min=0)]
+ComputeThreads = Annotated[
+    int | None, _option("--threads", "Compute threads; default the cores, at most 4.", _RUN, _COUNT, min=1)
+]
+Batch = Annotated[int, _option("--batch", "Prompt tokens at once; default 512.", _RUN, _COUNT, min=1)]
+NoMmap = Annotated[bool, _option("--no-mmap", "Read the weights, do not map them.", _RUN)]
+
+
 @dataclass(frozen=True)
 class Output:
     """What every verb has."""
@@ -90,11 +105,9 @@ class Planned:
         list[str] | None,
         _option("--kv-type", "Type of the KV cache; default the recipe's, else f16; repeatable.", _RUN, _NAME),
     ] = None
-    batch: Annotated[int, _option("--batch", "Prompt tokens at once; default 512.", _RUN, _COUNT, min=1)] = 512
-    threads: Annotated[
-        int | None, _option("--threads", "Compute threads; default the cores, at most 4.", _RUN, _COUNT, min=1)
-    ] = None
-    no_mmap: Annotated[bool, _option("--no-mmap", "Read the weights, do not map them.", _RUN)] = False
+    batch: Batch = 512
+    threads: ComputeThreads = None
+    no_mmap: NoMmap = False
     revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
 
 
@@ -102,13 +115,11 @@ class Planned:
 class PlanLimits:
     """Limits that are known beforehand, and the device to fit."""
 
-    device: Annotated[
-        str | None, _option("--device", "A device of 'packlight devices', or a .toml file.", _BUDGET, _NAME)
-    ] = None
-    max_memory: Annotated[str | None, _option("--max-memory", "Peak resident memory: 300MB.", _BUDGET, _SIZE)] = None
-    max_size: Annotated[str | None, _option("--max-size", "Size of the file: 120MB.", _BUDGET, _SIZE)] = None
-    min_prefill: Annotated[float | None, _option("--min-prefill", "Reading the prompt.", _BUDGET, _SPEED, min=0)] = None
-    min_speed: Annotated[float | None, _option("--min-speed", "Generating.", _BUDGET, _SPEED, min=0)] = None
+    device: DeviceName = None
+    max_memory: MaxMemory = None
+    max_size: MaxSize = None
+    min_prefill: MinPrefill = None
+    min_speed: MinSpeed = None
 
     def budget_options(self) -> BudgetOptions:
         """The same among all limits."""
@@ -120,9 +131,7 @@ class PlanLimits:
 class Calibrating:
     """How this machine is calibrated."""
 
-    threads: Annotated[
-        int | None, _option("--threads", "Compute threads; default the cores, at most 4.", _RUN, _COUNT, min=1)
-    ] = None
+    threads: ComputeThreads = None
     format: Annotated[
         list[str] | None, _option("--format", "Only engines of this format; may be repeated.", _RUN, _NAME)
     ] = None
@@ -228,17 +237,15 @@ class Against:
 class BudgetOptions:
     """Limits of size, memory and speed, and the device to fit."""
 
-    device: Annotated[
-        str | None, _option("--device", "A device of 'packlight devices', or a .toml file.", _BUDGET, _NAME)
-    ] = None
-    max_memory: Annotated[str | None, _option("--max-memory", "Peak resident memory: 300MB.", _BUDGET, _SIZE)] = None
-    max_size: Annotated[str | None, _option("--max-size", "Size of the file: 120MB.", _BUDGET, _SIZE)] = None
+    device: DeviceName = None
+    max_memory: MaxMemory = None
+    max_size: MaxSize = None
     max_load: Annotated[float | None, _option("--max-load", "Time to load.", _BUDGET, _SECONDS, min=0)] = None
     max_first_token: Annotated[
         float | None, _option("--max-first-token", "Time to the first token.", _BUDGET, _MS, min=0)
     ] = None
-    min_prefill: Annotated[float | None, _option("--min-prefill", "Reading the prompt.", _BUDGET, _SPEED, min=0)] = None
-    min_speed: Annotated[float | None, _option("--min-speed", "Generating.", _BUDGET, _SPEED, min=0)] = None
+    min_prefill: MinPrefill = None
+    min_speed: MinSpeed = None
     max_latency: Annotated[
         float | None, _option("--max-latency", "An encoder's time for a text.", _BUDGET, _MS, min=0)
     ] = None
@@ -284,11 +291,9 @@ class Running:
     """How an engine runs the artifact, and how much is measured."""
 
     context: Annotated[int, _option("--context", "Tokens of context; default 2048.", _RUN, _COUNT, min=16)] = 2048
-    threads: Annotated[
-        int | None, _option("--threads", "Compute threads; default the cores, at most 4.", _RUN, _COUNT, min=1)
-    ] = None
-    batch: Annotated[int, _option("--batch", "Prompt tokens at once; default 512.", _RUN, _COUNT, min=1)] = 512
-    no_mmap: Annotated[bool, _option("--no-mmap", "Read the weights, do not map them.", _RUN)] = False
+    threads: ComputeThreads = None
+    batch: Batch = 512
+    no_mmap: NoMmap = False
     kv_type: KvType = None
     trials: Annotated[int, _option("--trials", "Trials after a warm-up; default 5.", _RUN, _COUNT, min=1)] = 5
     prompt_tokens: Annotated[
