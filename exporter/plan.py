@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from runtime.measurement import KV_BLOCK, KV_TYPE, KV_TYPES, PROMPT_TOKENS, TEXT
 from runtime.units import format_bytes
 from targets.ongrid import recorded_kv_type
 from targets.outline import Outlined
+from targets.processor import Processor
 from targets.speed import KV_BYTES, HostSpeed, decode_bound, load_speed
 
 if TYPE_CHECKING:
@@ -242,7 +242,8 @@ def _kv_types(outline: Outline, facts: ModelFacts, request: PlanRequest) -> list
 
 def _row(outline: Outline, context: int, kv_type: str | None, request: PlanRequest) -> PlanRow:
     options = RunOptions(request.threads, context, min(request.batch, context), request.mmap, kv_type)
-    footprint = outline.footprint(options, _arch(request.device))
+    processor = request.device.processor if request.device is not None else Processor.here()
+    footprint = outline.footprint(options, processor)
     tokens = min(TEXT_TOKENS if outline.encoder else PROMPT_TOKENS, context)
     decode = prefill = None
     if request.device is None and request.speed is not None:
@@ -263,14 +264,6 @@ def _row(outline: Outline, context: int, kv_type: str | None, request: PlanReque
         over=None,
     )
     return _judged(row, request)
-
-
-def _arch(device: Device | None) -> str:
-    """Of the processor: phones are all of one; a device that does not say is taken for one like this machine."""
-    here = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    if device is None:
-        return here
-    return device.arch or ("aarch64" if device.os in ("android", "ios") else here)
 
 
 def _judged(row: PlanRow, request: PlanRequest) -> PlanRow:

@@ -54,6 +54,16 @@ def host_facts() -> dict[str, Any]:
     }
 
 
+def cpu_flags(cpuinfo: str | None = None) -> frozenset[str]:
+    """Instructions of this machine's first core as Linux names them; empty where nothing lists them.
+
+    `cpuinfo`: text of /proc/cpuinfo.
+    """
+    text = _read("/proc/cpuinfo") if cpuinfo is None else cpuinfo
+    listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    return frozenset(listed[1].split()) if listed else frozenset()
+
+
 def _sysconf_memory() -> int:
     """Physical memory where there is no /proc (macOS); 0 when unknown."""
     try:

@@ -11,10 +11,11 @@ from typing import Any
 
 from runtime.errors import UserError
 from runtime.units import parse_bytes
+from targets.processor import FEATURES, Processor
 
 DEVICES = Path(__file__).parent / "devices"
 KINDS = ("vendor", "measured", "computed", "estimate")
-ARCHS = ("aarch64", "x86_64")
+ARCHS = tuple(FEATURES)
 OSES = ("android", "ios", "linux", "macos", "windows")
 _FIGURES = ("memory", "usable", "bandwidth", "cores")
 _TEXTS = ("id", "name", "os", "chip")
@@ -43,6 +44,7 @@ class Device:
     sources: where each figure comes from, by "memory", "usable", "bandwidth", "cores" and perhaps "onnxruntime"
     onnxruntime: version of ONNX Runtime that apps there ship, such as "1.22"; None: the newest that packlight knows
     arch: of the processor, one of ARCHS; None where the profile does not say
+    features: instructions that it has, of FEATURES[arch]; None where the profile does not say
     """
 
     id: str
@@ -57,6 +59,15 @@ class Device:
     sources: dict[str, Source]
     onnxruntime: str | None = None
     arch: str | None = None
+    features: tuple[str, ...] | None = None
+
+    @property
+    def processor(self) -> Processor:
+        """Phones are all of one architecture; a device that does not say is taken for one like this machine."""
+        arch = self.arch or ("aarch64" if self.os in ("android", "ios") else None)
+        if arch is None:
+            return Processor.here()
+        return Processor.usual(arch) if self.features is None else Processor(arch, frozenset(self.features))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`: every figure as value, kind and source."""
@@ -70,7 +81,8 @@ class Device:
         if self.onnxruntime is not None:
             source = self.sources["onnxruntime"]
             figures["onnxruntime"] = {"version": self.onnxruntime, "kind": source.kind, "source": source.text}
-        return {**texts, "formats": list(self.formats), **figures}
+        listed = {} if self.features is None else {"features": list(self.features)}
+        return {**texts, **listed, "formats": list(self.formats), **figures}
 
 
 def list_devices() -> list[Device]:
@@ -106,7 +118,7 @@ def _read(path: Path) -> Device:
 
 def _build(path: Path, data: dict[str, Any]) -> Device:
     """The Device in a parsed file. Raises UserError that names the file, the key and what it should be."""
-    known = (*_TEXTS, "arch", "formats", *_FIGURES, "onnxruntime")
+    known = (*_TEXTS, "arch", "features", "formats", *_FIGURES, "onnxruntime")
     if unknown := sorted(set(data) - set(known)):
         raise UserError(f"{path}: unknown key '{unknown[0]}'; a profile has {', '.join(known)}")
     texts = {name: _text(path, data, name) for name in _TEXTS}
@@ -115,6 +127,7 @@ def _build(path: Path, data: dict[str, Any]) -> Device:
     arch = _text(path, data, "arch") if "arch" in data else None
     if arch not in (None, *ARCHS):
         raise UserError(f"{path}: arch '{arch}' is unknown; write one of {', '.join(ARCHS)}")
+    features = _features(path, data, arch)
     formats = data.get("formats")
     if not isinstance(formats, list) or not formats or not all(isinstance(item, str) for item in formats):
         raise UserError(f'{path}: formats has to be a list of names, for example formats = ["gguf"]')
@@ -135,7 +148,20 @@ def _build(path: Path, data: dict[str, Any]) -> Device:
         sources=sources,
         onnxruntime=engine[0] if engine else None,
         arch=arch,
+        features=features,
     )
+
+
+def _features(path: Path, data: dict[str, Any], arch: str | None) -> tuple[str, ...] | None:
+    """The instructions that a profile names; an empty list says that the processor has none of them."""
+    if "features" not in data:
+        return None
+    if arch is None:
+        raise UserError(f'{path}: features without arch; write arch = "…" as well, one of {", ".join(ARCHS)}')
+    named, known = data["features"], FEATURES[arch]
+    if not isinstance(named, list) or not all(isinstance(name, str) and name in known for name in named):
+        raise UserError(f"{path}: features has to be a list of some of {', '.join(known)}, the instructions of {arch}")
+    return tuple(named)
 
 
 def _text(path: Path, data: dict[str, Any], key: str) -> str:

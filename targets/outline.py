@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from runtime.measurement import RunOptions
     from targets.base import Problem
+    from targets.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,8 @@ class Outline(Protocol):
     def kv_types(self) -> Sequence[str]:
         """Element types that its cache can have, of `runtime.measurement.KV_TYPES`; one where the file fixes it."""
 
-    def footprint(self, options: RunOptions, arch: str) -> Footprint | None:
-        """What it takes with its context full; None where that is not known yet.
-
-        arch: of the processor, one of `targets.device.ARCHS`
-        """
+    def footprint(self, options: RunOptions, processor: Processor) -> Footprint | None:
+        """What it takes with its context full; None where that is not known yet."""
 
     def work(self) -> Work:
         """What one token costs."""

@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     from targets.gguf.content import Content
     from targets.gguf.header import Placed
     from targets.gguf.presets import Preset
+    from targets.processor import Processor
 
 CELLS = 256
 """A context, and the window of a sliding layer, is rounded up to so many cells."""
 REPACKED = {
-    "x86_64": {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8},
-    "aarch64": {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "IQ4_NL": 4, "Q8_0": 4},
+    "avx2": {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8},
+    "avx512": {"Q2_K": 8},
+    "dotprod": {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "IQ4_NL": 4, "Q8_0": 4},
 }
-"""Types that ggml copies into another order, and what the rows have to divide by: AVX2, and dotprod of ARMv8.2."""
+"""Types that ggml copies into another order, by what the processor needs for it; what the rows have to divide by."""
 TABLE = "token_embd.weight"
 GEMMA_PATTERN = 6
 """Every sixth layer of Gemma 3 attends to all, where the file does not say it layer by layer."""
@@ -144,9 +146,9 @@ class GgufOutline:
         whole = size.key % KV_BLOCK == 0 and size.value % KV_BLOCK == 0
         return KV_TYPES if whole else KV_FLOATS
 
-    def footprint(self, options: RunOptions, arch: str) -> Footprint:
+    def footprint(self, options: RunOptions, processor: Processor) -> Footprint:
         """What llama.cpp takes on a CPU."""
-        copies = self._copied(arch)
+        copies = self._copied(processor)
         # A table that is the head as well is looked up in where it lies.
         copied = {tensor.name for tensor in copies} - {TABLE}
         # Pages that were read for a copy stay resident beside it; what lies before and behind all that is read in
@@ -164,9 +166,9 @@ class GgufOutline:
             other_bytes=self.other_bytes(),
         )
 
-    def _copied(self, arch: str) -> list[Placed]:
+    def _copied(self, processor: Processor) -> list[Placed]:
         """The tensors that ggml copies into another order; a table only where it is multiplied by."""
-        rules = REPACKED.get(arch, {})
+        rules = {kind: rows for feature in processor.features for kind, rows in REPACKED.get(feature, {}).items()}
         return [
             tensor
             for tensor in self.tensors

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from targets.gguf.tokenizer.files import TokenizerFiles
     from targets.onnx.plan import Plan
     from targets.onnx.weights import Blob
+    from targets.processor import Processor
 
 FITTED = ("fp32", "int8", "int4", "int4-mixed")
 PROCESS, HEAPS = 61_500_000, 2_500_000
@@ -66,9 +67,9 @@ class OnnxOutline:
         """The one that the graph fixes."""
         return ("f16",) if self.plan.preset.name == "fp16" else ("f32",)
 
-    def footprint(self, options: RunOptions, arch: str) -> Footprint | None:
+    def footprint(self, options: RunOptions, processor: Processor) -> Footprint | None:
         """What ONNX Runtime takes on a CPU; None for an encoder, and for a preset that nobody has fitted yet."""
-        del arch  # packs alike on both
+        del processor  # packs alike on all
         spec = self.plan.decoder
         if spec is None or self.quant not in FITTED:
             return None

@@ -11,11 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from exporter.cli.app import app
-from exporter.plan import PlanRequest, _arch, best_of, calibration_path, plan, this_host
+from exporter.plan import PlanRequest, best_of, calibration_path, plan, this_host
 from runtime.budget import Budget
 from runtime.errors import UserError
 from runtime.host import default_threads, host_facts
 from targets.device import load_device
+from targets.processor import Processor
 from targets.speed import EngineSpeed, HostSpeed
 
 
@@ -188,8 +189,8 @@ def test_one_preset_that_cannot_be_written_leaves_the_others(planned, monkeypatc
 
 def test_a_phone_that_does_not_say_is_an_arm():
     device = dataclasses.replace(load_device("pixel-8"), arch=None)
-    assert _arch(device) == "aarch64"
-    assert _arch(dataclasses.replace(device, os="linux")) == _arch(None)
+    assert device.processor == Processor.usual("aarch64")
+    assert dataclasses.replace(device, os="linux").processor == Processor.here()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from runtime.errors import UserError
 from targets.device import KINDS, list_devices, load_device
+from targets.processor import Processor
 
 PROFILE = """\
 id = "my-board"
@@ -111,8 +112,23 @@ def test_a_users_own_file(tmp_path):
         ('kind = "computed"', 'kind = "felt"', "bandwidth.kind 'felt' is unknown; write one of vendor, measured"),
         ('source = "free -b"\n', "", "[memory] has value, kind; it needs value, kind and source"),
         ("value = 4", "value = 0", "cores.value has to be a whole number of at least 1"),
-        ("[cores]", "[kernels]", "unknown key 'kernels'; a profile has id, name, os, chip, arch, formats"),
+        ("[cores]", "[kernels]", "unknown key 'kernels'; a profile has id, name, os, chip, arch, features, formats"),
         ('os = "linux"', 'os = "linux"\narch = "arm"', "arch 'arm' is unknown; write one of aarch64, x86_64"),
+        (
+            'os = "linux"',
+            'os = "linux"\nfeatures = ["avx2"]',
+            'features without arch; write arch = "…" as well, one of',
+        ),
+        (
+            'os = "linux"',
+            'os = "linux"\narch = "x86_64"\nfeatures = ["dotprod"]',
+            "features has to be a list of some of avx2, avx512, the instructions of x86_64",
+        ),
+        (
+            'os = "linux"',
+            'os = "linux"\narch = "aarch64"\nfeatures = [["dotprod"]]',
+            "features has to be a list of some",
+        ),
     ],
 )
 def test_a_bad_profile(tmp_path, old, new, message):
@@ -132,6 +148,10 @@ def test_the_kind_of_processor_is_optional(tmp_path):
     assert "arch" not in load_device(str(path)).to_json()
     path.write_text(PROFILE.replace('os = "linux"', 'os = "linux"\narch = "aarch64"'))
     assert load_device(str(path)).to_json()["arch"] == "aarch64"
+    assert load_device(str(path)).processor == Processor.usual("aarch64")
+    path.write_text(PROFILE.replace('os = "linux"', 'os = "linux"\narch = "x86_64"\nfeatures = ["avx512"]'))
+    assert load_device(str(path)).to_json()["features"] == ["avx512"]
+    assert load_device(str(path)).processor == Processor("x86_64", frozenset({"avx512"}))
 
 
 ONNXRUNTIME = """

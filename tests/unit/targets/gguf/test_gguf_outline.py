@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -11,11 +10,13 @@ from exporter.checkpoint import resolve
 from runtime.errors import ModelError
 from runtime.measurement import RunOptions
 from targets.base import EmitOptions
+from targets.device import load_device
 from targets.gguf.keyvalue import KeyValue
 from targets.gguf.outline import Dimensions, GgufOutline, outlines
 from targets.gguf.presets import PRESETS
 from targets.gguf.target import GgufTarget
 from targets.gguf.types import TYPES
+from targets.processor import Processor
 
 
 def silent(_what, _done, _total):
@@ -98,14 +99,15 @@ def test_a_window_is_never_more_than_the_context():
     assert outline.kv_bytes(RunOptions(context=256)) == an_outline().kv_bytes(RunOptions(context=256))
 
 
+AVX2 = Processor.usual("x86_64")
 LAYER = ("blk.0.ffn_up.weight", (64, 64), "Q4_0")
 
 
 def test_copies_in_another_order_lie_beside_what_is_mapped():
     table, norm = ("token_embd.weight", (64, 64), "Q8_0"), ("output_norm.weight", (64,), "F32")
     outline = an_outline(table, LAYER, norm)
-    mapped = outline.footprint(RunOptions(), "x86_64").weights_bytes
-    read = outline.footprint(RunOptions(mmap=False), "x86_64").weights_bytes
+    mapped = outline.footprint(RunOptions(), AVX2).weights_bytes
+    read = outline.footprint(RunOptions(mmap=False), AVX2).weights_bytes
     copy = 64 * 64 // 32 * 18
     assert read == 64 * 64 // 32 * 34 + copy + 64 * 4
     assert mapped == read + copy
@@ -114,26 +116,30 @@ def test_copies_in_another_order_lie_beside_what_is_mapped():
 def test_copies_at_the_end_of_the_file_are_unmapped():
     outline = an_outline(("token_embd.weight", (64, 64), "Q8_0"), LAYER)
     assert (
-        outline.footprint(RunOptions(), "x86_64").weights_bytes
-        == outline.footprint(RunOptions(mmap=False), "x86_64").weights_bytes
+        outline.footprint(RunOptions(), AVX2).weights_bytes
+        == outline.footprint(RunOptions(mmap=False), AVX2).weights_bytes
     )
 
 
 def test_what_is_copied_goes_by_the_processor_and_by_the_rows():
-    def copied(kind, rows, arch):
+    def copied(kind, rows, processor):
         norms = [(name, (64,), "F32") for name in ("blk.0.ffn_norm.weight", "output_norm.weight")]
         outline = an_outline(norms[0], ("blk.0.ffn_up.weight", (rows, 256), kind), norms[1])
-        mapped = outline.footprint(RunOptions(), arch).weights_bytes
-        read = outline.footprint(RunOptions(mmap=False), arch).weights_bytes
+        mapped = outline.footprint(RunOptions(), processor).weights_bytes
+        read = outline.footprint(RunOptions(mmap=False), processor).weights_bytes
         return mapped - read > outline.tensors[1].n_bytes / 2  # the rest is padding
 
-    assert copied("Q4_K", 8, "x86_64")
-    assert not copied("Q4_K", 12, "x86_64")
-    assert not copied("Q6_K", 8, "x86_64")
-    assert copied("Q6_K", 8, "aarch64")
-    assert copied("Q8_0", 4, "aarch64")
-    assert not copied("Q8_0", 8, "x86_64")
-    assert not copied("Q4_K", 8, "riscv64")
+    arm = Processor.usual("aarch64")
+    assert copied("Q4_K", 8, AVX2)
+    assert not copied("Q4_K", 12, AVX2)
+    assert not copied("Q6_K", 8, AVX2)
+    assert copied("Q6_K", 8, arm)
+    assert copied("Q8_0", 4, arm)
+    assert not copied("Q8_0", 8, AVX2)
+    assert not copied("Q4_K", 8, Processor.usual("riscv64"))
+    assert not copied("Q4_0", 8, load_device("raspberry-pi-4").processor)  # Cortex-A72: no dotprod
+    assert not copied("Q2_K", 8, AVX2)
+    assert copied("Q2_K", 8, Processor("x86_64", frozenset({"avx2", "avx512"})))
 
 
 @pytest.mark.parametrize(("more", "copies"), [((), 1), ((("output.weight", (64, 64), "F16"),), 0)])
@@ -143,7 +149,7 @@ def test_a_table_that_is_the_head_too_is_copied_and_stays(more, copies):
     plain = sum(tensor.n_bytes for tensor in outline.tensors)
     size = copies * 64 * 64 // 32 * 18
     for mmap in (True, False):
-        assert outline.footprint(RunOptions(mmap=mmap), "x86_64").weights_bytes == plain + size
+        assert outline.footprint(RunOptions(mmap=mmap), AVX2).weights_bytes == plain + size
 
 
 def test_llamacpp_says_the_same_of_a_table_that_is_the_head_too(tmp_path, monkeypatch):
@@ -158,12 +164,11 @@ def test_llamacpp_says_the_same_of_a_table_that_is_the_head_too(tmp_path, monkey
     tensors = [("token_embd.weight", (512, 256), "Q4_0"), ("output_norm.weight", (256,), "F32")]
     tensors += [(f"blk.0.{name}_norm.weight", (256,), "F32") for name in ("attn", "ffn")]
     tensors += [(f"blk.0.{number}.weight", (256, 256), "Q4_0") for number in range(7)]
-    with_avx2 = "avx2" in Path("/proc/cpuinfo").read_text()
     for mmap in (True, False):
         session = open_session(open_artifact(path), RunOptions(context=64, threads=1, mmap=mmap))
         found = session.memory_bytes()["weights"]
         session.close()
-        said = an_outline(*tensors).footprint(RunOptions(mmap=mmap), "x86_64" if with_avx2 else "none").weights_bytes
+        said = an_outline(*tensors).footprint(RunOptions(mmap=mmap), Processor.here()).weights_bytes
         assert found == pytest.approx(said, abs=2**14)  # llama.cpp tells hundredths of a MiB
 
 
@@ -184,16 +189,14 @@ def test_a_quantized_cache_needs_heads_of_whole_blocks():
 @pytest.mark.parametrize("more", [{"context": 4096}, {"batch": 1024, "context": 4096}])
 def test_more_of_anything_takes_more(more):
     outline = an_outline(LAYER)
-    less = outline.footprint(RunOptions(context=2048, batch=512), "x86_64")
-    assert (
-        outline.footprint(RunOptions(**{"context": 2048, "batch": 512, **more}), "x86_64").peak_bytes > less.peak_bytes
-    )
+    less = outline.footprint(RunOptions(context=2048, batch=512), AVX2)
+    assert outline.footprint(RunOptions(**{"context": 2048, "batch": 512, **more}), AVX2).peak_bytes > less.peak_bytes
 
 
 def test_attention_without_the_flash_kernel_holds_its_scores():
     outline = an_outline(dimensions=dataclasses.replace(SIZES, widest=512))
     scores = 4 * 512 * 2048 * 8
-    found = {kv: outline.footprint(RunOptions(kv_type=kv), "x86_64").compute_bytes for kv in ("f16", "f32")}
+    found = {kv: outline.footprint(RunOptions(kv_type=kv), AVX2).compute_bytes for kv in ("f16", "f32")}
     assert found["f32"] - found["f16"] > 0.8 * scores
 
 

@@ -14,6 +14,7 @@ from targets.factors import Factors
 from targets.onnx.outline import outlines
 from targets.onnx.presets import PRESETS
 from targets.onnx.target import OnnxTarget
+from targets.processor import Processor
 
 
 def written(facts, quant, out):
@@ -50,7 +51,7 @@ def test_of_an_encoder(tmp_path):
     artifact = written(facts, "fp32", tmp_path / "out")
     assert outline.encoder
     assert (outline.file_bytes, outline.context) == (artifact.total_bytes, artifact.context_length)
-    assert outline.footprint(RunOptions(context=64), "x86_64") is None  # not fitted yet
+    assert outline.footprint(RunOptions(context=64), Processor.usual("x86_64")) is None  # not fitted yet
 
 
 def test_a_cache_of_halves_is_half_as_large(tiny_llama):
@@ -78,14 +79,14 @@ def test_the_parts_of_the_memory(tiny_llama):
     facts = resolve(str(tiny_llama))
     full, codes, half = outlines(facts, ["fp32", "int4", "fp16"]).outlines
     options = RunOptions(context=256)
-    assert half.footprint(options, "x86_64") is None
-    found = full.footprint(options, "x86_64")
+    assert half.footprint(options, Processor.usual("x86_64")) is None
+    found = full.footprint(options, Processor.usual("x86_64"))
     table, rotary = facts.tensors["model.embed_tokens.weight"], rotary_bytes(full)
     assert found.kv_cache_bytes == full.kv_bytes(options)
     # Tied: the table is looked up in, and packed. Of the rotary tables rows are read where they lie.
     expected = full.plan.file_bytes - rotary + 4 * table.n_elements + rotary * 256 // full.context
     assert found.weights_bytes == expected
-    small = codes.footprint(options, "x86_64")
+    small = codes.footprint(options, Processor.usual("x86_64"))
     scales = sum(blob.n_bytes for blob in blobs(codes) if blob.name.endswith(".scales"))
     packed = codes.plan.file_bytes - rotary_bytes(codes) - scales + 12 * scales // 2
     mapped = rotary_bytes(codes) * 256 // codes.context
@@ -95,7 +96,7 @@ def test_the_parts_of_the_memory(tiny_llama):
 
 def test_a_longer_text_looks_up_more_of_the_table(tiny_llama):
     (outline,) = outlines(resolve(str(tiny_llama)), ["int8"]).outlines
-    short, long = (outline.footprint(RunOptions(context=n), "x86_64") for n in (16, 2048))
+    short, long = (outline.footprint(RunOptions(context=n), Processor.usual("x86_64")) for n in (16, 2048))
     rows = rotary_bytes(outline) * (2048 - 16) // outline.context
     assert rows <= long.weights_bytes - short.weights_bytes < rows + 600 * 64
 
