@@ -18,6 +18,13 @@ BENCHMARKS := convert_speed kl_parity startup thresholds onnx_peers edge_torch q
 MODELS := smollm2 offgrid minilm
 PACKAGES := exporter targets runtime
 
+# For llama.cpp, which is built from source: its Python package, and its tools.
+BUILD_FLAGS := $(shell sh .ci/build-flags)
+ifneq ($(BUILD_FLAGS),)
+export CFLAGS := $(CFLAGS) $(BUILD_FLAGS)
+export CXXFLAGS := $(CXXFLAGS) $(BUILD_FLAGS)
+endif
+
 # OpenMP threads that wait spin for some microseconds, then sleep: see runtime/openmp.py.
 export GOMP_SPINCOUNT ?= 500
 export HF_HUB_OFFLINE ?= 1

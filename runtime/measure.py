@@ -41,6 +41,13 @@ _NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _ERRORS = {"ArtifactError": ArtifactError, "UserError": UserError}
+_HINTS = {
+    "SIGKILL": "; perhaps the system ran out of memory",
+    # GCC 12 makes llama.cpp such a program on processors with AMX: .ci/build-flags.
+    "SIGILL": "; the engine was built for another processor, or wrongly for this one: build it again, "
+    "llama-cpp-python with CMAKE_ARGS=-DGGML_NATIVE=OFF",
+}
+"""What a signal that ended the measured process says about why."""
 
 
 def measure(
@@ -308,7 +315,7 @@ class _Child:
         how = signal_name(-status) if status < 0 else f"exit status {status}"
         if self._killed_by_cap(status) or _NO_MEMORY.search(complaint):
             return self._out_of_memory(complaint or how)
-        hint = "; perhaps the system ran out of memory" if status == -signal.SIGKILL else ""
+        hint = _HINTS.get(how, "")
         ending = f": {complaint}" if complaint else ""
         return EngineError(f"the measuring process died ({how}) while {self.phase}{hint}{ending}")
 

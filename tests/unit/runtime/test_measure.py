@@ -173,6 +173,13 @@ def test_a_crash_names_the_phase_and_the_last_words(monkeypatch, tmp_path):
     assert not isinstance(caught.value, OutOfMemory)
 
 
+def test_an_engine_of_another_processor_is_named_as_such(monkeypatch, tmp_path):
+    body = """import signal; say('{"phase": "warm-up"}'); os.kill(os.getpid(), signal.SIGILL)"""
+    fake_worker(monkeypatch, tmp_path, body)
+    with pytest.raises(EngineError, match=r"died \(SIGILL\) while warm-up; the engine was built for another processor"):
+        measure(open_artifact(GOLDEN), OPTIONS, TRIALS)
+
+
 def test_bad_alloc_is_out_of_memory(monkeypatch, tmp_path):
     body = (
         """say('{"phase": "loading"}'); sys.stderr.write("what():  std::bad_alloc"); sys.stderr.flush(); os.abort()"""
