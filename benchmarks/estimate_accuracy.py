@@ -3,9 +3,10 @@
     python -m benchmarks.estimate_accuracy [--models deep wide] [--formats gguf onnx] [--no-speed]
 
 Real SmolLM2 and four random models of other shapes: wide, with a large vocabulary, with sliding layers, with many
-narrow layers and a head of its own. Every cell is one artifact measured by the harness with one context, batch and type
-of cache; the speed comes from `packlight calibrate-host`, run here first. Beside it what llama.cpp's own
-llama-fit-params says of the same file: the model, the cache and the compute buffers that it would reserve.
+narrow layers and a head of its own; real MiniLM and two random encoders. Every cell is one artifact measured by the
+harness with one context, batch and type of cache; the speed comes from `packlight calibrate-host`, run here first.
+Beside it what llama.cpp's own llama-fit-params says of the same file: the model, the cache and the compute buffers that
+it would reserve.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import record
-from benchmarks.models import offgrid
+from benchmarks.models import minilm, offgrid
 from benchmarks.paths import MODELS, new_directory
 from benchmarks.smollm2 import smollm2
 from benchmarks.tools import tool
@@ -62,12 +63,24 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
                              "tie_word_embeddings": False}),
 }  # fmt: skip
 """Random models: the configuration's class, and what it is given."""
-QUANTS = {"gguf": ("q4_k_m", "q4_0", "q8_0", "q5_k_m"), "onnx": ("int4", "int8")}
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+                            "num_hidden_layers": 4, "vocab_size": 30522}),
+    "roberta": ("RobertaConfig", {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
+                                  "num_hidden_layers": 8, "vocab_size": 50265, "max_position_embeddings": 514,
+                                  "type_vocab_size": 1, "pad_token_id": 1}),
+}  # fmt: skip
+"""Random encoders, likewise; ONNX only."""
+REAL = ("smollm2", "minilm")
+NAMES = (*REAL, *SHAPES, *ENCODERS)
+QUANTS = {"gguf": ("q4_k_m", "q4_0", "q8_0", "q5_k_m"), "onnx": ("int4", "int8", "dynamic-int8")}
+ENCODER_QUANTS = ("fp32", "fp16", "int8", "dynamic-int8")
 SETTINGS = {
     "gguf": (RunOptions(context=512), RunOptions(context=1024, kv_type="q8_0"), RunOptions(context=1024, batch=128),
              RunOptions(context=512, kv_type="f32")),
     "onnx": (RunOptions(context=256), RunOptions(context=512), RunOptions(context=1024)),
 }  # fmt: skip
+ENCODER_SETTINGS = (RunOptions(context=128), RunOptions(context=512))
 
 
 @dataclass(frozen=True)
@@ -108,28 +121,35 @@ class Cell:
 
 def model(name: str) -> Path:
     """The directory of one of the models, made once."""
-    if name == "smollm2":
-        return offgrid()
+    if name in REAL:
+        return offgrid() if name == "smollm2" else minilm()
     out = MODELS / f"estimate-{name}"
     if (out / "config.json").is_file():
         return out
     import torch
     import transformers
 
-    kind, fields = SHAPES[name]
-    usual = {"max_position_embeddings": 8192, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    config = getattr(transformers, kind)(**{"tie_word_embeddings": True, **usual, **fields})
+    if name in ENCODERS:
+        kind, fields = ENCODERS[name]
+        usual, source, head, dtype = {}, minilm(), transformers.AutoModel, torch.float32
+    else:
+        kind, fields = SHAPES[name]
+        usual = {"max_position_embeddings": 8192, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+                 "tie_word_embeddings": True}  # fmt: skip
+        source, head, dtype = smollm2(), transformers.AutoModelForCausalLM, torch.bfloat16
+    config = getattr(transformers, kind)(**{**usual, **fields})
     torch.manual_seed(0)
     with torch.device("meta"):
-        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        made = head.from_config(config, dtype=dtype)
     made = made.to_empty(device="cpu")
     for parameter in made.parameters():
         if parameter.dim() == 1:
             parameter.data.fill_(1)
         else:
             parameter.data.normal_(0, 0.02)
+    for _, buffer in made.named_buffers():
+        buffer.data.fill_(0)  # what an encoder keeps of positions is not stored
     made.tie_weights()
-    source = smollm2()
     with new_directory(out) as partial:
         for path in source.iterdir():
             if path.name.startswith(("tokenizer", "special", "vocab", "merges")):
@@ -142,9 +162,12 @@ def cells(names: Sequence[str], formats: Sequence[str], speed: HostSpeed | None)
     """Every cell in turn."""
     for name in names:
         facts = resolve(str(model(name)))
+        encoder = name in ENCODERS or name == "minilm"
         for format_name in formats:
+            if encoder and format_name != "onnx":
+                continue
             outlines = importlib.import_module(f"targets.{format_name}.outline").outlines
-            for outline in outlines(facts, QUANTS[format_name]).outlines:
+            for outline in outlines(facts, ENCODER_QUANTS if encoder else QUANTS[format_name]).outlines:
                 yield from _of_one(name, facts, outline, speed)
 
 
@@ -153,17 +176,17 @@ def _of_one(name: str, facts: ModelFacts, outline: Outline, speed: HostSpeed | N
         out = Path(directory)
         target = get_target(outline.format)
         artifact = target.emit(facts, EmitOptions(outline.quant), out, lambda _what, _done, _total: None)
-        for options in SETTINGS[outline.format]:
+        for options in ENCODER_SETTINGS if outline.encoder else SETTINGS[outline.format]:
             footprint = outline.footprint(options, Processor.here())
             if footprint is None:
                 continue
-            prompt = min(PROMPT, options.context - DECODED)
+            prompt = None if outline.encoder else min(PROMPT, options.context - DECODED)
             found: Measurement = measure(artifact, options, Trials(prompt, DECODED, 3 if speed else 1))
             decode = found.decode_tokens_per_s
             cell = Cell(
                 name, outline.format, outline.quant, options, footprint.peak_bytes, found.peak_rss_bytes,
                 outline.file_bytes == artifact.total_bytes,
-                speed.decode(outline, prompt + DECODED / 2) if speed else None,
+                speed.decode(outline, prompt + DECODED / 2) if speed and prompt else None,
                 decode.median if decode else 0.0,
                 fit_params(artifact.entry_path, options) if outline.format == "gguf" else None,
             )  # fmt: skip
@@ -226,7 +249,7 @@ def _span(errors: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimate_accuracy", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["smollm2", *SHAPES], choices=["smollm2", *SHAPES])
+    parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--formats", nargs="+", default=list(QUANTS), choices=list(QUANTS))
     parser.add_argument("--no-speed", action="store_true", help="memory and bytes only")
     args = parser.parse_args()

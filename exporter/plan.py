@@ -17,6 +17,7 @@ from runtime.home import home
 from runtime.host import default_threads, host_facts
 from runtime.measurement import KV_BLOCK, KV_TYPE, KV_TYPES, PROMPT_TOKENS, TEXT_TOKENS, RunOptions
 from runtime.units import format_bytes
+from targets.gguf.tokenizer.files import read_once
 from targets.ongrid import recorded_kv_type
 from targets.outline import Outlined
 from targets.processor import Processor
@@ -147,8 +148,9 @@ def plan(request: PlanRequest) -> PlanReport:
     facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
     rows: list[PlanRow] = []
     refused: dict[str, dict[str, str]] = {}
-    for name in formats:
-        found = _outlined(name, facts, request)
+    with read_once():
+        outlined = {name: _outlined(name, facts, request) for name in formats}
+    for name, found in outlined.items():
         said = dict(found.refused)
         for outline in found.outlines:
             try:

@@ -17,6 +17,7 @@ ALIGNMENT = 32
 """Bytes that tensor data is aligned to; the format's default, so no general.alignment key is written."""
 
 _VERSION = 3
+_LENGTH = struct.Struct("<Q").pack
 _TYPE_IDS = {
     "UINT8": 0, "INT8": 1, "UINT16": 2, "INT16": 3, "UINT32": 4, "INT32": 5, "FLOAT32": 6, "BOOL": 7, "STRING": 8,
     "ARRAY": 9, "UINT64": 10, "INT64": 11, "FLOAT64": 12,
@@ -74,8 +75,12 @@ def encode(metadata: list[KeyValue], tensors: list[Placed]) -> bytes:
 
 
 def _string(text: Any) -> bytes:  # noqa: ANN401 (str, or bytes for a token that is not UTF-8)
-    data = text if isinstance(text, bytes) else str(text).encode("utf-8")
-    return struct.pack("<Q", len(data)) + data
+    data = _bytes(text)
+    return _LENGTH(len(data)) + data
+
+
+def _bytes(text: Any) -> bytes:  # noqa: ANN401 (as `_string`)
+    return text if isinstance(text, bytes) else str(text).encode("utf-8")
 
 
 def _value(entry: KeyValue) -> bytes:
@@ -88,5 +93,5 @@ def _value(entry: KeyValue) -> bytes:
         raise ValueError(f"{entry.key}: an array needs the type of its elements")
     head = struct.pack("<IQ", _TYPE_IDS[entry.subtype], len(entry.value))
     if entry.subtype == "STRING":
-        return head + b"".join(map(_string, entry.value))
+        return head + b"".join(part for data in map(_bytes, entry.value) for part in (_LENGTH(len(data)), data))
     return head + struct.pack(f"<{len(entry.value)}{_PACK[entry.subtype]}", *entry.value)

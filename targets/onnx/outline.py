@@ -9,7 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from runtime.errors import UnsupportedError
+from runtime.measurement import PROMPT_TOKENS, TEXT_TOKENS, TURNS
 from runtime.sessions.onnxruntime import PIECE
 from targets.base import EmitOptions
 from targets.gguf.tokenizer.files import read_files
@@ -24,16 +27,21 @@ if TYPE_CHECKING:
     from runtime.measurement import RunOptions
     from targets.facts import ModelFacts
     from targets.gguf.tokenizer.files import TokenizerFiles
+    from targets.onnx.encoder_spec import EncoderSpec
     from targets.onnx.plan import Plan
     from targets.onnx.weights import Blob
     from targets.processor import Processor
 
-FITTED = ("fp32", "int8", "int4", "int4-mixed")
+FITTED = ("fp32", "fp16", "int8", "int4", "int4-mixed", "dynamic-int8")
 PROCESS, HEAPS = 61_500_000, 2_500_000
 """The interpreter, numpy and ONNX Runtime; what products need beside their values. Fitted."""
 PACKED_BLOCK = 12
 """Bytes for a block in memory: its scale twice and the sum of its codes, as floats."""
-ROTARY = "rotary."
+ATTENTION_STREAMS, ENCODER_HEAPS = 9, 3_000_000
+"""Of an encoder: values of the hidden width that attention holds for a token. Fitted."""
+LOOKED_UP = 0.8
+"""Of the vocabulary, by `runtime.worker.token_ids`."""
+ROTARY, WORDS = "rotary.", "word_embeddings"
 READ_AROUND = 1 << 16
 """Bytes that Linux maps at once where one page of a file is asked for (fault_around_bytes)."""
 
@@ -68,13 +76,17 @@ class OnnxOutline:
         return ("f16",) if self.plan.preset.name == "fp16" else ("f32",)
 
     def footprint(self, options: RunOptions, processor: Processor) -> Footprint | None:
-        """What ONNX Runtime takes on a CPU; None for an encoder, and for a preset that nobody has fitted yet."""
+        """What ONNX Runtime takes on a CPU; None for a decoder's preset that nobody has fitted yet."""
         del processor  # packs alike on all
+        if self.plan.encoder is not None:
+            return self._of_encoder(self.plan.encoder, min(options.context, self.context))
         spec = self.plan.decoder
         if spec is None or self.quant not in FITTED:
             return None
-        packed = self._packed_bytes()
-        table = self._table_bytes(options.context) + self._rotary_bytes(options.context)
+        packed = self._packed_bytes() + self._scale_bytes()
+        # `runtime.worker` reads a prompt, then fills the context with others.
+        looked_up = options.context + min(PROMPT_TOKENS, options.context)
+        table = self._table_bytes(looked_up) + self._rotary_bytes(options.context)
         kv = self.kv_bytes(options)
         compute = HEAPS + 4 * min(PIECE, options.batch) * (3 * self._widest() + 4 * spec.hidden) + 4 * spec.vocab
         # While the largest matrix is packed, it is there twice; the cache is not there yet.
@@ -83,6 +95,25 @@ class OnnxOutline:
             weights_bytes=packed + table,
             kv_cache_bytes=kv,
             compute_bytes=max(compute, while_loading - kv - table),
+            other_bytes=PROCESS,
+        )
+
+    def _of_encoder(self, spec: EncoderSpec, tokens: int) -> Footprint:
+        """With texts of up to so many tokens. Attention holds the scores of all heads."""
+        # `runtime.worker` reads its texts in two passes, and one more in the trials.
+        looked_up = TURNS * tokens + min(TEXT_TOKENS, tokens)
+        tables = {name: blob.n_bytes for name, blob in self._gathered.items()}
+        words = sum(_around(LOOKED_UP * n, looked_up) for name, n in tables.items() if name.startswith(WORDS))
+        rest = sum(n for name, n in tables.items() if not name.startswith(WORDS))
+        attention = ATTENTION_STREAMS * spec.hidden + spec.n_heads * tokens
+        values = max(attention, 2 * (spec.ffn + spec.hidden))
+        if spec.family.padded_positions:
+            # ONNX Runtime knows all its shapes, and keeps what a layer needed for the next one.
+            values = attention + 2 * spec.ffn + 3 * spec.hidden
+        return Footprint(
+            weights_bytes=self._packed_bytes() + self._scale_bytes() + int(words) + rest + ENCODER_HEAPS,
+            kv_cache_bytes=0,
+            compute_bytes=4 * tokens * values,
             other_bytes=PROCESS,
         )
 
@@ -102,9 +133,23 @@ class OnnxOutline:
     @cached_property
     def _multiplied(self) -> dict[str, Blob]:
         """Blobs that the engine reads for every token: no rotary table, and no table that is not the head as well."""
-        spec = self.plan.decoder
-        left = {} if spec is not None and spec.tied else self._gathered
+        left = set(self._only_looked_up)
         return {n: blob for n, blob in self._blobs.items() if n not in left and not n.startswith(ROTARY)}
+
+    @cached_property
+    def _only_looked_up(self) -> dict[str, Blob]:
+        """Tables that nothing is multiplied by, with the scales and zero points of those in blocks."""
+        spec = self.plan.decoder
+        if spec is not None and spec.tied:
+            return {}
+        beside = (
+            f"{name.removesuffix('.codes')}.{kind}" for name in self._gathered for kind in ("scales", "zero_points")
+        )
+        return {**self._gathered, **{name: self._blobs[name] for name in beside if name in self._blobs}}
+
+    def _scale_bytes(self) -> int:
+        """Of the scales of those tables, which the engine makes floats when it loads them."""
+        return sum(4 * math.prod(blob.shape) for name, blob in self._only_looked_up.items() if name.endswith(".scales"))
 
     def _widest(self) -> int:
         """Most outputs of a product in a layer."""
@@ -116,9 +161,14 @@ class OnnxOutline:
         return max(count for count in rows if count != vocab)
 
     def _packed_bytes(self) -> int:
-        """Held by the engine: codes and zero points, for every block its scale twice and the sum of its codes."""
+        """Held by the engine: codes and zero points, for every block its scale twice and the sum of its codes.
+
+        Halves become floats, which is what a CPU multiplies.
+        """
         return sum(
-            PACKED_BLOCK * math.prod(blob.shape) if name.endswith(".scales") else blob.n_bytes
+            PACKED_BLOCK * math.prod(blob.shape)
+            if name.endswith(".scales") and len(blob.shape) == 2
+            else _as_floats(blob)
             for name, blob in self._multiplied.items()
         )
 
@@ -129,7 +179,7 @@ class OnnxOutline:
         codes = sum(blob.n_bytes for name, blob in self._gathered.items() if name.endswith(".codes"))
         if not codes and spec is not None and spec.tied:
             return whole  # it was read to be packed for the head
-        return int((codes or whole) * -math.expm1(-tokens * READ_AROUND / max(codes or whole, 1)))
+        return int(_around(codes or whole, tokens))
 
     def _rotary_bytes(self, tokens: int) -> int:
         """Of the rotary tables, the rows of so many positions."""
@@ -140,7 +190,7 @@ class OnnxOutline:
         """Bytes of each matrix in blocks beside its packed form; where there is none, of the table."""
         scales = {n.removesuffix(".scales"): blob for n, blob in self._blobs.items() if n.endswith(".scales")}
         if not scales:
-            return [blob.n_bytes for blob in self._gathered.values()]
+            return [_as_floats(blob) for blob in self._gathered.values()]
         codes = {n.removesuffix(".codes"): blob for n, blob in self._blobs.items() if n.endswith(".codes")}
         return [blob.n_bytes + 4 * math.prod(scales[name].shape) for name, blob in codes.items() if name in scales]
 
@@ -167,6 +217,16 @@ class OnnxOutline:
             kv_elements=spec.n_kv_heads * per_layer,
             attention=spec.n_heads * per_layer,
         )
+
+
+def _as_floats(blob: Blob) -> int:
+    """Bytes of a blob where halves are made floats."""
+    return blob.n_bytes * (2 if blob.dtype == np.float16 else 1)
+
+
+def _around(n_bytes: float, lookups: int) -> float:
+    """Of a mapped table of so many bytes, those that the kernel has read for so many rows of it."""
+    return n_bytes * -math.expm1(-lookups * READ_AROUND / n_bytes) if n_bytes else 0.0
 
 
 def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str | None = None) -> Outlined:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -42,8 +45,30 @@ class TokenizerFiles:
         return dict(self.tokenizer["model"]) if self.tokenizer is not None else {}
 
 
+_kept: ContextVar[dict[Path, TokenizerFiles] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Inside it every directory is read once. Not always: a large vocabulary takes as much memory as a small model."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 def read_files(directory: Path) -> TokenizerFiles:
     """Read a directory's tokenizer. Raises ModelError where there is none, or where a file is not what it should be."""
+    kept = _kept.get()
+    if kept is None:
+        return _read(directory)
+    if directory not in kept:
+        kept[directory] = _read(directory)
+    return kept[directory]
+
+
+def _read(directory: Path) -> TokenizerFiles:
     tokenizer = _read_object(directory / "tokenizer.json")
     spm = directory / "tokenizer.model"
     if tokenizer is None and not spm.is_file():

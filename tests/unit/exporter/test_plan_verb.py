@@ -126,7 +126,7 @@ def test_the_best_has_most_bits_up_to_eight_and_then_least_memory(planned):
 
 def test_a_row_of_unknown_memory_is_never_the_best(planned):
     report = planned(Budget(max_artifact_bytes=10**9))
-    assert {row.quant for row in report.rows if row.peak_bytes is None} >= {"dynamic-int8", "fp16"}
+    assert {row.quant for row in report.rows if row.peak_bytes is None} >= {"static-int8"}
     assert report.best.peak_bytes is not None
     least = min(row.peak_bytes for row in report.rows if row.bits_per_weight >= 8 and row.peak_bytes is not None)
     assert report.best.peak_bytes == least
@@ -243,10 +243,17 @@ def test_an_encoder_has_rows_without_decoding(tmp_path):
     assert set(document["refused"]) == {"gguf"}
 
 
-def test_what_is_not_known_of_an_encoder_is_no_failure(tmp_path):
+def test_an_encoder_is_held_against_a_device(tmp_path):
     from support.tiny_encoders import make_tiny_bert
 
     done = run(make_tiny_bert(tmp_path), "--device", "pixel-8")
+    assert done.exit_code == 0
+    assert "best that fits: --format onnx" in done.stdout
+    assert "unknown" not in done.stdout
+
+
+def test_what_is_not_known_is_no_failure(tiny_llama):
+    done = run(tiny_llama, "--device", "pixel-8", "--format", "onnx", "--quant", "static-int8")
     assert done.exit_code == 0
     assert "not known beforehand" in done.stdout
     assert "unknown" in done.stdout

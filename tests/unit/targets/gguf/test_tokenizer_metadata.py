@@ -290,3 +290,16 @@ def test_embedding_smaller_than_the_base_vocabulary(tmp_path: Path) -> None:
     write_tokenizer("llama2", tmp_path)
     with pytest.raises(ModelError, match="has no row in the embedding of 500 rows"):
         tokenizer_metadata(tmp_path, {}, 500)
+
+
+def test_inside_read_once_a_directory_is_read_once(tiny_llama, monkeypatch):
+    from targets.gguf.tokenizer import files
+
+    read = []
+    real = files._read
+    monkeypatch.setattr(files, "_read", lambda directory: read.append(directory) or real(directory))
+    with files.read_once():
+        assert files.read_files(tiny_llama) is files.read_files(tiny_llama)
+    assert read == [tiny_llama]
+    assert files.read_files(tiny_llama) is not files.read_files(tiny_llama)
+    assert len(read) == 3

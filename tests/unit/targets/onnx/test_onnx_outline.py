@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
-from support.tiny_encoders import make_tiny_bert
+from support.tiny_encoders import make_tiny_bert, make_tiny_encoder
 
 from exporter.checkpoint import resolve
 from runtime.measurement import RunOptions
@@ -51,7 +52,46 @@ def test_of_an_encoder(tmp_path):
     artifact = written(facts, "fp32", tmp_path / "out")
     assert outline.encoder
     assert (outline.file_bytes, outline.context) == (artifact.total_bytes, artifact.context_length)
-    assert outline.footprint(RunOptions(context=64), Processor.usual("x86_64")) is None  # not fitted yet
+
+
+def memory(directory, quant, tokens=64):
+    (outline,) = outlines(resolve(str(directory)), [quant]).outlines
+    return outline.footprint(RunOptions(context=tokens), Processor.usual("x86_64"))
+
+
+def test_an_encoder_holds_the_scores_of_all_heads(tmp_path):
+    model = make_tiny_encoder(tmp_path, max_position_embeddings=1024)  # 4 heads of 32 values in all, 48 in between
+    short, long = memory(model, "fp32", 512), memory(model, "fp32", 1024)
+    assert short.compute_bytes == 4 * 512 * (9 * 32 + 4 * 512)
+    assert long.compute_bytes == 4 * 1024 * (9 * 32 + 4 * 1024)
+    assert memory(model, "fp32", 5000) == long  # it reads no longer text
+    assert (short.kv_cache_bytes, short.other_bytes) == (0, long.other_bytes)
+
+
+def test_where_all_shapes_are_known_a_layer_keeps_what_the_next_one_needs(tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "roberta").mkdir()
+    bert, roberta = make_tiny_encoder(tmp_path / "bert"), make_tiny_encoder(tmp_path / "roberta", "Roberta")
+    more = memory(roberta, "fp32").compute_bytes - memory(bert, "fp32").compute_bytes
+    assert more == 4 * 64 * (2 * 48 + 3 * 32)
+
+
+def test_halves_are_multiplied_as_floats(tmp_path):
+    model = make_tiny_encoder(tmp_path, hidden_size=64, intermediate_size=128)
+    full, half, codes = (memory(model, quant).weights_bytes for quant in ("fp32", "fp16", "int8"))
+    facts = resolve(str(model))
+    tables = {name: fact for name, fact in facts.tensors.items() if name.endswith("embeddings.weight")}
+    in_bytes = sum(fact.n_bytes for fact in tables.values())
+    matrices = 2 * (4 * 64 * 64 + 2 * 64 * 128)
+    assert full - half == pytest.approx(in_bytes / 2, rel=0.2)  # of the tables alone, which are as far looked up in
+    (outline,) = outlines(facts, ["int8"]).outlines
+    blocks = {name: math.prod(blob.shape) for name, blob in outline._blobs.items() if name.endswith(".scales")}
+    of_tables = sum(count for name, count in blocks.items() if "embeddings" in name)
+    of_matrices = sum(blocks.values()) - of_tables
+    assert min(of_tables, of_matrices) > 0
+    # A byte and 12 for every block; a table that nothing is multiplied by has its scales as floats.
+    saved = 3 * matrices - 12 * of_matrices
+    assert full - codes == pytest.approx(saved + 0.75 * in_bytes - 4 * of_tables, rel=0.05)
 
 
 def test_a_cache_of_halves_is_half_as_large(tiny_llama):
@@ -77,9 +117,8 @@ def test_every_matrix_counts_once(tiny_llama, tiny_model_dir):
 
 def test_the_parts_of_the_memory(tiny_llama):
     facts = resolve(str(tiny_llama))
-    full, codes, half = outlines(facts, ["fp32", "int4", "fp16"]).outlines
+    full, codes = outlines(facts, ["fp32", "int4"]).outlines
     options = RunOptions(context=256)
-    assert half.footprint(options, Processor.usual("x86_64")) is None
     found = full.footprint(options, Processor.usual("x86_64"))
     table, rotary = facts.tensors["model.embed_tokens.weight"], rotary_bytes(full)
     assert found.kv_cache_bytes == full.kv_bytes(options)
