@@ -32,7 +32,7 @@ from exporter.checkpoint import resolve
 from exporter.progress import LineReporter
 from runtime.host import default_threads
 from runtime.measure import measure
-from runtime.measurement import RunOptions, Trials
+from runtime.measurement import KV_TYPE, RunOptions, Trials
 from targets import get_target
 from targets.base import EmitOptions
 from targets.processor import Processor
@@ -186,7 +186,7 @@ def _of_one(name: str, facts: ModelFacts, outline: Outline, speed: HostSpeed | N
             cell = Cell(
                 name, outline.format, outline.quant, options, footprint.peak_bytes, found.peak_rss_bytes,
                 outline.file_bytes == artifact.total_bytes,
-                speed.decode(outline, prompt + DECODED / 2) if speed and prompt else None,
+                _foreseen(speed, outline, prompt, options),
                 decode.median if decode else 0.0,
                 fit_params(artifact.entry_path, options) if outline.format == "gguf" else None,
             )  # fmt: skip
@@ -195,6 +195,15 @@ def _of_one(name: str, facts: ModelFacts, outline: Outline, speed: HostSpeed | N
             memory = f"{cell.peak / 1e6:.1f} MB, {cell.error:+.1%}"
             print(f"{name} {cell.format} {cell.quant} {how}: {memory}; {cell.decode:.1f}/s, {said}", flush=True)
             yield cell
+
+
+def _foreseen(speed: HostSpeed | None, outline: Outline, prompt: int | None, options: RunOptions) -> float | None:
+    """Tokens a second, decoded."""
+    if speed is None or prompt is None:
+        return None
+    possible = outline.kv_types()
+    kv_type = possible[0] if len(possible) == 1 else options.kv_type or KV_TYPE
+    return speed.decode(outline, prompt + DECODED / 2, kv_type)
 
 
 def fit_params(path: Path, options: RunOptions) -> int | None:

@@ -21,12 +21,12 @@ from runtime.artifact import open_artifact
 from runtime.errors import EngineError, UserError
 from runtime.host import default_threads, host_facts
 from runtime.measure import measure
-from runtime.measurement import RunOptions, Trials
+from runtime.measurement import KV_TYPE, KV_TYPES, RunOptions, Trials
 from targets.speed import EngineSpeed, HostSpeed
 from targets.synthetic import DEEP, WIDE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from exporter.progress import Reporter
     from runtime.artifact import Artifact
@@ -37,6 +37,7 @@ SHORT, LONG = 128, 1024
 """Tokens of the prompts."""
 DECODED = 32
 ROUNDS = 2
+GGUF_BASE = "F16"
 BUFFER_BYTES = 1 << 29
 """Read for the bandwidth: more than any cache holds."""
 
@@ -90,31 +91,75 @@ class Times:
         return cls(1 / decode.median, 1 / prefill.median)
 
 
-def _timed(artifact: Artifact, threads: int, prompt: int) -> tuple[Times, str]:
-    options = RunOptions(threads=threads, context=prompt + 2 * DECODED, batch=512, kv_type=None)
-    found = measure(artifact, options, Trials(prompt, DECODED, 3))
+def _timed(artifact: Artifact, threads: int, run: Run) -> tuple[Times, str]:
+    options = RunOptions(threads=threads, context=run.prompt + 2 * DECODED, batch=512, kv_type=run.kv_type)
+    found = measure(artifact, options, Trials(run.prompt, DECODED, 3))
     return Times.of(found), str(found.host["engine"])
 
 
-def solve(label: str, wide: Times, deep: Times, far: Times, others: dict[str, Times]) -> EngineSpeed:
-    """What matrices, layers and attention cost, from the times of models that have them in different shares.
+@dataclass(frozen=True)
+class Run:
+    """One model that is timed. label: of its matrices; kv_type: of its cache; prompt: tokens"""
 
-    wide: WIDE in `label` with a prompt of SHORT; deep: DEEP in the same; far: WIDE with a prompt of LONG
-    others: WIDE in other labels with a prompt of SHORT
+    shape: Shape
+    label: str
+    kv_type: str
+    prompt: int = SHORT
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be known of an engine.
+
+    base: the label of what layers are timed with; caches: types of cache, each with the label that it is timed with
+    labels: all, each with the type of its cache
     """
-    attention = max((far.decode_s - wide.decode_s) / ((LONG - SHORT) * WIDE.attention), 0.0)
-    past = SHORT + DECODED / 2
-    matrices = wide.decode_s - attention * WIDE.attention * past
-    layers = deep.decode_s - attention * DEEP.attention * past
+
+    base: str
+    caches: Mapping[str, str]
+    labels: Mapping[str, str]
+
+    @property
+    def deep(self) -> Run:
+        """Nearly all of its time goes into layers."""
+        return Run(DEEP, self.base, self.labels[self.base])
+
+    def wide(self, label: str) -> Run:
+        """Nearly all of its time goes into matrices."""
+        return Run(WIDE, label, self.labels[label])
+
+    def around(self, kv_type: str) -> tuple[Run, Run]:
+        """With a short prompt, and with a long one."""
+        label = self.caches[kv_type]
+        return Run(WIDE, label, kv_type), Run(WIDE, label, kv_type, LONG)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every one once."""
+        pairs = [run for kv_type in self.caches for run in self.around(kv_type)]
+        return list(dict.fromkeys([self.deep, *map(self.wide, self.labels), *pairs]))
+
+
+def solve(asked: Asked, times: Mapping[Run, Times]) -> EngineSpeed:
+    """What matrices, layers and attention cost, from the times of models that have them in different shares."""
+    attention, prompt = {}, {}
+    for kv_type in asked.caches:
+        short, long = (times[run] for run in asked.around(kv_type))
+        attention[kv_type] = max((long.decode_s - short.decode_s) / ((LONG - SHORT) * WIDE.attention), 0.0)
+        prompt[kv_type] = max((long.prefill_s - short.prefill_s) / ((LONG - SHORT) / 2 * WIDE.attention), 0.0)
+    past, kv_type = SHORT + DECODED / 2, asked.labels[asked.base]
+    matrices = times[asked.wide(asked.base)].decode_s - attention[kv_type] * WIDE.attention * past
+    layers = times[asked.deep].decode_s - attention[kv_type] * DEEP.attention * past
     # Two equations: elements * element_s + layers * layer_s = seconds.
     determinant = WIDE.elements * DEEP.layers - DEEP.elements * WIDE.layers
-    element_s = (matrices * DEEP.layers - layers * WIDE.layers) / determinant
     layer_s = max((WIDE.elements * layers - DEEP.elements * matrices) / determinant, 0.0)
-    rest = WIDE.layers * layer_s + attention * WIDE.attention * past
-    decode = {label: element_s} | {name: (times.decode_s - rest) / WIDE.elements for name, times in others.items()}
-    prompt = max((far.prefill_s - wide.prefill_s) / ((LONG - SHORT) / 2 * WIDE.attention), 0.0)
-    read = prompt * WIDE.attention * SHORT / 2
-    prefill = {name: (times.prefill_s - read) / WIDE.elements for name, times in {label: wide, **others}.items()}
+    decode = {asked.base: (matrices * DEEP.layers - layers * WIDE.layers) / determinant}
+    prefill = {}
+    for label, cache in asked.labels.items():
+        found = times[asked.wide(label)]
+        rest = WIDE.layers * layer_s + attention[cache] * WIDE.attention * past
+        decode.setdefault(label, (found.decode_s - rest) / WIDE.elements)
+        prefill[label] = (found.prefill_s - prompt[cache] * WIDE.attention * SHORT / 2) / WIDE.elements
     return EngineSpeed(_positive(decode), _positive(prefill), layer_s, attention, prompt)
 
 
@@ -124,50 +169,43 @@ def _positive(costs: dict[str, float]) -> dict[str, float]:
 
 
 def _in_rounds(
-    timed: Callable[[Shape, str, int], tuple[Times, str]],
-    base: str,
-    labels: Sequence[str],
-    engine: str,
-    reporter: Reporter,
+    timed: Callable[[Run], tuple[Times, str]], asked: Asked, engine: str, reporter: Reporter
 ) -> tuple[EngineSpeed, str]:
     """Every model ROUNDS times, all in turn, and the better time of each."""
-    asked = {
-        ("wide", base): (WIDE, base, SHORT),
-        ("deep", base): (DEEP, base, SHORT),
-        ("far", base): (WIDE, base, LONG),
-    }
-    asked |= {("wide", label): (WIDE, label, SHORT) for label in labels if label != base}
-    best: dict[tuple[str, str], Times] = {}
+    best: dict[Run, Times] = {}
     version = ""
     for number in range(ROUNDS):
-        for which, (name, label) in enumerate(asked):
-            reporter.step(f"timing {engine}, round {number + 1} of {ROUNDS}: {label} ({which + 1} of {len(asked)})")
-            found, version = timed(*asked[name, label])
-            best[name, label] = found.better(best.get((name, label), found))
-    others = {label: times for (name, label), times in best.items() if name == "wide" and label != base}
-    return solve(base, best["wide", base], best["deep", base], best["far", base], others), version
+        for which, run in enumerate(asked.runs):
+            counted = f"{which + 1} of {len(asked.runs)}"
+            reporter.step(f"timing {engine}, round {number + 1} of {ROUNDS}: {run.label} ({counted})")
+            found, version = timed(run)
+            best[run] = found.better(best.get(run, found))
+    return solve(asked, best), version
 
 
 def _gguf(room: Path, threads: int, reporter: Reporter) -> tuple[EngineSpeed, str]:
     from targets.gguf.synthetic import write_gguf
     from targets.gguf.types import TYPES
 
-    def timed(shape: Shape, label: str, prompt: int) -> tuple[Times, str]:
+    def timed(run: Run) -> tuple[Times, str]:
         path = room / "calibration.gguf"
-        write_gguf(path, shape, TYPES[label])
-        return _timed(open_artifact(path), threads, prompt)
+        write_gguf(path, run.shape, TYPES[run.label])
+        return _timed(open_artifact(path), threads, run)
 
-    return _in_rounds(timed, "F16", list(TYPES), "llama.cpp", reporter)
+    asked = Asked(GGUF_BASE, dict.fromkeys(KV_TYPES, GGUF_BASE), dict.fromkeys(TYPES, KV_TYPE))
+    return _in_rounds(timed, asked, "llama.cpp", reporter)
 
 
 def _onnx(room: Path, threads: int, reporter: Reporter) -> tuple[EngineSpeed, str]:
-    from targets.onnx.synthetic import BASE, presets, write_onnx, write_source
+    from targets.onnx.synthetic import BASE, HALVES, presets, write_onnx, write_source
 
     sources = {shape: write_source(room / f"source-{shape.layers}", shape) for shape in (WIDE, DEEP)}
     known = presets()
 
-    def timed(shape: Shape, label: str, prompt: int) -> tuple[Times, str]:
+    def timed(run: Run) -> tuple[Times, str]:
         with tempfile.TemporaryDirectory(dir=room) as directory:
-            return _timed(write_onnx(sources[shape], known[label], Path(directory)), threads, prompt)
+            return _timed(write_onnx(sources[run.shape], known[run.label], Path(directory)), threads, run)
 
-    return _in_rounds(timed, BASE, list(known), "ONNX Runtime", reporter)
+    # The graph fixes the type of the cache.
+    asked = Asked(BASE, {"f32": BASE, "f16": HALVES}, {label: "f16" if label == HALVES else "f32" for label in known})
+    return _in_rounds(timed, asked, "ONNX Runtime", reporter)

@@ -249,7 +249,9 @@ def _row(outline: Outline, context: int, kv_type: str | None, request: PlanReque
     tokens = min(TEXT_TOKENS if outline.encoder else PROMPT_TOKENS, context)
     decode = prefill = None
     if request.device is None and request.speed is not None:
-        decode, prefill = request.speed.decode(outline, tokens), request.speed.prefill(outline, tokens)
+        # An encoder has no cache; its attention is that of floats.
+        cache = kv_type or "f32"
+        decode, prefill = request.speed.decode(outline, tokens, cache), request.speed.prefill(outline, tokens, cache)
     elif request.device is not None and not outline.encoder:
         decode = decode_bound(outline.work(), request.device.bandwidth_bytes_per_s, tokens, kv_type or KV_TYPE)
     row = PlanRow(

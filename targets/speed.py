@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from targets.outline import Outline, Work
 
-VERSION = 1
+VERSION = 2
 KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,
             "q4_0": 18 / 32}  # fmt: skip
 """Of one element."""
@@ -27,14 +27,14 @@ class EngineSpeed:
 
     decode_s, prefill_s: seconds for one element of a matrix and one token, by the label of how it is stored
     layer_s: of one token in one layer whatever its matrices are, decoded
-    attention_s, prompt_attention_s: of one product with one element of the cache
+    attention_s, prompt_attention_s: of one product with one element of the cache, by the cache's type
     """
 
     decode_s: Mapping[str, float]
     prefill_s: Mapping[str, float]
     layer_s: float
-    attention_s: float
-    prompt_attention_s: float
+    attention_s: Mapping[str, float]
+    prompt_attention_s: Mapping[str, float]
 
     @property
     def costs(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
@@ -72,25 +72,30 @@ class HostSpeed:
             engine_versions={**earlier.engine_versions, **self.engine_versions},
         )
 
-    def decode(self, outline: Outline, past: float) -> float | None:
+    def decode(self, outline: Outline, past: float, kv_type: str) -> float | None:
         """Tokens a second behind so many tokens; None for what was not measured, and for an encoder."""
         engine, work = self.engines.get(outline.format), outline.work()
         if engine is None or outline.encoder or not set(work.weights) <= set(engine.decode_s):
             return None
+        if kv_type not in engine.attention_s:
+            return None
         seconds = sum(count * engine.decode_s[label] for label, count in work.weights.items())
-        seconds += work.n_layers * engine.layer_s + work.attention * past * engine.attention_s
+        seconds += work.n_layers * engine.layer_s + work.attention * past * engine.attention_s[kv_type]
         return 1 / seconds
 
-    def prefill(self, outline: Outline, tokens: int) -> float | None:
+    def prefill(self, outline: Outline, tokens: int, kv_type: str) -> float | None:
         """Tokens a second of a prompt of so many; None for what was not measured."""
         engine, work = self.engines.get(outline.format), outline.work()
         if engine is None or not set(work.weights) <= set(engine.prefill_s):
+            return None
+        attention_s = engine.prompt_attention_s.get(kv_type)
+        if attention_s is None:
             return None
         # The head is for the last token alone.
         seconds = sum(
             (count - work.head.get(label, 0)) * engine.prefill_s[label] for label, count in work.weights.items()
         )
-        return 1 / (seconds + work.attention * tokens / 2 * engine.prompt_attention_s)
+        return 1 / (seconds + work.attention * tokens / 2 * attention_s)
 
 
 def load_speed(path: Path) -> HostSpeed | None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from targets.onnx.linear import Scheme
     from targets.synthetic import Shape
 
-BASE = "float32"
-"""The label that layers and attention are timed with."""
+BASE, HALVES = "float32", "float16"
+"""The label that layers and attention are timed with, and that whose cache is of halves."""
 
 
 def write_source(directory: Path, shape: Shape) -> ModelFacts:
@@ -50,8 +50,8 @@ def presets() -> dict[str, Preset]:
     """For every label that a preset of the target can give a matrix of a layer, one that gives it to all of them."""
     blocks = [(4, 32, False), (4, 64, False), (8, 32, True), (8, 64, True), (8, 128, True)]
     schemes: list[Scheme] = [
-        FloatScheme("float32"),
-        FloatScheme("float16"),
+        FloatScheme(BASE),
+        FloatScheme(HALVES),
         *(BlockScheme(BlockGrid(bits=bits, size=size, symmetric=symmetric)) for bits, size, symmetric in blocks),
         DynamicScheme(),
     ]
@@ -61,7 +61,7 @@ def presets() -> dict[str, Preset]:
 
 def _of(scheme: Scheme) -> Preset:
     # The name tells the graph whether its activations are halves.
-    name = "fp16" if scheme.label == "float16" else "fp32"
+    name = "fp16" if scheme.label == HALVES else "fp32"
     return Preset(name, "", "model.onnx", lambda _role, _layer, _layers: scheme)
 
 

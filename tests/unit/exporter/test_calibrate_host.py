@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exporter import calibrate_host
-from exporter.calibrate_host import DECODED, LONG, SHORT, Times, bandwidth_bytes_per_s, calibrate, solve
+from exporter.calibrate_host import DECODED, LONG, SHORT, Asked, Times, bandwidth_bytes_per_s, calibrate, solve
 from exporter.progress import SilentReporter
 from runtime.artifact import open_artifact
 from runtime.errors import UserError
@@ -14,34 +14,46 @@ from runtime.sessions import open_session
 from targets.gguf.synthetic import write_gguf
 from targets.gguf.types import TYPES
 from targets.onnx.synthetic import presets, write_onnx, write_source
-from targets.synthetic import DEEP, WIDE, Shape
+from targets.synthetic import Shape
 
 SMALL = Shape(256, 256, 1, 4)
 
 
 def test_solving_gives_back_what_times_were_made_of():
-    element, layer, attention, read, prompt = 1e-10, 2e-5, 3e-10, 1e-11, 4e-12
+    element, read = {"base": 1e-10, "small": 5e-11, "halves": 7e-11}, {"base": 1e-11, "small": 2e-11, "halves": 3e-11}
+    attention, prompt = {"f32": 3e-10, "f16": 9e-10}, {"f32": 4e-12, "f16": 1e-12}
+    layer = 2e-5
+    asked = Asked("base", {"f32": "base", "f16": "halves"}, {"base": "f32", "small": "f32", "halves": "f16"})
 
-    def times(shape, tokens, cost=element, read_cost=read):
-        past = tokens + DECODED / 2
+    def times(run):
+        shape, past = run.shape, run.prompt + DECODED / 2
         return Times(
-            shape.elements * cost + shape.layers * layer + shape.attention * past * attention,
-            shape.elements * read_cost + shape.attention * tokens / 2 * prompt,
+            shape.elements * element[run.label]
+            + shape.layers * layer
+            + shape.attention * past * attention[run.kv_type],
+            shape.elements * read[run.label] + shape.attention * run.prompt / 2 * prompt[run.kv_type],
         )
 
-    others = {"small": times(WIDE, SHORT, 5e-11, 2e-11)}
-    found = solve("base", times(WIDE, SHORT), times(DEEP, SHORT), times(WIDE, LONG), others)
-    assert found.decode_s == pytest.approx({"base": element, "small": 5e-11})
-    assert found.prefill_s == pytest.approx({"base": read, "small": 2e-11})
-    assert (found.layer_s, found.attention_s) == pytest.approx((layer, attention))
+    found = solve(asked, {run: times(run) for run in asked.runs})
+    assert len(asked.runs) == 6  # wide in three labels, deep, and two long ones
+    assert {run.prompt for run in asked.runs} == {SHORT, LONG}
+    assert found.decode_s == pytest.approx(element)
+    assert found.prefill_s == pytest.approx(read)
+    assert found.layer_s == pytest.approx(layer)
+    assert found.attention_s == pytest.approx(attention)
     assert found.prompt_attention_s == pytest.approx(prompt)
 
 
 def test_what_noise_has_timed_as_nothing_is_not_measured():
-    wide, deep = Times(1e-3, 1e-5), Times(9e-3, 1e-6)  # layers alone would take longer than all of it
-    found = solve("base", wide, deep, Times(0.9e-3, 0.9e-5), {"free": Times(1e-9, 1e-9), "slow": Times(1.0, 1.0)})
+    asked = Asked("base", {"f32": "base"}, dict.fromkeys(("base", "free", "slow"), "f32"))
+    times = {
+        asked.wide("base"): Times(1e-3, 1e-5), asked.deep: Times(9e-3, 1e-6),  # layers take longer than all of it
+        asked.around("f32")[1]: Times(0.9e-3, 0.9e-5),
+        asked.wide("free"): Times(1e-9, 1e-9), asked.wide("slow"): Times(1.0, 1.0),
+    }  # fmt: skip
+    found = solve(asked, times)
     assert set(found.decode_s) == {"slow"}
-    assert (found.attention_s, found.prompt_attention_s) == (0, 0)
+    assert (found.attention_s, found.prompt_attention_s) == ({"f32": 0}, {"f32": 0})
     assert min([*found.decode_s.values(), *found.prefill_s.values(), found.layer_s]) > 0
 
 
@@ -84,10 +96,12 @@ def test_the_whole_of_it(monkeypatch):
     monkeypatch.setattr(calibrate_host, "DEEP", Shape(64, 64, 2, 2))
     monkeypatch.setattr(calibrate_host, "LONG", 256)
     monkeypatch.setattr(calibrate_host, "BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(calibrate_host, "KV_TYPES", ("f16", "q8_0"))
     monkeypatch.setattr("targets.gguf.types.TYPES", {name: TYPES[name] for name in ("F16", "Q8_0")})
     speed = calibrate(1, ["gguf"], SilentReporter())
     assert set(speed.engines) == {"gguf"}
     assert set(speed.engines["gguf"].decode_s) == {"F16", "Q8_0"}
+    assert set(speed.engines["gguf"].attention_s) == {"f16", "q8_0"}
     assert (speed.threads, "llama.cpp" in speed.engine_versions["gguf"]) == (1, True)
 
 

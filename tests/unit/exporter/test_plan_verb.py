@@ -94,7 +94,9 @@ def test_a_device_without_a_format_has_no_rows_of_it(planned):
 
 
 def a_speed(threads=None, cpu=None):
-    engine = EngineSpeed({"Q8_0": 1e-9}, {"Q8_0": 1e-10}, 1e-5, 1e-9, 1e-10)
+    engine = EngineSpeed(
+        {"Q8_0": 1e-9}, {"Q8_0": 1e-10}, 1e-5, {"f16": 1e-9, "q8_0": 1e-9}, {"f16": 1e-10, "q8_0": 1e-10}
+    )
     return HostSpeed(cpu or host_facts()["cpu"], threads or default_threads(), 1e10, {"gguf": engine}, "2026-01-01")
 
 

@@ -11,8 +11,13 @@ from runtime.errors import UserError
 from targets.outline import Work
 from targets.speed import EngineSpeed, HostSpeed, decode_bound, load_speed
 
-ENGINE = EngineSpeed({"A": 1e-9, "B": 2e-9}, {"A": 1e-10, "B": 3e-10}, layer_s=1e-5, attention_s=1e-9,
-                     prompt_attention_s=1e-10)  # fmt: skip
+ENGINE = EngineSpeed(
+    {"A": 1e-9, "B": 2e-9},
+    {"A": 1e-10, "B": 3e-10},
+    layer_s=1e-5,
+    attention_s={"f16": 1e-9, "q8_0": 5e-10},
+    prompt_attention_s={"f16": 1e-10, "q8_0": 2e-10},
+)
 HOST = HostSpeed("a cpu", 2, 10e9, {"gguf": ENGINE}, "2026-01-01T00:00:00Z")
 WORK = Work({"A": 10**6, "B": 10**6}, {"B": 5 * 10**5}, 2_000_000, n_layers=10, kv_elements=1000, attention=4000)
 
@@ -29,21 +34,25 @@ class Outlined:
 
 def test_a_decoded_token_pays_for_matrices_layers_and_what_lies_behind_it():
     seconds = 1e-3 + 2e-3 + 10 * 1e-5 + 4000 * 100 * 1e-9
-    assert HOST.decode(Outlined(), 100) == pytest.approx(1 / seconds)
+    assert HOST.decode(Outlined(), 100, "f16") == pytest.approx(1 / seconds)
+    assert HOST.decode(Outlined(), 200, "q8_0") == pytest.approx(1 / seconds)
 
 
 def test_a_prompt_pays_for_the_head_once_and_for_half_of_itself():
     seconds = 10**6 * 1e-10 + 5 * 10**5 * 3e-10 + 4000 * 256 * 1e-10
-    assert HOST.prefill(Outlined(), 512) == pytest.approx(1 / seconds)
+    assert HOST.prefill(Outlined(), 512, "f16") == pytest.approx(1 / seconds)
+    assert HOST.prefill(Outlined(), 256, "q8_0") == pytest.approx(1 / seconds)
 
 
 def test_what_was_not_measured_is_not_made_up():
-    assert HOST.decode(Outlined(format="onnx"), 1) is None
-    assert HOST.prefill(Outlined(format="onnx"), 1) is None
+    assert HOST.decode(Outlined(format="onnx"), 1, "f16") is None
+    assert HOST.prefill(Outlined(format="onnx"), 1, "f16") is None
     unknown = Work({"C": 1}, {}, 1, 1)
-    assert HOST.decode(Outlined(asked=unknown), 1) is None
-    assert HOST.prefill(Outlined(asked=unknown), 1) is None
-    assert HOST.decode(Outlined(encoder=True), 1) is None
+    assert HOST.decode(Outlined(asked=unknown), 1, "f16") is None
+    assert HOST.prefill(Outlined(asked=unknown), 1, "f16") is None
+    assert HOST.decode(Outlined(encoder=True), 1, "f16") is None
+    assert HOST.decode(Outlined(), 1, "q4_0") is None
+    assert HOST.prefill(Outlined(), 1, "q4_0") is None
 
 
 def test_a_bandwidth_reads_weights_and_cache_once_a_token():
@@ -60,7 +69,7 @@ def test_a_calibration_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", '{"version": 1}', '{"version": 1, "engines": []}', '{"version": 1, "engines": {"gguf": {}}}']
+    "text", ["{", '{"version": 2}', '{"version": 2, "engines": []}', '{"version": 2, "engines": {"gguf": {}}}']
 )
 def test_a_damaged_one_is_named(tmp_path, text):
     path = tmp_path / "speed.json"
@@ -69,7 +78,7 @@ def test_a_damaged_one_is_named(tmp_path, text):
         load_speed(path)
 
 
-@pytest.mark.parametrize("text", ['{"version": 0}', "[]"])
+@pytest.mark.parametrize("text", ['{"version": 1}', "[]"])
 def test_one_of_another_version_is_as_none(tmp_path, text):
     path = tmp_path / "speed.json"
     path.write_text(text)
