@@ -176,8 +176,8 @@ def _in_rounds(
     version = ""
     for number in range(ROUNDS):
         for which, run in enumerate(asked.runs):
-            counted = f"{which + 1} of {len(asked.runs)}"
-            reporter.step(f"timing {engine}, round {number + 1} of {ROUNDS}: {run.label} ({counted})")
+            what, counted = f"{run.label}, cache of {run.kv_type}", f"{which + 1} of {len(asked.runs)}"
+            reporter.step(f"timing {engine}, round {number + 1} of {ROUNDS}: {what} ({counted})")
             found, version = timed(run)
             best[run] = found.better(best.get(run, found))
     return solve(asked, best), version

@@ -14,7 +14,7 @@ from runtime.hosts import LOCAL
 from runtime.hosts.base import Job, Watcher
 from runtime.hosts.local import LocalHost
 from runtime.measure import check_trials
-from runtime.measurement import KV_TYPES, NOT_BY_TOOLS, TURNS, RunOptions, Trials
+from runtime.measurement import KV_TYPES, TURNS, RunOptions, Trials
 from runtime.sessions.base import ENCODER_TASKS
 from runtime.units import format_bytes
 
@@ -73,11 +73,7 @@ class Running:
 
     def refuse(self, artifact_format: str, reporter: Reporter) -> None:
         """Raise what keeps an artifact of that format from being measured so, before hours of other work."""
-        if self.trials.of_harness and not self.host.caps:
-            raise UserError(f"--on {self.host.name} runs the engine's own tools: {NOT_BY_TOOLS}")
-        if not self.options.mmap and not self.host.caps and artifact_format != "gguf":
-            raise UserError(f"--no-mmap: on {self.host.name} only llama.cpp's tools have it; leave it out")
-        self.host.refuse(artifact_format, watched_by(reporter))
+        self.host.refuse(artifact_format, self.options, self.trials, watched_by(reporter))
 
     def job(self, artifact: Artifact, command: str) -> Job:
         """For the host."""

@@ -57,8 +57,8 @@ class Host(Protocol):
     def caps(self) -> bool:
         """Whether `check` runs the artifact under a cap; else it compares the peak with it."""
 
-    def refuse(self, artifact_format: str, watcher: Watcher) -> None:
-        """Raise HostError where that format could not be measured there: before hours of other work."""
+    def refuse(self, artifact_format: str, options: RunOptions, trials: Trials, watcher: Watcher) -> None:
+        """Raise HostError where that format could not be measured so there: before hours of other work."""
 
     def measure(self, job: Job, watcher: Watcher) -> Measurement:
         """`runtime.measure.measure` on that machine. HostError: it is not reached; EngineError too where it is lost."""

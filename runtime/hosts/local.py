@@ -10,7 +10,7 @@ from runtime.measure import measure
 if TYPE_CHECKING:
     from runtime.check import CapVerdict
     from runtime.hosts.base import Job, Watcher
-    from runtime.measurement import Measurement
+    from runtime.measurement import Measurement, RunOptions, Trials
 
 
 class LocalHost:
@@ -19,7 +19,7 @@ class LocalHost:
     name = "local"
     caps = True
 
-    def refuse(self, artifact_format: str, watcher: Watcher) -> None:
+    def refuse(self, artifact_format: str, options: RunOptions, trials: Trials, watcher: Watcher) -> None:
         """Nothing: an engine that is missing here says so when it is opened."""
 
     def measure(self, job: Job, watcher: Watcher) -> Measurement:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from io import BufferedReader
 
     from runtime.hosts.base import Job, Watcher
+    from runtime.measurement import RunOptions, Trials
 
 COMMAND = "PACKLIGHT_SSH"
 """The variable that names another client, or options for it: `ssh -F lab.config -J gateway`."""
@@ -109,8 +110,9 @@ class SshHost:
         """By what that machine has."""
         return True
 
-    def refuse(self, artifact_format: str, watcher: Watcher) -> None:
+    def refuse(self, artifact_format: str, options: RunOptions, trials: Trials, watcher: Watcher) -> None:
         """Raises HostError."""
+        del options, trials  # the harness does there what it does here
         with self._connected(artifact_format, watcher):
             pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,15 @@ class GraphBuilder:
 def _value(name: str, dtype: type[np.generic], shape: Sequence[Dim]) -> onnx.ValueInfoProto:
     import onnx.helper
 
-    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(shape))
+    return onnx.helper.make_value_info(name, _tensor_type(np.dtype(dtype), tuple(shape)))
+
+
+@functools.cache
+def _tensor_type(dtype: np.dtype[np.generic], shape: tuple[Dim, ...]) -> onnx.TypeProto:
+    """Once for all layers, whose caches are alike: making one takes longer than the rest of a node."""
+    import onnx.helper
+
+    return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(dtype), list(shape))
 
 
 def _external(blob: Blob, name: str, shape: tuple[int, ...], data_files: Sequence[str]) -> onnx.TensorProto:

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from runtime.check import CapVerdict
-from runtime.errors import EngineError, HostError, TimedOut, UserError
+from runtime.errors import EngineError, HostError, TimedOut
 from runtime.host import MAX_DEFAULT_THREADS
 from runtime.hosts.adb.binaries import find_binaries
 from runtime.hosts.adb.client import attach
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from runtime.artifact import Artifact
     from runtime.hosts.adb.binaries import Binaries
-    from runtime.hosts.adb.engines.base import Figures
+    from runtime.hosts.adb.engines.base import Engine, Figures
     from runtime.hosts.base import Job, Watcher
     from runtime.measurement import RunOptions, Trials
 
@@ -65,17 +65,15 @@ class AdbHost:
         """Adb's user can cap nothing."""
         return False
 
-    def refuse(self, artifact_format: str, watcher: Watcher) -> None:
+    def refuse(self, artifact_format: str, options: RunOptions, trials: Trials, watcher: Watcher) -> None:
         """Raises HostError."""
-        binaries = find_binaries(self.engine, engine_for(artifact_format))
-        self._phone(binaries, watcher)
+        engine = self._engine_for(artifact_format, options, trials)
+        self._phone(find_binaries(self.engine, engine), watcher)
 
     def measure(self, job: Job, watcher: Watcher) -> Measurement:
         """There, by the engine's tools."""
-        if job.trials.of_harness:
-            raise UserError(f"--on {self.name} runs the engine's own tools: {NOT_BY_TOOLS}")
-        engine = engine_for(job.artifact.format)
-        engine.refuse(job.artifact, job.options)
+        engine = self._engine_for(job.artifact.format, job.options, job.trials)
+        engine.refuse(job.artifact)
         binaries = find_binaries(self.engine, engine, job.artifact)
         shipped = Shipped.of(job.artifact)
         phone, facts = self._phone(binaries, watcher)
@@ -107,6 +105,15 @@ class AdbHost:
             f"{format_bytes(cap_bytes)}; memory was not capped, which adb's user cannot do on a phone"
         )
         return CapVerdict(fits, peak, found, COMPARED, text)
+
+    def _engine_for(self, artifact_format: str, options: RunOptions, trials: Trials) -> Engine:
+        """Raises HostError for what its tools do not do."""
+        if trials.of_harness:
+            raise HostError(f"--on {self.name} runs the engine's own tools: {NOT_BY_TOOLS}")
+        engine = engine_for(artifact_format)
+        if not options.mmap and not engine.reads_weights:
+            raise HostError(f"--no-mmap: on {self.name} only llama.cpp's tools have it; leave it out")
+        return engine
 
     def _phone(self, binaries: Binaries, watcher: Watcher) -> tuple[Phone, dict[str, Any]]:
         phone = Phone(attach(self.serial), (self.directory or DIRECTORY).rstrip("/"))

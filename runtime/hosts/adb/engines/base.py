@@ -81,11 +81,15 @@ class Engine(Protocol):
     def needs(self) -> str:
         """Which of them, for people."""
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether they can read weights instead of mapping them."""
+
     def run_of(self, found: Sequence[str], artifact: Artifact | None, /) -> Sequence[str]:
         """Those of the tools that are run, of those that the user has given. artifact: None before there is one"""
 
-    def refuse(self, artifact: Artifact, options: RunOptions, /) -> None:
-        """Raise HostError for what the tools cannot do, before anything is sent."""
+    def refuse(self, artifact: Artifact, /) -> None:
+        """Raise HostError for an artifact that the tools cannot run, before anything is sent."""
 
     def measure(self, bench: Bench) -> Figures:
         """Run them. Raises EngineError."""

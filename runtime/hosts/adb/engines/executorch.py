@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from runtime.artifact import Artifact
     from runtime.hosts.adb.engines.base import Bench
     from runtime.hosts.adb.watched import Watched
-    from runtime.measurement import RunOptions
 
 RUNNER, LLAMA = "executor_runner", "llama_main"
 _TIME = re.compile(r"Model executed successfully (\d+) time\(s\) in ([\d.]+) ms")
@@ -35,6 +34,7 @@ class ExecuTorchTools:
 
     tools = (LLAMA, RUNNER)
     needs = "ExecuTorch's executor_runner, or for models that generate its llama_main"
+    reads_weights = False
 
     def run_of(self, found: Sequence[str], artifact: Artifact | None) -> Sequence[str]:
         """See `Engine`."""
@@ -42,10 +42,8 @@ class ExecuTorchTools:
             return found
         return [RUNNER if is_encoder(artifact) else LLAMA]
 
-    def refuse(self, _artifact: Artifact, options: RunOptions, /) -> None:
-        """Raises HostError."""
-        if not options.mmap:
-            raise HostError("--no-mmap: ExecuTorch's runners have no such option; leave it out")
+    def refuse(self, _artifact: Artifact, /) -> None:
+        """Nothing: what the runners do not open they say themselves."""
 
     def measure(self, bench: Bench) -> Figures:
         """See `Engine`."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runtime.artifact import Artifact
     from runtime.hosts.adb.engines.base import Bench
     from runtime.hosts.adb.watched import Watched
-    from runtime.measurement import RunOptions, Trials
+    from runtime.measurement import Trials
 
 BENCH, COMPLETIONS = "llama-bench", ("llama-completion", "llama-cli")
 _PROMPT = re.compile(r"prompt eval time\s*=\s*([\d.]+) ms /\s*(\d+) tokens")
@@ -36,6 +36,7 @@ class LlamaCppTools:
 
     tools = (BENCH, *COMPLETIONS)
     needs = "llama.cpp's llama-bench, llama-completion or both"
+    reads_weights = True
 
     def run_of(self, found: Sequence[str], _artifact: Artifact | None) -> Sequence[str]:
         """See `Engine`. Beside llama-bench, llama-completion alone: today's llama-cli is a chat without `-no-cnv`."""
@@ -43,7 +44,7 @@ class LlamaCppTools:
             return [tool for tool in found if tool in (BENCH, COMPLETIONS[0])]
         return [tool for tool in COMPLETIONS if tool in found][:1]
 
-    def refuse(self, _artifact: Artifact, _options: RunOptions, /) -> None:
+    def refuse(self, _artifact: Artifact, /) -> None:
         """Nothing: the tools themselves say what they do not open."""
 
     def measure(self, bench: Bench) -> Figures:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from runtime.artifact import Artifact
     from runtime.hosts.adb.engines.base import Bench
     from runtime.hosts.adb.watched import Watched
-    from runtime.measurement import RunOptions
 
 TOOL = "onnxruntime_perf_test"
 DATA = "test_data_set_0"
@@ -47,15 +46,14 @@ class OnnxRuntimeTools:
 
     tools = (TOOL,)
     needs = f"ONNX Runtime's {TOOL}"
+    reads_weights = False
 
     def run_of(self, found: Sequence[str], _artifact: Artifact | None) -> Sequence[str]:
         """See `Engine`."""
         return found
 
-    def refuse(self, artifact: Artifact, options: RunOptions, /) -> None:
+    def refuse(self, artifact: Artifact, /) -> None:
         """Raises HostError."""
-        if not options.mmap:
-            raise HostError("--no-mmap: ONNX Runtime maps external weights always; leave it out")
         if not artifact.contract.get("inputs"):
             raise HostError(f"{artifact.entry_path}: its manifest names no inputs; export the model again")
         if not is_encoder(artifact):

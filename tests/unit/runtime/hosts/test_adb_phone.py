@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -438,21 +439,21 @@ def test_low_storage(phone, tools, tmp_path):
 def test_phones_that_cannot_be_used(phone, tools, tmp_path, states, serial, said):
     list_phones(tmp_path, **states)
     with pytest.raises(HostError, match=said):
-        AdbHost(serial, tools(llama_bench=BENCH)).refuse("gguf", Watcher())
+        AdbHost(serial, tools(llama_bench=BENCH)).refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 def test_the_serial_of_the_environment(phone, tools, tmp_path, monkeypatch):
     list_phones(tmp_path, OTHER="device", SERIAL="device")
     monkeypatch.setenv("ANDROID_SERIAL", "SERIAL")
     seen = Seen()
-    AdbHost(None, tools(llama_bench=BENCH)).refuse("gguf", seen.watcher)
+    AdbHost(None, tools(llama_bench=BENCH)).refuse("gguf", RunOptions(), Trials(), seen.watcher)
     assert seen.notes[0].startswith("adb:SERIAL: ")
 
 
 def test_no_client(monkeypatch, tools):
     monkeypatch.setenv(COMMAND, "/no/such/adb -P 1")
     with pytest.raises(HostError, match=r"^/no/such/adb: No such file or directory; --on adb needs Android's adb"):
-        AdbHost(None, tools(llama_bench=BENCH)).refuse("gguf", Watcher())
+        AdbHost(None, tools(llama_bench=BENCH)).refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 def test_engines_that_are_none(phone, tools, tmp_path):
@@ -463,9 +464,9 @@ def test_engines_that_are_none(phone, tools, tmp_path):
         (tmp_path / "adb", "adb: is none of the tools that packlight runs: llama-bench"),
     ):
         with pytest.raises(HostError, match=said):
-            AdbHost(None, path).refuse("gguf", Watcher())
+            AdbHost(None, path).refuse("gguf", RunOptions(), Trials(), Watcher())
     with pytest.raises(HostError, match="no tool measures 'ptl' on a phone; known: executorch, gguf, onnx, ort"):
-        AdbHost(None, tools(llama_bench=BENCH)).refuse("ptl", Watcher())
+        AdbHost(None, tools(llama_bench=BENCH)).refuse("ptl", RunOptions(), Trials(), Watcher())
 
 
 def test_a_tool_for_another_processor(phone, tools, tmp_path):
@@ -474,7 +475,7 @@ def test_a_tool_for_another_processor(phone, tools, tmp_path):
     (engine / "llama-bench").write_bytes(header)
     assert elf_machine(engine / "llama-bench") == "arm64-v8a"
     with pytest.raises(HostError, match=r"llama-bench: is built for arm64-v8a, adb:SERIAL runs x86_64, x86; build it"):
-        AdbHost(None, engine).refuse("gguf", Watcher())
+        AdbHost(None, engine).refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 @pytest.mark.parametrize(
@@ -617,6 +618,6 @@ def test_tensors_as_onnx_reads_them(kind, shape, value):
 def test_what_only_the_harness_does_is_refused(more):
     trials = dataclasses.replace(TRIALS, **more)
     with pytest.raises(UserError, match=r"--on adb:X runs the engine's own tools: leave out --turns"):
-        AdbHost("X").measure(Job(None, OPTIONS, trials), Watcher())
+        AdbHost("X").measure(Job(SimpleNamespace(format="gguf"), OPTIONS, trials), Watcher())
     with pytest.raises(UserError, match=r"--on adb:X runs the engine's own tools: leave out --turns"):
         Running(OPTIONS, trials, AdbHost("X")).refuse("gguf", SilentReporter())

@@ -9,6 +9,7 @@ from runtime.hosts import host_of
 from runtime.hosts.base import Watcher
 from runtime.hosts.local import LocalHost
 from runtime.hosts.ssh import COMMAND, Address, SshHost
+from runtime.measurement import RunOptions, Trials
 
 
 @pytest.mark.parametrize(
@@ -53,4 +54,4 @@ def test_other_words():
 def test_a_client_that_is_not_there(monkeypatch):
     monkeypatch.setenv(COMMAND, "/no/such/client -v")
     with pytest.raises(HostError, match="/no/such/client: No such file or directory; --on ssh:HOST needs the ssh"):
-        host_of("ssh:board").refuse("gguf", Watcher())
+        host_of("ssh:board").refuse("gguf", RunOptions(), Trials(), Watcher())

@@ -170,16 +170,16 @@ def test_what_a_login_shell_prints_is_skipped(monkeypatch, tmp_path):
 def test_what_a_login_shell_prints_without_an_end_of_line(monkeypatch, tmp_path):
     """The title of a terminal's window, for example: the greeting stands on a line of its own behind it."""
     before(monkeypatch, tmp_path, "printf '\\033]0;board\\007'")
-    SshHost(Address("board"), python=sys.executable).refuse("gguf", Watcher())
+    SshHost(Address("board"), python=sys.executable).refuse("gguf", RunOptions(), Trials(), Watcher())
     with pytest.raises(HostError, match=r"no Python 3\.11 or newer there"):
-        SshHost(Address("board"), python="/usr/bin/false").refuse("gguf", Watcher())
+        SshHost(Address("board"), python="/usr/bin/false").refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 def test_what_does_not_answer_is_given_up(monkeypatch, tmp_path):
     before(monkeypatch, tmp_path, "echo a menu; exec sleep 30")
     monkeypatch.setattr("runtime.hosts.ssh.ANSWER_SECONDS", 0.5)
     with pytest.raises(HostError, match=r"ssh:board: did not answer within 0\.5 s"):
-        SshHost(Address("board")).refuse("gguf", Watcher())
+        SshHost(Address("board")).refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 def test_a_client_behind_another_program_that_does_not_answer(monkeypatch, tmp_path):
@@ -192,20 +192,20 @@ def test_a_client_behind_another_program_that_does_not_answer(monkeypatch, tmp_p
     monkeypatch.setattr("runtime.hosts.ssh.SECONDS", 1)
     start = time.monotonic()
     with pytest.raises(HostError, match=r"ssh:board: did not answer within 0\.5 s"):
-        SshHost(Address("board")).refuse("gguf", Watcher())
+        SshHost(Address("board")).refuse("gguf", RunOptions(), Trials(), Watcher())
     assert time.monotonic() - start < 25  # the sleep is not waited for
 
 
 def test_an_account_that_may_not_log_in(monkeypatch, tmp_path):
     before(monkeypatch, tmp_path, "echo This account is currently not available.; exit 1")
     with pytest.raises(HostError, match=r"cannot be used \(This account is currently not available\.\)"):
-        SshHost(Address("board")).refuse("gguf", Watcher())
+        SshHost(Address("board")).refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 def test_a_client_whose_quotes_are_open(monkeypatch):
     monkeypatch.setenv(COMMAND, "ssh -o 'x")
     with pytest.raises(HostError, match=r"PACKLIGHT_SSH is no command \(No closing quotation\); mend its quotes"):
-        SshHost(Address("board")).refuse("gguf", Watcher())
+        SshHost(Address("board")).refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 def test_a_full_disk_in_the_middle_of_a_file_is_said(monkeypatch, tmp_path):
@@ -223,7 +223,7 @@ def test_a_full_disk_in_the_middle_of_a_file_is_said(monkeypatch, tmp_path):
 )
 def test_directories_that_cannot_be(there, directory, said):
     with pytest.raises(HostError, match=f"ssh:pi@board:2222: .*{said}"):
-        dataclasses.replace(there, directory=directory).refuse("gguf", Watcher())
+        dataclasses.replace(there, directory=directory).refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 def test_shards_go_together(there, home, tmp_path):
@@ -256,13 +256,13 @@ def test_what_was_cut_is_removed_too_where_that_is_asked(there, home, tmp_path):
 def test_what_prints_for_ever_is_given_up(monkeypatch, tmp_path):
     before(monkeypatch, tmp_path, "exec yes")
     with pytest.raises(HostError, match="printed 200 lines and is no machine that packlight's harness runs on"):
-        SshHost(Address("board")).refuse("gguf", Watcher())
+        SshHost(Address("board")).refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 def test_a_machine_that_is_not_reached(monkeypatch, tmp_path):
     before(monkeypatch, tmp_path, "echo 'ssh: connect to host board port 22: Connection refused' >&2; exit 255")
     with pytest.raises(HostError) as caught:
-        SshHost(Address("board", "pi")).refuse("gguf", Watcher())
+        SshHost(Address("board", "pi")).refuse("gguf", RunOptions(), Trials(), Watcher())
     said = str(caught.value)
     assert said == (
         "ssh:pi@board: cannot be used (ssh: connect to host board port 22: Connection refused); try: ssh pi@board true"
@@ -283,10 +283,10 @@ def test_pythons_are_looked_for(monkeypatch, tmp_path):
     link.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     link.chmod(0o755)
     seen = Seen()
-    SshHost(Address("board")).refuse("gguf", seen.watcher)
+    SshHost(Address("board")).refuse("gguf", RunOptions(), Trials(), seen.watcher)
     assert "llama_cpp" in seen.notes[-1]
     with pytest.raises(HostError, match=r"ssh:board: no Python 3\.11 or newer there \(/usr/bin/false\)"):
-        SshHost(Address("board"), python="/usr/bin/false").refuse("gguf", Watcher())
+        SshHost(Address("board"), python="/usr/bin/false").refuse("gguf", RunOptions(), Trials(), Watcher())
 
 
 def test_a_python_without_the_engine(monkeypatch, tmp_path):
@@ -295,7 +295,7 @@ def test_a_python_without_the_engine(monkeypatch, tmp_path):
     bare.chmod(0o755)
     home = before(monkeypatch, tmp_path, "true")
     with pytest.raises(HostError) as caught:
-        SshHost(Address("board"), python=str(bare)).refuse("gguf", Watcher())
+        SshHost(Address("board"), python=str(bare)).refuse("gguf", RunOptions(), Trials(), Watcher())
     said = str(caught.value)
     assert " has no llama_cpp; install it there (" in said
     assert "-m pip install llama-cpp-python), or name the Python that has it by --remote-python" in said
@@ -350,7 +350,7 @@ class Paused:
 def test_what_is_drawn_pauses_while_ssh_may_ask(there):
     paused = Paused()
     notes = []
-    there.refuse("gguf", Watcher(lambda text: notes.append((text, paused.open)), pause=paused))
+    there.refuse("gguf", RunOptions(), Trials(), Watcher(lambda text: notes.append((text, paused.open)), pause=paused))
     assert [drawn for _text, drawn in notes] == [0, 0]
     assert (paused.open, paused.times) == (0, 1)
 
