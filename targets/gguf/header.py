@@ -5,6 +5,7 @@ Format: GGUF version 3, https://github.com/ggml-org/ggml/blob/master/docs/gguf.m
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -75,12 +76,8 @@ def encode(metadata: list[KeyValue], tensors: list[Placed]) -> bytes:
 
 
 def _string(text: Any) -> bytes:  # noqa: ANN401 (str, or bytes for a token that is not UTF-8)
-    data = _bytes(text)
+    data = text if isinstance(text, bytes) else str(text).encode("utf-8")
     return _LENGTH(len(data)) + data
-
-
-def _bytes(text: Any) -> bytes:  # noqa: ANN401 (as `_string`)
-    return text if isinstance(text, bytes) else str(text).encode("utf-8")
 
 
 def _value(entry: KeyValue) -> bytes:
@@ -93,5 +90,6 @@ def _value(entry: KeyValue) -> bytes:
         raise ValueError(f"{entry.key}: an array needs the type of its elements")
     head = struct.pack("<IQ", _TYPE_IDS[entry.subtype], len(entry.value))
     if entry.subtype == "STRING":
-        return head + b"".join(part for data in map(_bytes, entry.value) for part in (_LENGTH(len(data)), data))
+        data = [text if isinstance(text, bytes) else str(text).encode("utf-8") for text in entry.value]
+        return head + b"".join(itertools.chain.from_iterable(zip(map(_LENGTH, map(len, data)), data, strict=True)))
     return head + struct.pack(f"<{len(entry.value)}{_PACK[entry.subtype]}", *entry.value)
