@@ -222,7 +222,7 @@ def run(names: Sequence[str], formats: Sequence[str], with_speed: bool) -> dict[
     content = record.provenance()
     start = time.perf_counter()
     speed = calibrate(None, formats, LineReporter(sys.stdout)) if with_speed else None
-    content |= {"threads": default_threads(), "cells": []}
+    content |= {"threads": default_threads(), "calibration": speed.to_json() if speed else None, "cells": []}
     for name in names:  # saved as it goes: a run that is broken off has whole models
         content["cells"] += [cell.row() for cell in cells([name], formats, speed)]
         content["seconds"] = time.perf_counter() - start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from exporter.report.report import Provenance, Report, utc_now, version
 from exporter.source import refuse_problems, resolve_model, task_of_source
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.artifact import open_artifact, write_manifest
-from runtime.atomic import write_text
+from runtime.atomic import write_json, write_text
 from runtime.budget import Budget
 from runtime.errors import ArtifactError, PacklightError, UserError
 from runtime.host import host_facts
@@ -233,7 +232,7 @@ def write_documents(report: Report, facts: ModelFacts, room: Path, context: int)
     except ArtifactError as error:
         report = dataclasses.replace(report, notes=(*report.notes, f"{PAGE} could not be drawn ({error})"))
     write_text(room / "README.md", model_card(report, facts, context))
-    write_text(room / "report.json", json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_json(room / "report.json", report.to_json())
     write_manifest(dataclasses.replace(artifact, root=room), report.manifest_extra())
     return report
 

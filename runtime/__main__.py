@@ -9,13 +9,13 @@ Exit status 0; 1 where it does not fit or the engine fails, 2 for a mistake in t
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime.artifact import open_artifact
+from runtime.atomic import json_text
 from runtime.budget import Budget, judge
 from runtime.check import check
 from runtime.errors import PacklightError, said_of
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, command: str) -> int:
         measurement = verdict.measurement
     if args.json:
         found = verdict or measurement
-        text = json.dumps(found.to_json() if found else None, indent=2, ensure_ascii=False)
+        text = json_text(found.to_json() if found else None)
     else:
         text = "\n".join(
             (lines(artifact, measurement) if measurement else []) + ([verdict.text] if verdict is not None else [])

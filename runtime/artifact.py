@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runtime.atomic import write_text
+from runtime.atomic import write_json
 from runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def write_manifest(artifact: Artifact, extra: dict[str, Any] | None = None) -> P
     del content["root"]
     path = artifact.root / MANIFEST
     body = {"packlight_manifest": MANIFEST_VERSION, **content, **(extra or {})}
-    write_text(path, json.dumps(body, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, body)
     return path
 
 

@@ -38,12 +38,22 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def in_utf8(text: str) -> str:
+    """The text with what UTF-8 cannot hold, bytes of a file name that is not UTF-8, as `\\udcNN`: in JSON an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def json_text(document: Any, *, indent: int | None = 2) -> str:  # noqa: ANN401  whatever json.dumps takes
+    """`document` as JSON that is UTF-8, whatever names are in it."""
+    return in_utf8(json.dumps(document, indent=indent, ensure_ascii=False))
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, UTF-8."""
+    """Write `text` to `path` atomically, as `in_utf8`."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(in_utf8(text), encoding="utf-8")
 
 
 def write_json(path: Path, document: Any) -> None:  # noqa: ANN401  whatever json.dumps takes
     """Write `document` to `path` atomically, as indented JSON."""
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(document) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 
 from exporter.cli.options import Output
+from runtime.atomic import json_text
 from runtime.errors import PacklightError, said_of
 
 if TYPE_CHECKING:
@@ -85,5 +85,5 @@ def fail(message: str, status: int, *, as_json: bool) -> int:
     """Say what went wrong, on standard error and where asked for as a JSON document too; `status` again."""
     typer.echo(f"error: {message}", err=True)
     if as_json:
-        typer.echo(json.dumps({"error": message, "exit_status": status}, ensure_ascii=False))
+        typer.echo(json_text({"error": message, "exit_status": status}, indent=None))
     return status

@@ -6,7 +6,6 @@ A verb returns its exit status. Everything heavy is imported inside.
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import typer
 
 from exporter.cli.command import command_line
 from exporter.cli.terminal import progress, show_report, show_rows
+from runtime.atomic import json_text
 from runtime.errors import UserError
 from runtime.units import format_bytes
 
@@ -432,4 +432,4 @@ def _finish(report: Report, output: Output, where: str = "", page: str = "") -> 
 
 
 def _print_json(document: Any) -> None:  # noqa: ANN401  whatever json.dumps takes
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    typer.echo(json_text(document))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -368,3 +369,17 @@ def test_an_artifact_is_packed_and_unpacked(tmp_path):
     ran = CliRunner().invoke(app, ["unpack", str(root / "weights.bin"), "-o", str(tmp_path / "no")])
     assert ran.exit_code == 2
     assert "is no packlight archive; name what 'packlight pack' has written" in ran.stderr
+
+
+def test_a_directory_whose_name_is_not_utf_8(target, tmp_path):
+    room = tmp_path / os.fsdecode(b"caf\xe9")
+    room.mkdir()
+    done = export(room / "out", "--json")
+    assert done.exit_code == 0
+    written = json.loads((room / "out" / "report.json").read_text(encoding="utf-8"))
+    for report in (written, json.loads(done.stdout)):
+        assert report["artifact"]["root"] == str(room / "out")
+    assert names(room / "out") == ["README.md", "Tiny-Q4_K_M.bin", "manifest.json", "report.html", "report.json"]
+    failed = run("measure", room / "none.gguf", "--json")
+    assert failed.exit_code == 2
+    assert str(room) in json.loads(failed.stdout)["error"]

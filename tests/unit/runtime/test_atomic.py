@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.atomic import replacing, write_text
+from runtime.atomic import json_text, replacing, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -19,6 +20,17 @@ def test_success_leaves_only_the_new_content(tmp_path):
     write_text(path, "new ✓")
     assert path.read_text(encoding="utf-8") == "new ✓"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_a_name_that_is_not_utf_8_is_written_and_comes_back(tmp_path):
+    name = os.fsdecode(b"caf\xe9 \xc3\xa9")
+    path = tmp_path / "x.json"
+    write_json(path, {"file": name})
+    assert json.loads(path.read_bytes().decode("utf-8")) == {"file": name}
+    assert json.loads(json_text([name, "✓"], indent=None)) == [name, "✓"]
+    assert "✓" in json_text("✓")
+    write_text(path, name)
+    assert path.read_text(encoding="utf-8") == "caf\\udce9 é"
 
 
 def test_an_exception_keeps_the_old_content_and_nothing_else(tmp_path):
