@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.atomic import write_json
-from runtime.errors import ModelError, UserError
+from runtime.errors import ModelError, UserError, in_one_line
 from runtime.home import home
 from runtime.tokenizer_file import load_tokenizer
 from targets.base import Calibration
@@ -210,7 +210,7 @@ def _said(source: TransformersReference, where: str, value: Any, key: str) -> st
     try:
         return source.render(value, prompt=False)
     except Exception as error:  # whatever the template raises
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise UserError(f"{where}: the model's chat template refuses it ({reason}); mend that line") from error
 
 
@@ -242,7 +242,7 @@ def _rows_of_dataset(wanted: Text) -> Iterator[tuple[str, Any]]:
         for row in rows:
             yield f"--recipe: {wanted.dataset}", row[wanted.field]
     except Exception as error:  # of datasets, of the network, or a KeyError of the field
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise UserError(
             f"--recipe: calibration.dataset: {wanted.dataset} cannot be read ({reason}); check id, split and field"
         ) from error

@@ -20,6 +20,11 @@ def said_of(error: OSError) -> str:
     return f"{error.filename or 'writing'}: {error.strerror or error}"
 
 
+def in_one_line(error: BaseException, most: int = 200) -> str:
+    """What a library's error says, which may be a page, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 class PacklightError(Exception):
     """Root of the tree. `exit_status` is what the command line returns for it."""
 

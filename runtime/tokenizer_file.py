@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import EngineError
+from runtime.errors import EngineError, in_one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def load_tokenizer(file: Path, broken: type[UserError], fix: str) -> Any:  # noq
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises nothing narrower
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise broken(f"{file}: is not a tokenizer ({reason}); {fix}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

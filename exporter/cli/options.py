@@ -325,7 +325,7 @@ class Running:
     remote_dir: Annotated[
         str | None, _option("--remote-dir", "There: keeps what was sent; default in ~/.cache/packlight.", _RUN, "DIR")
     ] = None
-    remote_clean: Annotated[bool, _option("--remote-clean", "There: remove the artifact afterwards.", _RUN)] = False
+    remote_clean: Annotated[bool, _option("--remote-clean", "There: remove what was sent afterwards.", _RUN)] = False
 
     engine: Annotated[
         Path | None, _option("--engine", "For adb: the engine's tools, built for the phone.", _RUN, "DIR")

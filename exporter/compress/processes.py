@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from exporter.steps import training_of
-from runtime.errors import EngineError, PacklightError, UserError, said_of
+from runtime.errors import EngineError, PacklightError, UserError, in_one_line, said_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -102,7 +102,9 @@ def joined(here: Launched) -> Iterator[Meet]:
         group = distributed.new_group(backend="gloo", timeout=STEP_WITHIN)
     except (RuntimeError, ValueError) as error:
         what = f"{here.count} processes were announced by WORLD_SIZE and have not met"
-        raise UserError(f"{what} ({in_short(error)}); start all with torchrun, or unset RANK and WORLD_SIZE") from error
+        raise UserError(
+            f"{what} ({in_one_line(error)}); start all with torchrun, or unset RANK and WORLD_SIZE"
+        ) from error
     try:
         with _hidden(FSDP):  # it is done here: accelerate would do it once more
             yield partial(distributed.barrier, group)
@@ -132,12 +134,7 @@ def lost_is_said() -> Iterator[None]:
         if not isinstance(error, kinds) and "gloo" not in str(error).lower():
             raise
         what = "another process of this run has ended, or cannot be reached"
-        raise EngineError(f"{what} ({in_short(error)}); see what it said, and go on with --resume") from error
-
-
-def in_short(error: BaseException) -> str:
-    """What an exception of a library says, in one line that is not long."""
-    return " ".join(str(error).split())[:200]
+        raise EngineError(f"{what} ({in_one_line(error)}); see what it said, and go on with --resume") from error
 
 
 def refuse_uneven(trainings: Iterable[Training], here: Launched) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.verify.chat import render
 from runtime.artifact import open_artifact
-from runtime.errors import EngineError, ModelError, UserError
+from runtime.errors import EngineError, ModelError, UserError, in_one_line
 from runtime.sessions import open_session
 from runtime.tokenizer_file import load_tokenizer
 from targets.quiet import no_log_below_error
@@ -130,7 +130,7 @@ class TorchSource:
             except UserError:
                 raise
             except Exception as error:
-                reason = " ".join(str(error).split())[:300]
+                reason = in_one_line(error, 300)
                 raise ModelError(f"{path}: transformers cannot load it ({reason}); check the directory") from error
         self._file_tokenizer = _tokenizer_of_file(path)
         missing = sorted(name for name in missing if unused is None or unused not in name)
@@ -175,7 +175,7 @@ class TorchSource:
                 return self._model(input_ids=inputs, **options)
         except RuntimeError as error:
             # torch says so too when it cannot get memory
-            raise EngineError(f"{self.description}: failed ({' '.join(str(error).split())[:200]})") from error
+            raise EngineError(f"{self.description}: failed ({in_one_line(error)})") from error
 
     def as_float32(self, tensor: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401 - a tensor of torch
         """The tensor's numbers."""

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import EngineError, UserError
+from runtime.errors import EngineError, UserError, in_one_line
 from runtime.host import default_threads
 from runtime.memory import anonymous_bytes, release_mapped
 from runtime.sessions.directory import DirectoryEngine
@@ -30,7 +30,7 @@ _NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
 def _engine_error(artifact: Artifact, doing: str, error: Exception) -> EngineError:
-    reason = " ".join(str(error).split())[:300]
+    reason = in_one_line(error, 300)
     return EngineError(f"{artifact.entry_path}: ONNX Runtime cannot {doing}: {reason}")
 
 

@@ -8,7 +8,7 @@ import platform
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import ModelError
+from runtime.errors import ModelError, in_one_line
 from targets.base import Problem
 from targets.ongrid import recorded_preset
 from targets.onnx import calibration
@@ -114,7 +114,7 @@ def writing(path: Path) -> Iterator[None]:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error)
         raise ModelError(f"{path.parent}: cannot be written ({reason}); free space or choose another -o") from error
 
 

@@ -13,7 +13,7 @@ from exporter.compress.mapped import MappedReference
 from exporter.compress.quantize.step import preset_grids
 from exporter.compress.stack import find_layers
 from exporter.source import refuse_problems
-from runtime.errors import UserError
+from runtime.errors import UserError, in_one_line
 from targets.widths import WIDTHS
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(step: Initialize, subject: Subject) -> None:
             raise ValueError("it has no layers, or matrices without weights")
         as_said = made({**config, **nulls})
     except Exception as error:  # any of transformers' or huggingface_hub's own
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        reason = in_one_line(error.__cause__ or error)
         raise UserError(f"--recipe: initialize: no model has this configuration ({reason}); mend it") from error
     _refuse_lost(nulls, model.config, as_said)
     if found.shape != (wanted_shape := _output(before, decodes=decodes).shape):

@@ -14,7 +14,7 @@ from exporter.compress.remove.scores import felt, given
 from exporter.compress.remove.shares import curve
 from exporter.compress.walk import Walk
 from exporter.compress.widths import head_width, query_groups, said_widths
-from runtime.errors import UserError
+from runtime.errors import UserError, in_one_line
 from targets.uneven import uneven_refusal
 from targets.widths import KV_HEADS, NEURONS
 
@@ -105,7 +105,7 @@ def _refuse_what_cannot_load(step: Remove, config: Any, kept: int) -> None:  # n
     try:
         type(config).from_dict({**config.to_dict(), **changes})
     except Exception as error:  # any of transformers' or huggingface_hub's own
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        reason = in_one_line(error.__cause__ or error)
         raise UserError(f"--recipe: {heads} heads cannot be loaded ({reason}); remove another number") from error
 
 

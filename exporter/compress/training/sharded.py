@@ -23,10 +23,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from exporter.compress.processes import count_now, in_short
+from exporter.compress.processes import count_now
 from exporter.compress.stack import find_layers
 from exporter.compress.training.student import zeros_of
-from runtime.errors import ModelError, UserError
+from runtime.errors import ModelError, UserError, in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +68,7 @@ def split_over(model: Any, around: Any, device: Any) -> None:  # noqa: ANN401 - 
             for parameter, home in homes:  # it was moved to the device as a whole, and need not stay there
                 parameter.data = home
     except (ValueError, NotImplementedError) as error:
-        what = f"this model's weights cannot be split ({in_short(error)})"
+        what = f"this model's weights cannot be split ({in_one_line(error)})"
         raise UserError(f"FSDP: {what}; go on without it") from error
     if hasattr(around, "set_reduce_scatter_unused_params"):  # newer than torch 2.6
         around.set_reduce_scatter_unused_params(True)  # an expert that no token of this process went to
@@ -161,4 +161,4 @@ def _failures(said: Callable[[str], Exception]) -> Iterator[None]:
         for cause in causes:
             if not isinstance(cause, Exception):  # someone wants it to end
                 raise cause from error
-        raise said(in_short(causes[0])) from error
+        raise said(in_one_line(causes[0])) from error

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from exporter.compress.processes import count_now, in_short
+from exporter.compress.processes import count_now
 from exporter.compress.training import sharded
 from exporter.compress.training.features import followed
 from exporter.compress.training.order import OfLikeLength
@@ -35,7 +35,7 @@ from exporter.compress.training.student import (
 )
 from exporter.verify.reference import quiet
 from runtime.atomic import write_json
-from runtime.errors import ModelError, UserError
+from runtime.errors import ModelError, UserError, in_one_line
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _options(step: Training, seed: int, work: Path) -> Any:  # noqa: ANN401 - a 
     except ImportError as error:
         raise UserError("--recipe: training needs the library 'accelerate'; pip install 'packlight[train]'") from error
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"--recipe: training: {in_short(error)}") from error
+        raise UserError(f"--recipe: training: {in_one_line(error)}") from error
     if found.world_size != processes:  # each would learn alone
         raise UserError(
             f"--recipe: training: accelerate sees {found.world_size} of {processes} processes; use torchrun"
