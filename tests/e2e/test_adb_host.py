@@ -235,6 +235,6 @@ def test_unplugged_while_a_file_is_sent(phone: FakePhone, tools: Path) -> None:
     (part,) = kept(phone)
     assert part.endswith(".part")
     phone.unplug_after, phone.state = None, "device"
-    second = packlight("measure", GOLDEN, *on(tools / "bin" / "llama-bench"), *SHORT)
+    second = packlight("measure", GOLDEN, *on(tools / "bin" / "llama-bench"), *SHORT, *LONG_ENOUGH)
     assert second.returncode == 0, second.stderr
     assert GOLDEN.name in kept(phone)

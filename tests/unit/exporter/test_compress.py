@@ -324,9 +324,11 @@ def test_factors_lie_on_their_own_grids(
     directory = quantized_for_onnx(source, tmp_path / "compressed", preset, "gptq", factorize)
     for name in ("two", "whole"):
         (tmp_path / name).mkdir()
-    two = emit(directory, tmp_path / "two", "onnx", preset)
-    assert worst_difference(directory, two) < 0.15
-    assert two.total_bytes < 0.9 * emit(source, tmp_path / "whole", "onnx", preset).total_bytes
+    two, whole = emit(directory, tmp_path / "two", "onnx", preset), emit(source, tmp_path / "whole", "onnx", preset)
+    # Fixed ranges of activations cost what they cost without factors; how much is up to the processor's kernels.
+    ranges = 1.25 * worst_difference(source, whole) if preset == "static-int8" else 0.0
+    assert worst_difference(directory, two) < max(0.15, ranges)
+    assert two.total_bytes < 0.9 * whole.total_bytes
 
 
 def test_what_onnx_presets_cannot_do_is_said(tiny_llama: Path, tmp_path: Path) -> None:

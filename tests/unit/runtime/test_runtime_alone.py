@@ -56,7 +56,10 @@ def test_text_and_a_cap_that_is_wide(device):
     ran = on_device(device, GOLDEN, "--trials", "1", "--context", "64", "--max-memory", "2GB")
     assert (ran.returncode, ran.stderr) == (0, "")
     names = [line.split("  ")[0] for line in ran.stdout.splitlines()]
-    assert names[:6] == ["size", "peak memory", "of it mapped weights", "load", "first token, cold file", "first token"]
+    assert names[:4] == ["size", "peak memory", "of it mapped weights", "load"]
+    # Another process that runs the same file keeps it in the page cache, and the line says so.
+    assert names[4].startswith(("first token, cold file", "first token, file in cache"))
+    assert names[5] == "first token"
     assert ran.stdout.splitlines()[-1].startswith("fits: peak ")
 
 
