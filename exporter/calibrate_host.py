@@ -23,7 +23,7 @@ from runtime.host import default_threads, host_facts
 from runtime.measure import measure
 from runtime.measurement import KV_TYPE, KV_TYPES, RunOptions, Trials
 from targets.speed import EngineSpeed, HostSpeed
-from targets.synthetic import DEEP, WIDE
+from targets.synthetic import DEEP, FAR, WIDE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -131,7 +131,7 @@ class Asked:
     def around(self, kv_type: str) -> tuple[Run, Run]:
         """With a short prompt, and with a long one."""
         label = self.caches[kv_type]
-        return Run(WIDE, label, kv_type), Run(WIDE, label, kv_type, LONG)
+        return Run(FAR, label, kv_type), Run(FAR, label, kv_type, LONG)
 
     @property
     def runs(self) -> list[Run]:
@@ -145,8 +145,8 @@ def solve(asked: Asked, times: Mapping[Run, Times]) -> EngineSpeed:
     attention, prompt = {}, {}
     for kv_type in asked.caches:
         short, long = (times[run] for run in asked.around(kv_type))
-        attention[kv_type] = max((long.decode_s - short.decode_s) / ((LONG - SHORT) * WIDE.attention), 0.0)
-        prompt[kv_type] = max((long.prefill_s - short.prefill_s) / ((LONG - SHORT) / 2 * WIDE.attention), 0.0)
+        attention[kv_type] = max((long.decode_s - short.decode_s) / ((LONG - SHORT) * FAR.attention), 0.0)
+        prompt[kv_type] = max((long.prefill_s - short.prefill_s) / ((LONG - SHORT) / 2 * FAR.attention), 0.0)
     past, kv_type = SHORT + DECODED / 2, asked.labels[asked.base]
     matrices = times[asked.wide(asked.base)].decode_s - attention[kv_type] * WIDE.attention * past
     layers = times[asked.deep].decode_s - attention[kv_type] * DEEP.attention * past
@@ -199,7 +199,7 @@ def _gguf(room: Path, threads: int, reporter: Reporter) -> tuple[EngineSpeed, st
 def _onnx(room: Path, threads: int, reporter: Reporter) -> tuple[EngineSpeed, str]:
     from targets.onnx.synthetic import BASE, HALVES, presets, write_onnx, write_source
 
-    sources = {shape: write_source(room / f"source-{shape.layers}", shape) for shape in (WIDE, DEEP)}
+    sources = {shape: write_source(room / f"source-{shape.hidden}", shape) for shape in (WIDE, DEEP, FAR)}
     known = presets()
 
     def timed(run: Run) -> tuple[Times, str]:

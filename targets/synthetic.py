@@ -54,3 +54,5 @@ WIDE = Shape(1024, 4096, 4, 16)
 """Nearly all of its time goes into matrices."""
 DEEP = Shape(128, 128, 32, 4)
 """Nearly all of its time goes into layers."""
+FAR = Shape(256, 256, 32, 4)
+"""Behind a long prompt much of its time goes into attention, over heads as wide as usual."""

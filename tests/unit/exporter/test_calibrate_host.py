@@ -35,7 +35,7 @@ def test_solving_gives_back_what_times_were_made_of():
         )
 
     found = solve(asked, {run: times(run) for run in asked.runs})
-    assert len(asked.runs) == 6  # wide in three labels, deep, and two long ones
+    assert len(asked.runs) == 8  # wide in three labels, deep, and two caches with a short and a long prompt
     assert {run.prompt for run in asked.runs} == {SHORT, LONG}
     assert found.decode_s == pytest.approx(element)
     assert found.prefill_s == pytest.approx(read)
@@ -48,7 +48,7 @@ def test_what_noise_has_timed_as_nothing_is_not_measured():
     asked = Asked("base", {"f32": "base"}, dict.fromkeys(("base", "free", "slow"), "f32"))
     times = {
         asked.wide("base"): Times(1e-3, 1e-5), asked.deep: Times(9e-3, 1e-6),  # layers take longer than all of it
-        asked.around("f32")[1]: Times(0.9e-3, 0.9e-5),
+        asked.around("f32")[0]: Times(1e-3, 1e-5), asked.around("f32")[1]: Times(0.9e-3, 0.9e-5),
         asked.wide("free"): Times(1e-9, 1e-9), asked.wide("slow"): Times(1.0, 1.0),
     }  # fmt: skip
     found = solve(asked, times)
@@ -94,6 +94,7 @@ def test_memory_is_read():
 def test_the_whole_of_it(monkeypatch):
     monkeypatch.setattr(calibrate_host, "WIDE", Shape(256, 512, 1, 4))
     monkeypatch.setattr(calibrate_host, "DEEP", Shape(64, 64, 2, 2))
+    monkeypatch.setattr(calibrate_host, "FAR", Shape(128, 64, 2, 2))
     monkeypatch.setattr(calibrate_host, "LONG", 256)
     monkeypatch.setattr(calibrate_host, "BUFFER_BYTES", 1 << 20)
     monkeypatch.setattr(calibrate_host, "KV_TYPES", ("f16", "q8_0"))
