@@ -259,7 +259,7 @@ def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str
             settings = sum((room / one).stat().st_size for one in write_settings(facts, plan, room, files))
             graph = graph_of(plan, options).ByteSize()
             n_bytes = plan.file_bytes + graph + settings + side_bytes
-            found.append(OnnxOutline(name, n_bytes, plan.preset.calibrated != "ranges", plan))
+            found.append(OnnxOutline(name, n_bytes, not plan.preset.calibrated, plan))
     return Outlined(tuple(found), refused)
 
 
