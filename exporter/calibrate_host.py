@@ -172,11 +172,12 @@ def _in_rounds(
     timed: Callable[[Run], tuple[Times, str]], asked: Asked, engine: str, reporter: Reporter
 ) -> tuple[EngineSpeed, str]:
     """Every model ROUNDS times, all in turn, and the better time of each."""
+    runs = asked.runs
     best: dict[Run, Times] = {}
     version = ""
     for number in range(ROUNDS):
-        for which, run in enumerate(asked.runs):
-            what, counted = f"{run.label}, cache of {run.kv_type}", f"{which + 1} of {len(asked.runs)}"
+        for which, run in enumerate(runs):
+            what, counted = f"{run.label}, cache of {run.kv_type}", f"{which + 1} of {len(runs)}"
             reporter.step(f"timing {engine}, round {number + 1} of {ROUNDS}: {what} ({counted})")
             found, version = timed(run)
             best[run] = found.better(best.get(run, found))

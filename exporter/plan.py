@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from exporter.quant import known_quant
@@ -62,6 +63,11 @@ class PlanRequest:
     revision: str | None = None
     trust_remote_code: bool = False
     speed: HostSpeed | None = None
+
+    @cached_property
+    def processor(self) -> Processor:
+        """The device's, else this machine's."""
+        return self.device.processor if self.device is not None else Processor.here()
 
 
 @dataclass(frozen=True)
@@ -244,8 +250,7 @@ def _kv_types(outline: Outline, facts: ModelFacts, request: PlanRequest) -> list
 
 def _row(outline: Outline, context: int, kv_type: str | None, request: PlanRequest) -> PlanRow:
     options = RunOptions(request.threads, context, min(request.batch, context), request.mmap, kv_type)
-    processor = request.device.processor if request.device is not None else Processor.here()
-    footprint = outline.footprint(options, processor)
+    footprint = outline.footprint(options, request.processor)
     tokens = min(TEXT_TOKENS if outline.encoder else PROMPT_TOKENS, context)
     decode = prefill = None
     if request.device is None and request.speed is not None:

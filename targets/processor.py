@@ -16,6 +16,16 @@ USUAL = {"aarch64": frozenset({"dotprod"}), "x86_64": frozenset({"avx2"})}
 """What nearly every processor of the last years has: ARMv8.2 with dotprod, AVX2."""
 
 
+_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
+"""What some systems call these architectures."""
+
+
+def arch_here() -> str:
+    """This machine's architecture, one of FEATURES, or as the system names another."""
+    here = platform.machine().lower()
+    return _NAMES.get(here, here)
+
+
 @dataclass(frozen=True)
 class Processor:
     """arch: one of FEATURES, or another that nothing is known of; features: of FEATURES[arch]"""
@@ -31,7 +41,7 @@ class Processor:
     @classmethod
     def here(cls) -> Processor:
         """This machine's; where the system lists no instructions (macOS, Windows), a usual one."""
-        arch = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+        arch = arch_here()
         flags = cpu_flags()
         if not flags:
             return cls.usual(arch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from targets.ongrid import recorded_preset
 from targets.onnx import calibration
 from targets.onnx.clients import copy_side_files
 from targets.planned import PlannedTarget
+from targets.processor import arch_here
 from targets.pytorch.directory import finish
 from targets.pytorch.plan import Plan, make_plan
 from targets.pytorch.presets import DYNAMIC, FLOAT
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 ENGINES = {"x86_64": ("x86", "fbgemm"), "aarch64": ("qnnpack",)}
 """Engines of the products with 8-bit activations by kind of processor, the best first."""
-NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
-"""What some systems call these processors."""
 
 
 class TorchScriptTarget(PlannedTarget[Plan]):
@@ -94,8 +92,7 @@ class TorchScriptTarget(PlannedTarget[Plan]):
 
 def _arch(options: EmitOptions) -> str:
     """The kind of processor that the export is for."""
-    here = platform.machine().lower()
-    return options.arch or NAMES.get(here, here)
+    return options.arch or arch_here()
 
 
 def _engine_for(options: EmitOptions) -> str:
