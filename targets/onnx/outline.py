@@ -44,6 +44,8 @@ LOOKED_UP = 0.8
 ROTARY, WORDS = "rotary.", "word_embeddings"
 READ_AROUND = 1 << 16
 """Bytes that Linux maps at once where one page of a file is asked for (fault_around_bytes)."""
+READ_AHEAD = 1 << 18
+"""The same of a file that was read from front to back before: its pages lie together in larger pieces. Fitted."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +179,10 @@ class OnnxOutline:
         spec = self.plan.decoder
         whole = sum(blob.n_bytes for blob in self._gathered.values())
         codes = sum(blob.n_bytes for name, blob in self._gathered.items() if name.endswith(".codes"))
-        if not codes and spec is not None and spec.tied:
-            return whole  # it was read to be packed for the head
-        return int(_around(codes or whole, tokens))
+        if spec is None or not spec.tied:
+            return int(_around(codes or whole, tokens))
+        # It was read to be packed for the head.
+        return int(_around(LOOKED_UP * codes, tokens, READ_AHEAD)) if codes else whole
 
     def _rotary_bytes(self, tokens: int) -> int:
         """Of the rotary tables, the rows of so many positions."""
@@ -224,9 +227,9 @@ def _as_floats(blob: Blob) -> int:
     return blob.n_bytes * (2 if blob.dtype == np.float16 else 1)
 
 
-def _around(n_bytes: float, lookups: int) -> float:
-    """Of a mapped table of so many bytes, those that the kernel has read for so many rows of it."""
-    return n_bytes * -math.expm1(-lookups * READ_AROUND / n_bytes) if n_bytes else 0.0
+def _around(n_bytes: float, lookups: int, piece: int = READ_AROUND) -> float:
+    """Of a mapped table of so many bytes, those that the kernel has read for so many rows of it, a piece for each."""
+    return n_bytes * -math.expm1(-lookups * piece / n_bytes) if n_bytes else 0.0
 
 
 def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str | None = None) -> Outlined:

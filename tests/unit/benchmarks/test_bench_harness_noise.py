@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from benchmarks.harness_noise import FIGURES, figures, rows, table, variation
+from benchmarks.harness_noise import BENCH, FIGURES, bench, figures, rows, table, variation
 from runtime.measurement import Measurement, MemorySplit, RunOptions, Stat, Trials
 
 
@@ -30,3 +32,11 @@ def test_every_figure_over_the_runs() -> None:
 def test_what_a_run_does_not_have_is_left_out() -> None:
     without = [figures(run(1, warm=None)), figures(run(2))]
     assert "load, file in cache, s" not in {row["figure"] for row in rows(without)}
+
+
+def test_what_llama_bench_prints_is_one_row_more() -> None:
+    said = json.dumps([{"n_prompt": 128, "n_gen": 0, "samples_ts": [400.0, 500.0, 450.0]},
+                       {"n_prompt": 0, "n_gen": 64, "samples_ts": [40.0, 44.0, 43.0]}])  # fmt: skip
+    found = bench(said)
+    assert found == {BENCH[0]: 450.0, BENCH[1]: 43.0}
+    assert [row["figure"] for row in rows([found, found])] == list(BENCH)

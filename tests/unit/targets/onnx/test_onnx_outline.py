@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from support.tiny_encoders import make_tiny_bert, make_tiny_encoder
 
@@ -138,6 +139,18 @@ def test_a_longer_text_looks_up_more_of_the_table(tiny_llama):
     short, long = (outline.footprint(RunOptions(context=n), Processor.usual("x86_64")) for n in (16, 2048))
     rows = rotary_bytes(outline) * (2048 - 16) // outline.context
     assert rows <= long.weights_bytes - short.weights_bytes < rows + 600 * 64
+
+
+def test_a_table_that_was_read_to_be_packed_is_mapped_in_larger_pieces(tiny_llama, tiny_model_dir):
+    # 64 and 256 KiB for each of 2 rows, of a table of 40 MB; of one that is the head, only what texts look up
+    for source, piece, share in ((tiny_llama, 1 << 18, 0.8), (tiny_model_dir("llama3"), 1 << 16, 1.0)):
+        (outline,) = outlines(resolve(str(source)), ["int8"]).outlines
+        (codes,) = (name for name in outline._gathered if name.endswith(".codes"))  # noqa: SLF001
+        wide = dataclasses.replace(outline._gathered[codes], shape=(40_000, 1000), dtype=np.dtype(np.uint8))  # noqa: SLF001
+        outline.__dict__["_gathered"] = {codes: wide}
+        found = outline._table_bytes(2)  # noqa: SLF001
+        whole = share * 40_000_000
+        assert found == pytest.approx(whole * (1 - math.exp(-2 * piece / whole)), abs=1)
 
 
 def test_factors_are_multiplied_by_one_after_the_other(tiny_llama, monkeypatch):
