@@ -145,10 +145,10 @@ def test_a_table_that_was_read_to_be_packed_is_mapped_in_larger_pieces(tiny_llam
     # 64 and 256 KiB for each of 2 rows, of a table of 40 MB; of one that is the head, only what texts look up
     for source, piece, share in ((tiny_llama, 1 << 18, 0.8), (tiny_model_dir("llama3"), 1 << 16, 1.0)):
         (outline,) = outlines(resolve(str(source)), ["int8"]).outlines
-        (codes,) = (name for name in outline._gathered if name.endswith(".codes"))  # noqa: SLF001
-        wide = dataclasses.replace(outline._gathered[codes], shape=(40_000, 1000), dtype=np.dtype(np.uint8))  # noqa: SLF001
+        (codes,) = (name for name in outline._gathered if name.endswith(".codes"))
+        wide = dataclasses.replace(outline._gathered[codes], shape=(40_000, 1000), dtype=np.dtype(np.uint8))
         outline.__dict__["_gathered"] = {codes: wide}
-        found = outline._table_bytes(2)  # noqa: SLF001
+        found = outline._table_bytes(2)
         whole = share * 40_000_000
         assert found == pytest.approx(whole * (1 - math.exp(-2 * piece / whole)), abs=1)
 
