@@ -9,6 +9,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+FLOATS = ("F32", "F16", "BF16")
+"""Types that are read without any decoding table."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What the codes of a matrix are multiplied by: a scale for each block of `rows` by `columns`."""
+
+    fact: TensorFact
+    rows: int
+    columns: int
+
+
 @dataclass(frozen=True)
 class TensorFact:
     """One stored tensor.
@@ -17,6 +30,7 @@ class TensorFact:
     dtype: safetensors' name: "BF16", "F16", "F32", …; for a GGUF source the ggml type's name: "Q4_1"
     file, offset, n_bytes: where its bytes lie: absolute offset in `file`, little-endian, row-major
     stored: the larger tensor in the file whose first rows and columns this is; None where it is whole
+    scaling: of a matrix in 8 bits; None where its elements are its values
     """
 
     name: str
@@ -26,6 +40,12 @@ class TensorFact:
     offset: int
     n_bytes: int
     stored: TensorFact | None = None
+    scaling: Scaling | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its values can be read: floats, or codes with their scales."""
+        return self.dtype in FLOATS or self.scaling is not None
 
     @property
     def n_elements(self) -> int:

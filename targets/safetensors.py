@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 from runtime.errors import ModelError
 from targets.facts import ModelFacts, TensorFact, several, shown
 from targets.pickled import conversion_command, pickled_weights
+from targets.scaled import with_scales
 from targets.widths import narrowed
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def read_facts(
                 f"{directory / CONFIG}: 'auto_map' asks to run Python code that came with the model; "
                 "read that code, then allow it with --trust-remote-code"
             )
-        tensors = narrowed(config, _read_weights(directory, config))
+        config, tensors = with_scales(config, _read_weights(directory, config))
+        tensors = narrowed(config, tensors)
     except OSError as error:
         raise ModelError(f"{error.filename or directory}: cannot be read ({error.strerror}); {_AGAIN}") from error
     own_name = directory.name if directory.name not in ("", "..") else directory.resolve().name
@@ -70,7 +72,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
         raise ModelError(f"{directory}: no {CONFIG}; {_without_config(directory)}")
-    config = _load_object(path)
+    config = load_object(path)
     text = config.pop("text_config", None)
     if text is not None:
         if not isinstance(text, dict):
@@ -108,7 +110,10 @@ def read_header(path: Path) -> list[TensorFact]:
 def _without_config(directory: Path) -> str:
     """What to do about a directory that has no config.json."""
     if (directory / "adapter_config.json").is_file():
-        return "it holds a LoRA adapter: merge it into its base model first (peft's merge_and_unload)"
+        return (
+            f"it holds a LoRA adapter: make a model of it with 'packlight merge {directory} -o MODEL', or a file for "
+            f"llama.cpp with 'packlight adapter {directory} -o FILE.gguf'"
+        )
     if ggufs := sorted(entry.name for entry in directory.glob("*.gguf")):
         return f"it holds {shown(ggufs[0])}: name that file"
     return "name a Hugging Face model directory"
@@ -148,7 +153,7 @@ def _refuse_without_weights(directory: Path, config: dict[str, Any]) -> NoReturn
 
 def _read_shards(index: Path) -> dict[str, TensorFact]:
     """The tensors of a sharded model; everything that its index promises has to be there, once."""
-    weight_map = _load_object(index).get("weight_map")
+    weight_map = load_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise ModelError(f"{index}: 'weight_map' is not an object of tensor and file names; {_AGAIN}")
     shards = sorted(set(weight_map.values()))
@@ -181,7 +186,7 @@ def _is_plain_name(shard: str) -> bool:
     return shard.isprintable() and shard not in ("", ".", "..") and not set(shard) & set("/\\")
 
 
-def _load_object(path: Path) -> dict[str, Any]:
+def load_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises ModelError."""
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:

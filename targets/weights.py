@@ -7,12 +7,14 @@ process until the kernel takes it back; reading into a small buffer keeps peak m
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.errors import ModelError
+from targets.scaled import EIGHT_BITS, scale_rows, spread, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from targets.facts import TensorFact
+    from targets.facts import Scaling, TensorFact
 
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one element of the float types that are read without any decoding table."""
@@ -82,6 +84,8 @@ class WeightReader:
         raw = np.empty((stop - start) * row_bytes, np.uint8)
         self.read_bytes(fact, start * row_bytes, raw)
         values = _to_float32(raw, fact).reshape(stop - start, columns)
+        if fact.scaling is not None:
+            values *= self._scales(fact.scaling, (start, stop), columns)
         if not np.isfinite(values).all():
             row = start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise ModelError(
@@ -89,6 +93,14 @@ class WeightReader:
                 "the checkpoint is damaged or overflowed in training, use another one"
             )
         return values
+
+    def _scales(self, scaling: Scaling, rows: tuple[int, int], columns: int) -> npt.NDArray[np.float32]:
+        """What the codes of these rows are multiplied by, (rows, columns) or (rows, 1)."""
+        each = math.prod(scaling.fact.shape[1:])
+        first, last = scale_rows(scaling, rows)
+        raw = np.empty((last - first) * scaling.fact.n_bytes // (scaling.fact.n_elements // each), np.uint8)
+        self.read_bytes(scaling.fact, first * (len(raw) // (last - first)), raw)
+        return spread(_to_float32(raw, scaling.fact).reshape(last - first, each), scaling, rows, columns)
 
 
 def _to_float32(raw: npt.NDArray[np.uint8], fact: TensorFact) -> npt.NDArray[np.float32]:
@@ -103,6 +115,8 @@ def _to_float32(raw: npt.NDArray[np.uint8], fact: TensorFact) -> npt.NDArray[np.
         wide = raw.view("<u2").astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
+    if fact.dtype in EIGHT_BITS:
+        return values_of(fact.dtype)[raw]
     return _dequantize_ggml(raw, fact)
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exporter.cli import verbs
+from exporter.cli import adapter_verbs, verbs
 from exporter.cli.command import INTERRUPTED, fail, with_groups
 from exporter.cli.help import SectionedCommand
 from exporter.cli.options import (
+    AdapterJob,
+    AdapterOut,
     Against,
     Archive,
     ArchiveOut,
@@ -23,6 +25,7 @@ from exporter.cli.options import (
     CompressJob,
     HarnessOut,
     Job,
+    MergedOut,
     PageOut,
     PlanLimits,
     Planned,
@@ -50,6 +53,8 @@ for _verb, _groups in (
     (verbs.export, (Job, BudgetOptions, Running, Verifying)),
     (verbs.plan, (Planned, PlanLimits)),
     (verbs.compress, (CompressJob,)),
+    (adapter_verbs.merge, (AdapterJob, MergedOut)),
+    (adapter_verbs.adapter, (AdapterJob, AdapterOut)),
     (verbs.verify, (ArtifactPath, Against, Verifying, Threads, Cache)),
     (verbs.measure, (ArtifactPath, BudgetOptions, Running)),
     (verbs.check, (Checked, BudgetOptions, Running)),

@@ -155,6 +155,38 @@ class CompressJob:
 
 
 @dataclass(frozen=True)
+class AdapterJob:
+    """A LoRA adapter, and its base."""
+
+    adapter: Annotated[Path, typer.Argument(help="A directory that peft wrote.", metavar="ADAPTER", show_default=False)]
+    base: Annotated[
+        str | None,
+        _option("--base", "Its base model, a directory or a hub id; default what it names.", _JOB, "MODEL"),
+    ] = None
+    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
+    trust_remote_code: Annotated[
+        bool, _option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", _RUN)
+    ] = False
+
+
+@dataclass(frozen=True)
+class MergedOut:
+    """Where the merged model goes."""
+
+    out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
+    keep_dtype: Annotated[
+        bool, _option("--keep-dtype", "Round merged weights to the base's own type, as peft does.", _JOB)
+    ] = False
+
+
+@dataclass(frozen=True)
+class AdapterOut:
+    """Where the adapter's file goes."""
+
+    out: Annotated[Path, _option("--out -o", "The file to write, such as adapter.gguf.", _JOB, "FILE")]
+
+
+@dataclass(frozen=True)
 class ArtifactPath:
     """An artifact on disk."""
 

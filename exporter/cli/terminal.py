@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from exporter.progress import LineReporter, SilentReporter
+from runtime.atomic import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -132,3 +133,8 @@ def _rich_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         style = {"NO": "bold red", "yes": "green"}.get(row[-1], "")
         table.add_row(*map(Text, row[:-1]), Text(row[-1], style=style))
     Console().print(table)
+
+
+def print_json(document: Any) -> None:  # noqa: ANN401  whatever json.dumps takes
+    """One document on standard output."""
+    typer.echo(json_text(document))

@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from exporter.cli.command import command_line
-from exporter.cli.terminal import progress, show_report, show_rows
-from runtime.atomic import json_text
+from exporter.cli.terminal import print_json, progress, show_report, show_rows
 from runtime.errors import UserError
 from runtime.units import format_bytes
 
@@ -106,7 +105,7 @@ def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
         )
     )
     if output.json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     elif not output.quiet:
         show_plan(report)
     return report.exit_status
@@ -127,7 +126,7 @@ def calibrate_host(calibrating: Calibrating, output: Output) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, speed.to_json())
     if output.json:
-        _print_json({"out": str(out), **speed.to_json()})
+        print_json({"out": str(out), **speed.to_json()})
     elif not output.quiet:
         rows = [
             (name, label, *(f"{1e-9 / costs[label]:.2f}" if label in costs else "" for costs in engine.costs))
@@ -162,7 +161,7 @@ def compress(job: CompressJob, output: Output) -> int:
         said = (f"{work} holds what is done, the same command with --resume goes on",) if work.exists() else ()
         raise KeyboardInterrupt(*said) from error
     if output.json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     elif not output.quiet:
         rows = [
             (step.said, format_bytes(step.n_bytes), f"{step.n_params:,}", f"{step.sparsity:.0%}",
@@ -203,7 +202,7 @@ def recipes(output: Output) -> int:
 
     known = list_recipes()
     if output.json:
-        _print_json({name: recipe.model_dump(mode="json") for name, recipe in known.items()})
+        print_json({name: recipe.model_dump(mode="json") for name, recipe in known.items()})
     elif not output.quiet:
         show_rows(
             ("recipe", "format", ""), [(name, one.format or "any", one.description) for name, one in known.items()]
@@ -273,7 +272,7 @@ def _check_all(checked: Checked, budget: BudgetOptions, running: Running, output
     failed = [name for name, report in reports.items() if report.exit_status]
     if output.json:
         verdict = "failed" if failed else "met"
-        _print_json({"verdict": verdict, "checks": {name: report.to_json() for name, report in reports.items()}})
+        print_json({"verdict": verdict, "checks": {name: report.to_json() for name, report in reports.items()}})
     elif not output.quiet:
         for name, report in reports.items():
             typer.echo(f"check {name}: {report.artifact.entry_path}")
@@ -321,7 +320,7 @@ def report(what: Reported, to: PageOut, output: Output) -> int:
 
     write_page(what.artifacts, to.out)
     if output.json:
-        _print_json({"out": str(to.out), "bytes": to.out.stat().st_size})
+        print_json({"out": str(to.out), "bytes": to.out.stat().st_size})
     elif not output.quiet:
         typer.echo(f"written: {to.out}")
     return 0
@@ -337,7 +336,7 @@ def harness(to: HarnessOut, output: Output) -> int:
     with replacing(to.out) as temporary:
         temporary.write_bytes(zipapp())
     if output.json:
-        _print_json({"out": str(to.out), "bytes": to.out.stat().st_size})
+        print_json({"out": str(to.out), "bytes": to.out.stat().st_size})
     elif not output.quiet:
         typer.echo(f"written: {to.out}")
         typer.echo(f"there: python3 {to.out.name} ARTIFACT")
@@ -352,7 +351,7 @@ def pack(path: ArtifactPath, to: ArchiveOut, threads: Threads, output: Output) -
         reporter.step(f"packing {path.artifact}")
         report = run(path.artifact, to.out, threads.threads, reporter.advance)
     if output.json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     elif not output.quiet:
         rows = [
             (kind, format_bytes(before), format_bytes(after), f"{after / before:.1%}")
@@ -373,7 +372,7 @@ def unpack(archive: Archive, output: Output) -> int:
         reporter.step(f"unpacking {archive.archive}")
         names = run(archive.archive, archive.out, reporter.advance)
     if output.json:
-        _print_json({"out": str(archive.out), "files": names})
+        print_json({"out": str(archive.out), "files": names})
     elif not output.quiet:
         typer.echo(f"written: {archive.out}, {len(names)} files")
     return 0
@@ -385,7 +384,7 @@ def devices(output: Output) -> int:
 
     profiles = list_devices()
     if output.json:
-        _print_json([device.to_json() for device in profiles])
+        print_json([device.to_json() for device in profiles])
     elif not output.quiet:
         show_rows(("device", "memory", "usable by one app", "bandwidth", "cores"), map(_device_row, profiles))
         typer.echo("= computed from the interface, ~ estimate, * measured; the others are the maker's own figures.")
@@ -399,7 +398,7 @@ def formats(output: Output) -> int:
 
     presets = {name: get_target(name).presets() for name in TARGETS}
     if output.json:
-        _print_json(presets)
+        print_json(presets)
     elif not output.quiet:
         rows = [(name, preset, text) for name, known in presets.items() for preset, text in known.items()]
         show_rows(("format", "quant", ""), rows)
@@ -425,11 +424,7 @@ def _device_row(device: Device) -> tuple[str, ...]:
 def _finish(report: Report, output: Output, where: str = "", page: str = "") -> int:
     """Show a report and give its exit status."""
     if output.json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     elif not output.quiet:
         show_report(report, where, page)
     return report.exit_status
-
-
-def _print_json(document: Any) -> None:  # noqa: ANN401  whatever json.dumps takes
-    typer.echo(json_text(document))

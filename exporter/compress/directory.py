@@ -50,7 +50,7 @@ def write_directory(room: Path, subject: Subject) -> None:
         elif path.is_dir() and _MODULE.fullmatch(path.name):
             shutil.copytree(path, room / path.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
+    config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "quantization_config")}
     write_json(room / "config.json", {**subject.configured(config), "dtype": "float32"})
     try:
         _stream(room / "model.safetensors", subject.merged(), found_widths(subject.model), subject.source.give_back)

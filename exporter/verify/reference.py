@@ -148,7 +148,8 @@ class TorchSource:
         model, loading = getattr(transformers, kind).from_pretrained(
             self.path, use_safetensors=True, output_loading_info=True, **options
         )
-        return model, list(loading["missing_keys"])
+        # Of a checkpoint in 8 bits it makes bfloat16 weights, whatever is asked for.
+        return model.to(options["dtype"]), list(loading["missing_keys"])
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - a model of transformers

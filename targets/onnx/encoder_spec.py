@@ -11,7 +11,6 @@ from targets.base import Problem
 from targets.gguf.architectures.base import number, positive
 from targets.pooling import read_pooling
 from targets.task import FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
-from targets.weights import FLOAT_BYTES
 
 if TYPE_CHECKING:
     from targets.facts import ModelFacts, TensorFact
@@ -204,7 +203,7 @@ def _check(name: str, fact: TensorFact | None, shape: tuple[int, ...] | None, hi
     if (shape is not None or not name.endswith("bias")) and fact.shape != expected:
         what = f"has shape {list(fact.shape)}, config.json says {list(expected)}"
         found.append(Problem(name, what, "take the config.json that belongs to these weights"))
-    if fact.dtype not in FLOAT_BYTES:
+    if not fact.is_float:
         found.append(Problem(name, f"is stored as {fact.dtype}", "export the bf16, f16 or f32 checkpoint"))
     return found
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ModelError
 from targets.base import Problem
-from targets.weights import FLOAT_BYTES
 from targets.widths import KV_HEADS, NEURONS, is_uneven, layer_widths
 from targets.widths import problems as padding_problems
 
@@ -227,7 +226,7 @@ def _check_tensor(fact: TensorFact, shape: tuple[int, ...]) -> list[Problem]:
                 "take the config.json that belongs to these weights",
             )
         )
-    if fact.dtype not in FLOAT_BYTES:
+    if not fact.is_float:
         problems.append(
             Problem(fact.name, f"is stored as {fact.dtype}", "export the bf16, f16 or f32 checkpoint of this model")
         )

@@ -170,7 +170,7 @@ def test_no_directory_no_config_no_weights(tmp_path: Path) -> None:
 
 def test_directory_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "LoRA adapter: merge it" in refusal(tmp_path)
+    assert "packlight merge" in refusal(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     (other / "x.Q4_0.gguf").write_bytes(b"GGUF")
