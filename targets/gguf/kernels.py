@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.errors import EngineError, UserError
+from targets.gguf.simd import verified as faster
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -58,17 +59,27 @@ def quantize_rows(
     Raises ValueError where the columns do not divide into blocks, OverflowError where a value is too large for the
     type: float16, also that of a block's scale, ends at 65504.
     """
-    rows, columns = values.shape
-    out = np.empty((rows, kind.row_bytes(columns)), np.uint8)
+    row_bytes = kind.row_bytes(values.shape[1])
     if kind.name == "F32":
-        out[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(out.shape)
-        return out
+        return np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(len(values), row_bytes)
     source = np.ascontiguousarray(values, np.float32)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    out = faster.quantize(kind.name, source, weights, functools.partial(_by_ggml, kind))
+    if out is None:
+        out = _by_ggml(kind, source, weights)
+    if not _library().ggml_validate_row_data(kind.id, out.ctypes.data, out.nbytes):
+        raise OverflowError(f"a value is too large for {kind.name}")
+    return out
+
+
+def _by_ggml(
+    kind: GgmlType, source: npt.NDArray[np.float32], weights: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.uint8]:
+    """What ggml makes of C-contiguous rows. Raises EngineError where it writes another number of bytes."""
+    rows, columns = source.shape
+    out = np.empty((rows, kind.row_bytes(columns)), np.uint8)
     matrix = None if weights is None else weights.ctypes.data
     written = _library().ggml_quantize_chunk(kind.id, source.ctypes.data, out.ctypes.data, 0, rows, columns, matrix)
     if written != out.nbytes:
         raise EngineError(f"ggml wrote {written} bytes of {kind.name} where {out.nbytes} were due; its version differs")
-    if not _library().ggml_validate_row_data(kind.id, out.ctypes.data, out.nbytes):
-        raise OverflowError(f"a value is too large for {kind.name}")
     return out

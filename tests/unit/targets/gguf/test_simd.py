@@ -1,0 +1,170 @@
+"""The vector kernels: the bytes are ggml's own, whatever the values are, and where they are not ggml does the work."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from targets.gguf import kernels
+from targets.gguf.kernels import quantize_rows
+from targets.gguf.simd import nonlinear, verified
+from targets.gguf.simd.lanes import LANES, Kernel, Place
+from targets.gguf.simd.tiles import nearest, per_lane, tiles, untiled
+from targets.gguf.types import TYPES
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    F32 = npt.NDArray[np.float32]
+
+NAMES = ("Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+HERE = platform.machine() in ("x86_64", "AMD64")
+"""ggml is built without fused products here; elsewhere a compiler may fuse, and ggml is used."""
+KINDS = ("weights", "sparse", "levels", "tails", "shifted", "runs", "scales", "outliers", "tiny")
+
+
+def ggml(name: str) -> verified.Reference:
+    return partial(kernels._by_ggml, TYPES[name])
+
+
+def values_of(kind: str, rng: np.random.Generator, rows: int, columns: int) -> F32:
+    x = rng.standard_normal((rows, columns))
+    if kind == "sparse":
+        x[rng.random(x.shape) < 0.95] = 0
+    elif kind == "levels":
+        x = np.round(x * 2)
+    elif kind == "tails":
+        x = x**5
+    elif kind == "shifted":
+        x += rng.standard_normal() * 50
+    elif kind == "runs":
+        x = np.repeat(x[:, ::32], 32, axis=1)
+    elif kind == "scales":
+        x *= (10.0 ** rng.integers(-8, 3, (rows, columns // 16))).repeat(16, 1)
+    elif kind == "outliers":
+        x[:, :: rng.integers(3, 99)] *= 1000
+    elif kind == "tiny":
+        x *= 10.0 ** rng.integers(-38, -4)
+    return np.ascontiguousarray(x, np.float32)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 6), blocks=st.integers(1, 4),
+    holes=st.booleans(),
+)  # fmt: skip
+def test_the_bytes_are_ggmls(
+    name: str, weighted: bool, kind: str, seed: int, rows: int, blocks: int, holes: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = values_of(kind, rng, rows, 256 * blocks)
+    importance = rng.random(256 * blocks, np.float32) if weighted else None
+    if importance is not None and holes:
+        importance[rng.random(len(importance)) < 0.3] = 0
+    found = verified.quantize(name, values, importance, ggml(name))
+    if HERE:
+        assert found is not None
+    if found is not None:
+        assert np.array_equal(found, ggml(name)(values, importance))
+
+
+@pytest.mark.skipif(not HERE, reason="elsewhere ggml's compiler may fuse products")
+@pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q6_K"])
+def test_blocks_of_which_a_scale_vanishes_are_ggmls_work(name: str) -> None:
+    values = values_of("weights", np.random.default_rng(0), 2, 512)
+    values[0, 64:96] *= 1e-6  # beside others its scale is rounded to nothing
+    seen = []
+
+    def reference(rows: F32, importance: F32 | None) -> npt.NDArray[np.uint8]:
+        seen.append(rows.shape)
+        return ggml(name)(rows, importance)
+
+    assert verified._tried(name, weighted=False, reference=ggml(name)) is not None
+    found = verified.quantize(name, values, None, reference)
+    assert seen == [(1, 256)]
+    assert found is not None
+    assert np.array_equal(found, ggml(name)(values, None))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_ggml_does_its_own_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verified, "_TRIED", {})
+
+    def other(rows: F32, importance: F32 | None) -> npt.NDArray[np.uint8]:
+        found = ggml(name)(rows, importance)
+        found[3, 5] ^= 1
+        return found
+
+    assert verified.quantize(name, values_of("weights", np.random.default_rng(0), 4, 256), None, other) is None
+
+
+def test_without_llvmlite_ggml_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = values_of("weights", np.random.default_rng(0), 4, 256)
+    expected = quantize_rows(values, TYPES["Q4_K"])
+    monkeypatch.setattr(verified, "_TRIED", {})
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert verified.quantize("Q4_K", values, None, ggml("Q4_K")) is None
+    assert np.array_equal(quantize_rows(values, TYPES["Q4_K"]), expected)
+
+
+def test_types_without_a_kernel_are_left_to_ggml() -> None:
+    values = values_of("weights", np.random.default_rng(0), 4, 256)
+    assert verified.quantize("Q3_K", values, None, ggml("Q3_K")) is None
+
+
+def test_a_level_changes_where_ggmls_comparison_does() -> None:
+    for (below, above), bound in zip(
+        zip(nonlinear.LEVELS, nonlinear.LEVELS[1:], strict=False), nonlinear.thresholds(), strict=True
+    ):
+        x = np.nextafter(np.float32(bound), np.float32(-np.inf))
+        for _ in range(3):  # one before, the bound itself, one behind
+            nearer = x - np.float32(below) < np.float32(above) - x
+            assert nearer == (x < np.float32(bound))
+            x = np.nextafter(x, np.float32(np.inf))
+
+
+def test_tiles_and_back() -> None:
+    values = np.arange(20 * 32, dtype=np.float32)
+    laid = tiles(values, 32)
+    assert laid.shape == (2, 32, LANES)
+    assert laid[1, 5, 3] == (LANES + 3) * 32 + 5
+    assert not laid[1, :, 4:].any()
+    assert np.array_equal(untiled(laid.astype(np.uint8), 20), values.reshape(20, 32).astype(np.uint8))
+    assert len(per_lane(values[:20])) == 32
+
+
+def test_expressions_are_single_precision_and_in_order() -> None:
+    kernel = Kernel("expression", [1, 1, 3, -1])
+
+    def tile(x: Place, y: Place, out: Place, codes: Place) -> None:
+        (total,) = kernel.loop(0, 3, [x[0]], lambda i, t: [t * y[0] + kernel.number(i)])
+        out[0] = total
+        out[1] = kernel.sqrt(kernel.abs(x[0])) / 3
+        out[2] = ((x[0] > 0) & (y[0] >= 0.5)).choose(-x[0], x[0] - y[0])
+        codes[0] = (x[0] * 10).rounded().clipped(-3, 7).plus(3)
+
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((4, LANES)).astype(np.float32) for _ in range(2))
+    out, codes = np.empty((4, 3, LANES), np.float32), np.empty((4, 1, LANES), np.uint8)
+    kernel.compiled(tile)(4, x, y, out, codes)
+    total = x
+    for i in range(3):
+        total = total * y + np.float32(i)  # two roundings: nothing is fused
+    assert np.array_equal(out[:, 0], total)
+    assert np.array_equal(out[:, 1], np.sqrt(np.abs(x)) / np.float32(3))
+    assert np.array_equal(out[:, 2], np.where((x > 0) & (y >= 0.5), -x, x - y))
+    assert np.array_equal(codes[:, 0], np.clip(np.rint(x * np.float32(10)), -3, 7) + 3)
+    assert np.array_equal(nearest(x * np.float32(10)), np.rint(x * np.float32(10)))
