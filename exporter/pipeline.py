@@ -10,6 +10,7 @@ from exporter.by_recipe import compressed, quant_of, recorded
 from exporter.findings import Findings, Limits, Running, refuse_kv_type, refuse_other_limits
 from exporter.quant import known_quant
 from exporter.report.report import Provenance, Report, utc_now, version
+from exporter.resume import DIGEST, digest_of, is_finished, request_of, settle
 from exporter.source import refuse_problems, resolve_model, task_of_source
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.artifact import open_artifact, write_manifest
@@ -26,6 +27,7 @@ from targets.gguf.architectures.base import head_dim
 from targets.ongrid import recorded_kv_type
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from exporter.by_recipe import NamedRecipe
@@ -45,6 +47,7 @@ class ExportRequest:
     recipe: to compress by first
     verify: None leaves verifying out; measure: False leaves measuring out
     calibration: what activations are measured on, for presets that fix their ranges
+    split_max_bytes: of the tensors in one file, for GGUF; resume: go on where a run that was killed was, for GGUF
     command: as typed, for the record
     """
 
@@ -61,6 +64,8 @@ class ExportRequest:
     revision: str | None = None
     calibration: Calibration = field(default_factory=Calibration)
     recipe: NamedRecipe | None = None
+    split_max_bytes: int | None = None
+    resume: bool = False
     command: str = ""
 
 
@@ -82,6 +87,8 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
         engine=device.onnxruntime if device else None,
         context=request.running.options.context,
         arch=device.arch if device else None,
+        split_max_bytes=request.split_max_bytes,
+        journalled=request.format == "gguf" and request.recipe is None,
     )
     refuse_problems(target, facts, options)
     kv_type = kv_type_of(request, facts)
@@ -92,7 +99,11 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
         refuse_too_large(facts, request.verify)
     if request.measure:
         request.running.refuse(request.format, reporter)
-    with staging(out) as room:
+    made_of = None
+    if options.journalled:
+        made_of = request_of(facts, options, request.format)
+        refuse_occupied(out, overwrite=request.overwrite or (request.resume and is_finished(out, made_of)))
+    with staging(out, made_of, resume=request.resume) as room:
         trusted = (request.running.options.threads, request.trust_remote_code)
         with compressed(request.recipe, facts, out, trusted, reporter) as (packed, done):
             reporter.step(f"writing {request.format} {options.quant}")
@@ -102,7 +113,9 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
             artifact = dataclasses.replace(artifact, contract={**artifact.contract, "kv_type": kv_type})
         report = examine(request, artifact, facts, reporter)
         report = report.at(dataclasses.replace(artifact, root=out))
-        report = write_documents(report, facts, room, request.running.options.context)
+        said = {DIGEST: digest_of(made_of)} if made_of is not None else {}
+        report = write_documents(report, facts, room, request.running.options.context, said)
+        settle(room)
         publish(room, out)
     return report
 
@@ -211,9 +224,12 @@ def provenance(command: str, facts: ModelFacts | None = None) -> Provenance:
     return Provenance(command, utc_now(), version(), host_facts(), facts.path.name if facts and cached else None)
 
 
-def write_documents(report: Report, facts: ModelFacts, room: Path, context: int) -> Report:
+def write_documents(
+    report: Report, facts: ModelFacts, room: Path, context: int, extra: Mapping[str, str] | None = None
+) -> Report:
     """Write report.json, report.html, README.md, Modelfile and manifest.json beside the artifact's files in `room`.
 
+    extra: more keys of the manifest
     A page that cannot be drawn is left out and noted in the report that is returned: the conversion is not lost for it.
     """
     from exporter.report.card import model_card
@@ -226,14 +242,18 @@ def write_documents(report: Report, facts: ModelFacts, room: Path, context: int)
 
         metadata = {entry.key: entry.value for entry in read_gguf_metadata(room / artifact.entry)}
         kv_type = artifact.contract.get("kv_type")
-        write_text(room / "Modelfile", modelfile(artifact.entry, context, Chat.of_gguf(metadata), kv_type))
+        if len(artifact.files) == 1:
+            write_text(room / "Modelfile", modelfile(artifact.entry, context, Chat.of_gguf(metadata), kv_type))
+        else:
+            said = "no Modelfile: Ollama takes a model in one file; leave out --split-max-size for it"
+            report = dataclasses.replace(report, notes=(*report.notes, said))
     try:
         write_text(room / PAGE, page_of(report, dataclasses.replace(artifact, root=room)))
     except ArtifactError as error:
         report = dataclasses.replace(report, notes=(*report.notes, f"{PAGE} could not be drawn ({error})"))
     write_text(room / "README.md", model_card(report, facts, context))
     write_json(room / "report.json", report.to_json())
-    write_manifest(dataclasses.replace(artifact, root=room), report.manifest_extra())
+    write_manifest(dataclasses.replace(artifact, root=room), {**report.manifest_extra(), **(extra or {})})
     return report
 
 
@@ -258,5 +278,15 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
         from targets.text import load_text
 
         load_text(request.verify.text)
-    refuse_occupied(out, overwrite=request.overwrite)
+    _refuse_of_other_formats(request)
+    refuse_occupied(out, overwrite=request.overwrite or request.resume)
     return target
+
+
+def _refuse_of_other_formats(request: ExportRequest) -> None:
+    """Raise UserError for what only a GGUF export has."""
+    if request.resume and request.recipe is not None:
+        raise UserError("export --recipe does not keep its work; use 'packlight compress --resume', then export that")
+    for option, named in (("--resume", request.resume), ("--split-max-size", request.split_max_bytes is not None)):
+        if named and request.format != "gguf":
+            raise UserError(f"{option} is for --format gguf; leave it out for {request.format}")

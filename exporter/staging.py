@@ -13,12 +13,13 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
+from exporter.resume import RECORD, is_finished, link_finished, locked, note_request, taken_over, tidy
 from runtime.artifact import MANIFEST, read_manifest
 from runtime.atomic import fsync_directory
 from runtime.errors import ArtifactError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 SUFFIX = ".partial"
@@ -46,24 +47,68 @@ def refuse_occupied(out: Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """Yield an empty directory beside OUT; remove it at the end unless `publish` has renamed it.
+def staging(out: Path, request: Mapping[str, str] | None = None, *, resume: bool = False) -> Iterator[Path]:
+    """Yield a directory beside OUT; remove it at the end unless `publish` has renamed it.
 
-    Parents of OUT are made. Leftovers of dead processes for the same OUT are removed first.
+    request: what the export is made of, noted in the directory for a later run with `resume`, which takes over the
+        directory of a dead process that noted the same, with the weights that are in it. Else it is empty.
+    Parents of OUT are made, and removed again where nothing came into them. Leftovers of dead processes for the same
+    OUT are removed first. An interrupt of a run with `resume` leaves the directory.
+    Raises UserError where there is something to go on with and it was begun with another request.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(out)
-    room = out.parent / f".{out.name}.{os.getpid()}{SUFFIX}"
-    room.mkdir()
-    lock = os.open(room, os.O_RDONLY)
+    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _room(out, request, resume=resume) as room:
+            yield room
+    finally:
+        for parent in made:
+            with contextlib.suppress(OSError):  # holds what was published
+                parent.rmdir()
+
+
+@contextlib.contextmanager
+def _room(out: Path, request: Mapping[str, str] | None, *, resume: bool) -> Iterator[Path]:
+    room = out.parent / f".{out.name}.{os.getpid()}{SUFFIX}"
+    lock = _taken_over(out, room, request) if request is not None and resume else None
+    remove_stale(out)
+    if lock is None:
+        room.mkdir()
+        lock = os.open(room, os.O_RDONLY)
         # A file system without locks loses only the cleaning up after a kill.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
+        if request is not None:
+            note_request(room, request)
+            if resume and is_finished(out, request):
+                link_finished(out, room)
+    kept = False
+    try:
         yield room
+    except (KeyboardInterrupt, SystemExit) as error:
+        kept = resume and request is not None and room.exists()
+        if kept and isinstance(error, KeyboardInterrupt):
+            said = f"{room} holds what is done, the same command goes on there"
+            raise KeyboardInterrupt(said) from error
+        raise
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(room, ignore_errors=True)
         os.close(lock)
+
+
+def _taken_over(out: Path, room: Path, request: Mapping[str, str]) -> int | None:
+    """Make `room` of what a dead process has left for the same request; the lock's descriptor, or None."""
+    ours = _ours(out)
+    found = taken_over([path for path in ours if ".previous." not in path.name], request)
+    if found is None:
+        return None
+    left, lock = found
+    left.rename(room)
+    tidy(room)
+    if not (room / RECORD).is_file():
+        note_request(room, request)
+    return lock
 
 
 def publish(room: Path, out: Path) -> None:
@@ -93,26 +138,17 @@ def remove_stale(out: Path) -> None:
     A process that was killed between the two renames of `publish` left OUT's earlier content under another name:
     that is put back.
     """
-    ours = re.compile(rf"\.{re.escape(out.name)}\.\d+(\.previous)?{re.escape(SUFFIX)}")
-    for path in out.parent.iterdir():
-        if not ours.fullmatch(path.name) or not path.is_dir() or path.is_symlink():
-            continue
+    for path in _ours(out):
         if ".previous." in path.name and not os.path.lexists(out):
             path.rename(out)
-        else:
-            _remove_unlocked(path)
+        elif (lock := locked(path)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
 
 
-def _remove_unlocked(path: Path) -> None:
-    try:
-        lock = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-    finally:
-        os.close(lock)
+def _ours(out: Path) -> list[Path]:
+    """The staging directories of OUT, of dead processes and of living ones."""
+    ours = re.compile(rf"\.{re.escape(out.name)}\.\d+(\.previous)?{re.escape(SUFFIX)}")
+    return [
+        path for path in out.parent.iterdir() if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    ]

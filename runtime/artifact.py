@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-_SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.gguf")
+_SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,13 @@ class Artifact:
     @property
     def total_bytes(self) -> int:
         """Bytes that have to be shipped: weights, graph, tokenizer and settings (a .gguf file holds them all)."""
-        return sum(record.bytes for record in self.files.values()) or self.entry_path.stat().st_size
+        known = sum(record.bytes for record in self.files.values())
+        return known or sum((self.root / name).stat().st_size for name in shards(self))
 
     @property
     def model_bytes(self) -> int:
         """Bytes of the graph and its weights alone."""
-        names = self.contract.get("model_files", [self.entry])
+        names = self.contract.get("model_files") or shards(self)
         return sum((self.root / name).stat().st_size for name in names)
 
 
@@ -161,6 +162,10 @@ def _bare(path: Path) -> Artifact:
     """An artifact without a manifest, known by its suffix only."""
     if path.suffix != ".gguf":
         raise ArtifactError(f"{path}: no {MANIFEST} beside it and not a .gguf file; name an exported directory")
+    part = _SHARD.fullmatch(path.name)
+    if part is not None and int(part[2]) != 1:
+        first = f"{part[1]}-00001-of-{part[3]}.gguf"
+        raise ArtifactError(f"{path}: is part {int(part[2])} of {int(part[3])} of a model; name the first, {first}")
     return Artifact(
         root=path.parent, format="gguf", entry=path.name, name=path.stem, quant="", n_params=0,
         bits_per_weight=0.0, context_length=0, source=str(path),
@@ -172,7 +177,7 @@ def shards(artifact: Artifact) -> list[str]:
     match = _SHARD.fullmatch(artifact.entry)
     if match is None:
         return [artifact.entry]
-    pattern = f"{glob.escape(match[1])}-?????-of-{match[2]}.gguf"
+    pattern = f"{glob.escape(match[1])}-?????-of-{match[3]}.gguf"
     return sorted(path.name for path in artifact.root.glob(pattern))
 
 

@@ -64,6 +64,9 @@ class EmitOptions:
     engine: the oldest version of the engine that has to load the artifact, as the device's profile names it
     context: tokens of a cache whose size the artifact fixes; None for a default
     arch: of the processor that it is for, one of `targets.device.ARCHS`; None for this host's
+    split_max_bytes: of the tensors in a file, for GGUF; None for one file of any size
+    journalled: what is written is noted beside it, and a run goes on where one before was; for GGUF, see
+        `targets.gguf.writing`
     """
 
     quant: str
@@ -72,6 +75,8 @@ class EmitOptions:
     engine: str | None = None
     context: int | None = None
     arch: str | None = None
+    split_max_bytes: int | None = None
+    journalled: bool = False
 
 
 class Target(Protocol):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from exporter.archive.format import FOOTER, MAGIC, SEGMENT
 from exporter.archive.planes import to_planes
-from runtime.artifact import open_artifact
+from runtime.artifact import open_artifact, shards
 from runtime.atomic import replacing
 from runtime.errors import ModelError, UserError
 from runtime.host import usable_cores
@@ -70,8 +70,9 @@ def pack(path: Path, out: Path, threads: int | None, progress: Progress) -> Pack
         raise UserError(f"{out}: is there already; name another file for -o")
     artifact = open_artifact(path)
     whole = path.is_dir()
-    files = sorted(one for one in path.rglob("*") if one.is_file()) if whole else [artifact.entry_path]
     root = path if whole else artifact.root
+    found = path.rglob("*") if whole else (root / name for name in shards(artifact))
+    files = sorted(one for one in found if one.is_file())
     total, report = sum(file.stat().st_size for file in files), PackReport(str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -190,14 +191,14 @@ def _pieces(path: Path, size: int) -> Iterator[_Piece]:
 
 def _tensors(path: Path) -> list[tuple[str, int, int, int]]:
     """(type, first byte, bytes, bytes of a block) of the tensors of a file whose layout is known; else none."""
-    from targets.gguf.reading import READABLE_TYPES, read_gguf_facts
+    from targets.gguf.reading import READABLE_TYPES, read_gguf_tensors
     from targets.safetensors import read_header
 
     blocks = {kind.name: kind.block_bytes for kind in READABLE_TYPES.values()} | FLOAT_BYTES
     facts: list[TensorFact] = []
     try:
         if path.suffix == ".gguf":
-            facts = list(read_gguf_facts(path, str(path)).tensors.values())
+            facts = read_gguf_tensors(path)
         elif path.suffix == ".safetensors":
             facts = list(read_header(path))
     except ModelError:  # whatever it is, its bytes can be packed

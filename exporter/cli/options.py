@@ -84,6 +84,11 @@ class Job:
     calibration_text: Annotated[
         Path | None, _option("--calibration-text", "Text for it (UTF-8); default Python's own help.", _JOB, "FILE")
     ] = None
+    split_max_size: Annotated[
+        str | None,
+        _option("--split-max-size", "GGUF: several files, named as llama.cpp does; tensors in each: 2GB.", _JOB, _SIZE),
+    ] = None
+    resume: Annotated[bool, _option("--resume", "GGUF: go on where a killed run with the same OUT was.", _JOB)] = False
     overwrite: Annotated[bool, _option("--overwrite", "Replace an earlier export in OUT.", _JOB)] = False
     no_verify: Annotated[bool, _option("--no-verify", "Leave out the comparison with MODEL.", _JOB)] = False
     no_measure: Annotated[bool, _option("--no-measure", "Leave out memory and speed.", _JOB)] = False

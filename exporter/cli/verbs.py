@@ -15,7 +15,7 @@ import typer
 from exporter.cli.command import command_line
 from exporter.cli.terminal import print_json, progress, show_report, show_rows
 from runtime.errors import UserError
-from runtime.units import format_bytes
+from runtime.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from exporter.cli.options import (
@@ -73,6 +73,8 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
         revision=job.revision,
         calibration=Calibration(job.calibration, job.calibration_text),
         recipe=by,
+        split_max_bytes=parse_bytes(job.split_max_size) if job.split_max_size is not None else None,
+        resume=job.resume,
         command=command_line(),
     )
     with progress(output) as reporter:

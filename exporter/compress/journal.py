@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from runtime.atomic import fsync_directory, replacing
 from runtime.errors import EngineError, ModelError, UserError
+from runtime.lines import append_line, read_lines
 from targets.safetensors import read_header
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Journal(Kept):
     def __init__(self, room: Path) -> None:
         self.room = room
         self.all_met: Callable[[], None] = lambda: None
-        self._lines = _read(room / NAME, mend=self.first)
+        self._lines = read_lines(room / NAME, mend=self.first)
 
     def meet(self) -> None:
         """See `Kept`."""
@@ -93,10 +93,7 @@ class Journal(Kept):
     def note(self, what: str, **content: Any) -> None:
         """See `Kept`."""
         line = {"what": what, **content}
-        with (self.room / NAME).open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.room / NAME, line)
         self._lines.append(line)
 
     def same(self, what: str, value: str, message: str) -> None:
@@ -145,7 +142,7 @@ class ReadJournal(Journal):
     def meet(self) -> None:
         """See `Kept`."""
         super().meet()
-        self._lines = _read(self.room / NAME, mend=False)
+        self._lines = read_lines(self.room / NAME, mend=False)
 
     def note(self, what: str, **_: Any) -> None:
         """See `Kept`. The first process has noted it, or has failed."""
@@ -209,26 +206,6 @@ def _begun(room: Path, made_of: Mapping[str, str], *, resume: bool) -> Journal:
     if other := [what for what, value in made_of.items() if begun.get(what) != value]:
         raise UserError(f"--resume: {room} was begun with another {other[0]}; leave --resume out to begin anew")
     return Journal(room)
-
-
-def _read(path: Path, *, mend: bool) -> list[dict[str, Any]]:
-    """The whole lines. mend: one that a kill cut off is cut out of the file, so that the next begins where it did."""
-    lines: list[dict[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError), path.open("r+b" if mend else "rb") as file:
-        whole = 0
-        for raw in file:
-            try:
-                line = json.loads(raw)
-                complete = raw.endswith(b"\n") and isinstance(line["what"], str)
-            except (ValueError, TypeError, KeyError):
-                complete = False
-            if not complete:
-                break
-            lines.append(line)
-            whole += len(raw)
-        if mend:
-            file.truncate(whole)
-    return lines
 
 
 def _mapped(path: Path) -> Arrays:

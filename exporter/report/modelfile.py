@@ -104,10 +104,11 @@ class Chat:
 
         def text(which: str) -> str | None:
             index = metadata.get(f"tokenizer.ggml.{which}_token_id")
-            token = tokens[index] if isinstance(index, int) and index < len(tokens) else None
+            token = tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None
             return token if isinstance(token, str) else None
 
-        return cls(metadata.get("tokenizer.chat_template"), text("bos"), text("eos"))
+        template = metadata.get("tokenizer.chat_template")
+        return cls(template if isinstance(template, str) else None, text("bos"), text("eos"))
 
 
 def recognise(template: str | None) -> ChatFormat | None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_LONGEST_NAME = 200
+"""Bytes of a file's name without its suffix."""
+
+
 @dataclass(frozen=True)
 class ModelName:
     """A model's name apart, as the naming convention has it; None for a part that the model lacks."""
@@ -31,8 +35,11 @@ class ModelName:
         stem = gguf.utility.naming_convention(
             self.name, self.base, self.finetune, self.version, self.size, encoding.upper()
         )
-        # a name is a name, wherever it comes from: never a path
-        return f"{stem.replace('/', '-').lstrip('.')}.gguf"
+        # A name is a name, wherever it comes from: never a path, nor longer than a file system takes (255 bytes, of
+        # which a temporary name and a part's number take some).
+        printable = "".join(letter if letter.isprintable() and letter != "/" else "-" for letter in stem)
+        short = printable.encode("utf-8", "replace")[:_LONGEST_NAME].decode("utf-8", "ignore")
+        return f"{short.lstrip('.') or 'model'}.gguf"
 
 
 def model_name(name: str, n_params: int, known: dict[str, Any] | None = None) -> ModelName:

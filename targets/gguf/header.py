@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from targets.gguf.packed import Packed
+
 if TYPE_CHECKING:
     from targets.gguf.keyvalue import KeyValue
     from targets.gguf.types import GgmlType
@@ -89,6 +91,8 @@ def _value(entry: KeyValue) -> bytes:
     if entry.subtype is None or entry.subtype == "ARRAY":
         raise ValueError(f"{entry.key}: an array needs the type of its elements")
     head = struct.pack("<IQ", _TYPE_IDS[entry.subtype], len(entry.value))
+    if isinstance(entry.value, Packed):
+        return head + entry.value.raw
     if entry.subtype == "STRING":
         data = [text if isinstance(text, bytes) else str(text).encode("utf-8") for text in entry.value]
         return head + b"".join(itertools.chain.from_iterable(zip(map(_LENGTH, map(len, data)), data, strict=True)))

@@ -12,6 +12,7 @@ class KeyValue:
 
     type: "UINT8" … "UINT64", "INT8" … "INT64", "FLOAT32", "FLOAT64", "BOOL", "STRING" or "ARRAY"
     subtype: the element type of an ARRAY, else None
+    value: of an ARRAY a list, or `targets.gguf.packed.Packed` where it was read from a file
     """
 
     key: str

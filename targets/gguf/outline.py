@@ -8,6 +8,7 @@ Source of the rules: src/llama-context.cpp, src/llama-kv-cache*.cpp and ggml/src
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,6 @@ from targets.gguf.types import TYPES
 from targets.outline import Footprint, Outlined, Work, first_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from targets.facts import ModelFacts
     from targets.gguf.content import Content
     from targets.gguf.header import Placed
@@ -76,7 +75,7 @@ class Dimensions:
 
         def each(key: str, default: int) -> tuple[int, ...]:
             found = get(key, default)
-            values = tuple(found) if isinstance(found, (list, tuple)) else (found,) * n_layers
+            values = tuple(found) if isinstance(found, Sequence) else (found,) * n_layers
             if len(values) != n_layers or not all(isinstance(value, int) and value >= 0 for value in values):
                 raise ValueError(f"{arch}.{key} is {found}, with {n_layers} layers")
             return values

@@ -1,7 +1,8 @@
 """A GGUF file as a source: its tensors as `ModelFacts`, its metadata as `KeyValue`s that can be written again.
 
 gguf-py's reader takes seconds for a vocabulary of 50,000 and trusts the file's counts; this one takes a fraction
-of that, reads the header only, and checks every count and offset against the file's size before it follows it.
+of that, reads the header only, and checks every count and offset against the file's size before it follows it. What it
+keeps is at most a small multiple of the header, and a header's length and counts have limits that no model comes near.
 The layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3; 2 is the same for our purpose).
 """
 
@@ -10,12 +11,15 @@ from __future__ import annotations
 import itertools
 import mmap
 import struct
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ModelError
 from targets.facts import ModelFacts, TensorFact, several, shown
 from targets.gguf.keyvalue import KeyValue
+from targets.gguf.packed import PackedNumbers, PackedTexts, decoded
+from targets.gguf.parts import part_name, part_of
 from targets.gguf.types import TYPES, GgmlType
 
 if TYPE_CHECKING:
@@ -29,6 +33,11 @@ _DEFAULT_ALIGNMENT = 32
 # n_dims, type, offset): what a claimed count needs at least.
 _MIN_KEY_VALUE = 8 + 1 + 4 + 1
 _MIN_TENSOR = 8 + 4 + 4 + 8
+# A header of today's largest vocabularies takes 20 MB, with a tokenizer.json inside 60 MB; 70 keys, 2,000 tensors.
+MAX_HEADER = 1 << 28
+MAX_KEYS, MAX_TENSORS = 1 << 16, 1 << 17
+MAX_TEXT, MAX_NAME = 1 << 26, (1 << 16) - 1
+"""Bytes of a text, and of the name of a key (the format's own limit) or tensor."""
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _STRING, _ARRAY = 8, 9
@@ -73,18 +82,30 @@ class _Header:
 
 
 def read_gguf_facts(path: Path, requested: str) -> ModelFacts:
-    """The facts of a GGUF file: shapes in torch order, ggml type names, absolute offsets. Raises ModelError."""
+    """The facts of a GGUF file: shapes in torch order, ggml type names, absolute offsets. Raises ModelError.
+
+    Of a model in several files, as llama-gguf-split writes them, the first names all, and the others lie beside it.
+    """
     header = _read(path)
-    _refuse_parts(path, header.metadata)
-    if not header.tensors:
+    tensors, name = header.tensors, path.stem
+    n_parts = _split_key(header, "count", 1)
+    if n_parts > 1:
+        name, tensors = _of_all_parts(path, header, n_parts)
+    if not tensors:
         raise ModelError(f"{path}: holds no tensor, only metadata; name a GGUF file with weights")
-    return ModelFacts("gguf", path, path.stem, requested, {}, {fact.name: fact for fact in header.tensors})
+    return ModelFacts("gguf", path, name, requested, {}, {fact.name: fact for fact in tensors})
+
+
+def read_gguf_tensors(path: Path) -> list[TensorFact]:
+    """The tensors of this one file, by offset, whether it is a whole model or a part of one. Raises ModelError."""
+    return _read(path).tensors
 
 
 def read_gguf_metadata(path: Path) -> list[KeyValue]:
     """Every key/value of a GGUF file, in its order, with the types to write it again. Raises ModelError.
 
-    Arrays are lists. Text that is not UTF-8 (some vocabularies have such pieces) stays bytes, so that a copy is exact.
+    Arrays are `Packed`. Text that is not UTF-8 (some vocabularies have such pieces) stays bytes, so that a copy is
+    exact.
     """
     return _read(path).metadata
 
@@ -105,13 +126,37 @@ def _read(path: Path) -> _Header:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); name a .gguf file") from error
 
 
-def _refuse_parts(path: Path, metadata: list[KeyValue]) -> None:
-    """A model split over several files has to be merged first."""
-    parts = next((entry.value for entry in metadata if entry.key == "split.count"), 0)
-    if isinstance(parts, int) and parts > 1:
-        raise ModelError(
-            f"{path}: is one of {parts} parts of a model; merge them: llama-gguf-split --merge FIRST-PART OUT.gguf"
-        )
+def _split_key(header: _Header, which: str, default: int) -> int:
+    """A number of split.*, which llama-gguf-split writes; the default where it is not there or no number."""
+    value = next((entry.value for entry in header.metadata if entry.key == f"split.{which}"), default)
+    return value if isinstance(value, int) else default
+
+
+def _of_all_parts(first: Path, header: _Header, n_parts: int) -> tuple[str, list[TensorFact]]:
+    """The model's name, and the tensors of all its parts. Raises ModelError."""
+    number, named = _split_key(header, "no", 0), part_of(first)
+    if named is None:
+        usual = part_name("NAME", number, n_parts)
+        raise ModelError(f"{first}: is one of {n_parts} parts of a model; give it the name that it had: {usual}")
+    if number or (named.number, named.count) != (0, n_parts):
+        beginning = part_name(named.stem, 0, n_parts)
+        raise ModelError(f"{first}: is part {number + 1} of {n_parts} of a model; name the first, {beginning}")
+    facts = {fact.name: fact for fact in header.tensors}
+    n_read = len(header.tensors)
+    for number in range(1, n_parts):
+        path = first.with_name(part_name(named.stem, number, n_parts))
+        if not path.exists():
+            raise ModelError(f"{path}: is missing, part {number + 1} of {n_parts} of the model; {_AGAIN}")
+        part = _read(path)
+        if (_split_key(part, "no", -1), _split_key(part, "count", -1)) != (number, n_parts):
+            raise ModelError(f"{path}: is not part {number + 1} of {n_parts}, as its name says; {_AGAIN}")
+        n_read += len(part.tensors)
+        facts |= {fact.name: fact for fact in part.tensors}
+    expected = _split_key(header, "tensors.count", n_read)
+    if not len(facts) == n_read == expected:
+        what = f"its {n_parts} parts hold {n_read} tensors, {len(facts)} of different names, and not {expected}"
+        raise ModelError(f"{first}: {what}; {_AGAIN}")
+    return named.stem, list(facts.values())
 
 
 class _Parser:
@@ -131,6 +176,9 @@ class _Parser:
             left = self.size - self.at
             if n_tensors * _MIN_TENSOR + n_values * _MIN_KEY_VALUE > left:
                 raise self.error(f"claims {n_tensors} tensors and {n_values} keys, more than its {left} bytes can hold")
+            if n_tensors > MAX_TENSORS or n_values > MAX_KEYS:
+                what = f"claims {n_tensors} tensors and {n_values} keys, more than {MAX_TENSORS} and {MAX_KEYS}"
+                raise self.error(what, "no model has so many; name another file")
             metadata = self.metadata(n_values)
             return _Header(metadata, self.tensors(n_tensors, _alignment(self, metadata)))
         except struct.error as error:
@@ -146,19 +194,44 @@ class _Parser:
         self.at += layout.size
         return value
 
-    def text(self) -> bytes:
-        """One string."""
-        length = self.number(_U64)
-        end = self.at + length
-        if end > self.size:
-            raise self.error(f"claims a string of {length} bytes at byte {self.at - 8}, past its end")
+    def raw(self, n_bytes: int) -> bytes:
+        """So many bytes, which the file has. Raises ModelError where they would make the header too long."""
+        end = self.at + n_bytes
+        if end > MAX_HEADER:
+            raise self.error(f"has a header of more than {MAX_HEADER} bytes", "no model has one; name another file")
         raw = self.data[self.at : end]
         self.at = end
         return raw
 
+    def text(self, most: int | None = None) -> bytes:
+        """One string of at most so many bytes, or MAX_TEXT."""
+        length, most = self.number(_U64), MAX_TEXT if most is None else most
+        if self.at + length > self.size:
+            raise self.error(f"claims a string of {length} bytes at byte {self.at - 8}, past its end")
+        if length > most:
+            raise self.error(f"has a string of {length} bytes at byte {self.at - 8}, more than {most}")
+        return self.raw(length)
+
+    def texts(self, key: str, count: int) -> PackedTexts:
+        """The elements of an array of strings."""
+        if count * 8 > self.size - self.at:
+            raise self.error(f"key {shown(key)} claims {count} strings, more than the file can hold")
+        start, at = self.at, self.at
+        limit = min(self.size, start + MAX_HEADER)
+        starts, length_at = array("I"), _U64.unpack_from
+        for _ in range(count):
+            starts.append(at - start)
+            (length,) = length_at(self.data, at)
+            at += 8 + length
+            if at > limit:
+                break
+        if at > self.size:
+            raise self.error(f"claims a string of {length} bytes at byte {at - length - 8}, past its end")
+        return PackedTexts(self.raw(at - start), starts)
+
     def name(self, what: str) -> str:
         """The name of a key or tensor."""
-        raw = self.text()
+        raw = self.text(MAX_NAME)
         try:
             name = raw.decode()
         except UnicodeDecodeError:
@@ -181,27 +254,22 @@ class _Parser:
         """What follows a key: its type and value."""
         kind = self.number(_U32)
         if kind == _STRING:
-            return KeyValue(key, _decoded(self.text()), "STRING")
+            return KeyValue(key, decoded(self.text()), "STRING")
         if kind in _SCALARS:
             name, letter = _SCALARS[kind]
             return KeyValue(key, self.number(struct.Struct(f"<{letter}")), name)
         if kind != _ARRAY:
             raise self.error(f"key {shown(key)} has the unknown value type {kind}")
         kind, count = self.number(_U32), self.number(_U64)
-        left = self.size - self.at
         if kind == _STRING:
-            if count * 8 > left:
-                raise self.error(f"key {shown(key)} claims {count} strings, more than the file can hold")
-            return KeyValue(key, [_decoded(self.text()) for _ in range(count)], "ARRAY", "STRING")
+            return KeyValue(key, self.texts(key, count), "ARRAY", "STRING")
         if kind not in _SCALARS:
             raise self.error(f"key {shown(key)} is an array of the unknown or nested type {kind}")
         name, letter = _SCALARS[kind]
         n_bytes = count * struct.calcsize(f"<{letter}")
-        if n_bytes > left:
+        if n_bytes > self.size - self.at:
             raise self.error(f"key {shown(key)} claims {count} values, more than the file can hold")
-        values = list(struct.unpack_from(f"<{count}{letter}", self.data, self.at))
-        self.at += n_bytes
-        return KeyValue(key, values, "ARRAY", name)
+        return KeyValue(key, PackedNumbers(self.raw(n_bytes), letter), "ARRAY", name)
 
     def tensors(self, count: int, alignment: int) -> list[TensorFact]:
         """All tensor entries, by offset. They may not overlap nor leave the file."""
@@ -258,11 +326,3 @@ def _alignment(parser: _Parser, metadata: list[KeyValue]) -> int:
     if entry.type != "UINT32" or value == 0 or value & (value - 1):
         raise parser.error(f"general.alignment is {shown(value)}, not a power of two")
     return int(value)
-
-
-def _decoded(raw: bytes) -> str | bytes:
-    """Text where it is UTF-8, else the bytes."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from targets.base import Problem
+from targets.damage import damage_in
 from targets.gguf.architectures import ARCHITECTURES
 from targets.gguf.architectures.base import OutTensor
 from targets.gguf.content import Content, count_params
@@ -17,12 +19,20 @@ from targets.weights import FLOAT_BYTES
 if TYPE_CHECKING:
     from targets.facts import ModelFacts
 
-_REWRITTEN = {"general.file_type", "general.quantization_version", "general.alignment"}
+_REWRITTEN = {
+    "general.file_type", "general.quantization_version", "general.alignment",
+    "split.no", "split.count", "split.tensors.count",
+}  # fmt: skip
 """Keys that describe the file and not the model: they are written anew."""
 
 
 def read_content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     """The content of a GGUF file, and every problem found in it. Raises ModelError for a damaged file."""
+    with damage_in(facts.path):
+        return _content(facts)
+
+
+def _content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     metadata = read_gguf_metadata(facts.path)
     known = {entry.key: entry.value for entry in metadata}
     arch = known.get("general.architecture")
@@ -37,6 +47,9 @@ def read_content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
             str(facts.path), f"is a '{arch}' with experts or of another family", f"known: {', '.join(families)}"
         )
         return None, [problem]
+    if not 0 < n_layers <= len(facts.tensors):
+        what = f"says it has {n_layers} layers, with {len(facts.tensors)} tensors"
+        return None, [Problem(str(facts.path), what, "download or copy the file again")]
     tensors = [OutTensor(fact.name, fact.shape, fact) for fact in facts.tensors.values()]
     heads, kv_heads = _count(known.get(f"{arch}.attention.head_count")), known.get(f"{arch}.attention.head_count_kv")
     n_gqa = heads // (_count(kv_heads) or heads or 1)
@@ -71,7 +84,7 @@ def _losses(facts: ModelFacts) -> tuple[str, ...]:
 
 def _count(value: object) -> int:
     """A head count; per-layer arrays count by their first layer, as llama-quantize does."""
-    first = value[0] if isinstance(value, list) and value else value
+    first = value[0] if isinstance(value, Sequence) and value else value
     return first if isinstance(first, int) else 0
 
 

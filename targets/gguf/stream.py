@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from targets.base import Progress
+    from targets.chunk_journal import FileJournal
     from targets.gguf.architectures.base import OutTensor
     from targets.gguf.header import Placed
 
@@ -29,11 +30,37 @@ CHUNK_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True)
+class Output:
+    """An open file of its full size, its header written.
+
+    data_start: where its data section begins; tensors: what to write and where in that section
+    journal: is told of every chunk, and knows those of a run before
+    """
+
+    descriptor: int
+    data_start: int
+    tensors: list[tuple[OutTensor, Placed]]
+    journal: FileJournal | None = None
+
+
+@dataclass(frozen=True)
 class _Chunk:
+    output: Output
     tensor: OutTensor
     placed: Placed
     start: int
     stop: int
+
+    @property
+    def position(self) -> int:
+        """Of its first byte in the file."""
+        row_bytes = self.placed.kind.row_bytes(self.tensor.shape[-1])
+        return self.output.data_start + self.placed.offset + self.start * row_bytes
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its rows as they are stored."""
+        return (self.stop - self.start) * self.placed.kind.row_bytes(self.tensor.shape[-1])
 
 
 def interleave_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
@@ -43,32 +70,50 @@ def interleave_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
     return (heads + np.arange(half)[None, :, None] + np.arange(2)[None, None, :] * half).reshape(-1)
 
 
-def write_tensors(
-    descriptor: int, data_start: int, tensors: list[tuple[OutTensor, Placed]], threads: int, progress: Progress
-) -> None:
-    """Fill the data section of an open file. Raises the first error of any chunk (ModelError, OSError)."""
-    total = sum(placed.n_bytes for _, placed in tensors)
+def write_tensors(outputs: list[Output], threads: int, progress: Progress) -> None:
+    """Fill the data sections of open files. Raises the first error of any chunk (ModelError, OSError)."""
     with WeightReader() as reader:
-        for tensor, _ in tensors:
-            if tensor.source is not None:
-                reader.open(tensor.source.file)
-        chunks = [chunk for tensor, placed in tensors for chunk in _chunks(tensor, placed)]
-        run_chunks(
-            (partial(_write_chunk, reader, descriptor, data_start, chunk) for chunk in chunks), threads, total, progress
-        )
+        for output in outputs:
+            for tensor, _ in output.tensors:
+                if tensor.source is not None:
+                    reader.open(tensor.source.file)
+        chunks = [chunk for output in outputs for tensor, placed in output.tensors
+                  for chunk in _chunks(output, tensor, placed)]  # fmt: skip
+        chunks = _not_yet_written(chunks, threads, progress)
+        total = sum(chunk.n_bytes for chunk in chunks)
+        run_chunks((partial(_write_chunk, reader, chunk) for chunk in chunks), threads, total, progress)
 
 
-def _chunks(tensor: OutTensor, placed: Placed) -> list[_Chunk]:
+def _not_yet_written(chunks: list[_Chunk], threads: int, progress: Progress) -> list[_Chunk]:
+    """The chunks that no run before has written, or whose bytes are not those any more, in their order."""
+    known = [c for c in chunks if c.output.journal is not None and c.output.journal.knows(c.position, c.n_bytes)]
+    if not known:
+        return chunks
+    kept: set[int] = set()
+
+    def check(chunk: _Chunk) -> int:
+        if chunk.output.journal is not None and chunk.output.journal.holds(chunk.position, chunk.n_bytes):
+            kept.add(id(chunk))
+        return chunk.n_bytes
+
+    total = sum(chunk.n_bytes for chunk in known)
+    run_chunks((partial(check, chunk) for chunk in known), threads, total, progress, "resume")
+    return [chunk for chunk in chunks if id(chunk) not in kept]
+
+
+def _chunks(output: Output, tensor: OutTensor, placed: Placed) -> list[_Chunk]:
     columns = tensor.shape[-1]
     n_rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
-    return [_Chunk(tensor, placed, start, stop) for start, stop in row_chunks(n_rows, columns, CHUNK_ELEMENTS)]
+    return [_Chunk(output, tensor, placed, start, stop) for start, stop in row_chunks(n_rows, columns, CHUNK_ELEMENTS)]
 
 
-def _write_chunk(reader: WeightReader, descriptor: int, data_start: int, chunk: _Chunk) -> int:
+def _write_chunk(reader: WeightReader, chunk: _Chunk) -> int:
     """Bytes written for one chunk."""
     data = _encode(reader, chunk)
-    row_bytes = chunk.placed.kind.row_bytes(chunk.tensor.shape[-1])
-    return write_at(descriptor, data, data_start + chunk.placed.offset + chunk.start * row_bytes)
+    written = write_at(chunk.output.descriptor, data, chunk.position)
+    if chunk.output.journal is not None:
+        chunk.output.journal.wrote(chunk.position, data)
+    return written
 
 
 def _encode(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from runtime.artifact import Artifact, record
-from runtime.atomic import replacing
-from runtime.errors import ModelError
+from runtime.artifact import Artifact
 from runtime.host import usable_cores
+from targets.gguf.files import cut_problems, files_of
 from targets.gguf.plan import Plan, make_plan
 from targets.gguf.presets import PRESETS
-from targets.gguf.stream import write_tensors
+from targets.gguf.writing import write_files
 from targets.ongrid import recorded_preset
 from targets.planned import PlannedTarget
-from targets.stream import reserve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,44 +35,33 @@ class GgufTarget(PlannedTarget[Plan]):
 
     def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
         """See `PlannedTarget`."""
-        return make_plan(facts, options)
+        plan, problems = make_plan(facts, options)
+        return plan, problems or (cut_problems(plan, options.split_max_bytes) if plan is not None else [])
 
     def emit(self, facts: ModelFacts, options: EmitOptions, out: Path, progress: Progress) -> Artifact:
-        """Write the file into the existing directory `out`. Raises ModelError for NaN or infinite weights."""
+        """Write the file, or its parts, into the existing directory `out`. Raises ModelError for bad weights."""
         plan = self.plan(facts, options)
-        path = out / plan.name.file_name(plan.preset.name)
-        threads = options.threads or usable_cores()
-        with replacing(path) as temporary:
-            _write(temporary, plan, threads, progress)
+        planned = files_of(plan, options.split_max_bytes)
+        names = [file.name for file in planned]
+        files = write_files(out, planned, options.threads or usable_cores(), progress, journalled=options.journalled)
         return Artifact(
             root=out,
             format=self.name,
-            entry=path.name,
+            entry=names[0],
             name=plan.name.name,
             quant=plan.preset.name,
             n_params=plan.n_params,
             bits_per_weight=plan.bits_per_weight,
             context_length=plan.context_length,
             source=facts.requested,
-            contract={"engine": "llama.cpp", "tensors": _type_counts(plan), "notes": list(plan.notes)},
-            files={path.name: record(path)},
+            contract={
+                "engine": "llama.cpp",
+                "tensors": _type_counts(plan),
+                "notes": list(plan.notes),
+                **({"model_files": names} if len(names) > 1 else {}),
+            },
+            files=files,
         )
-
-
-def _write(path: Path, plan: Plan, threads: int, progress: Progress) -> None:
-    """Write the whole file at `path`. Raises UserError where the disk is too small, before any work."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        reserve(descriptor, path, plan.file_bytes)
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(plan.header)
-        write_tensors(descriptor, len(plan.header), plan.tensors, threads, progress)
-    except OSError as error:
-        raise ModelError(
-            f"{path.parent}: cannot be written ({error.strerror}); free space or choose another -o"
-        ) from error
-    finally:
-        os.close(descriptor)
 
 
 def _type_counts(plan: Plan) -> dict[str, int]:

@@ -158,7 +158,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "overlap": (data(tensor("t", [16], 0, 0), tensor("u", [2], 0, 32)), "tensors overlap: u and t"),
     "truncated": (data(tensor("t", [64], 0, 32)), "is truncated, has 320 of the 352 bytes"),
     "split": (header(1, 1) + key("split.count") + struct.pack("<IH", 2, 3) + tensor("t", [1], 0, 0) + bytes(64),
-              "is one of 3 parts of a model; merge them"),
+              "is one of 3 parts of a model; give it the name that it had: NAME-00001-of-00003.gguf"),
 }  # fmt: skip
 
 

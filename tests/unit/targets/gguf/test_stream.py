@@ -19,7 +19,7 @@ from support.parity import emit, no_progress
 from exporter.checkpoint import resolve
 from runtime.errors import ModelError, UnsupportedError, UserError
 from targets.base import EmitOptions
-from targets.gguf import stream, target
+from targets.gguf import stream, writing
 from targets.gguf.target import GgufTarget
 
 if TYPE_CHECKING:
@@ -65,6 +65,18 @@ def test_any_chunk_size_writes_the_same_file(
     assert emit(model, tmp_path / "b", preset="q4_k_m").entry_path.read_bytes() == whole
 
 
+def test_any_number_of_threads_and_any_order_of_chunks_writes_the_same_file(model: Path, tmp_path: Path) -> None:
+    """What is written depends on the model, the options and packlight, not on which thread comes first."""
+    found = []
+    for number, (threads, journalled) in enumerate([(1, False), (2, False), (7, False), (1, True), (5, True)]):
+        out = tmp_path / str(number)
+        out.mkdir()
+        options = EmitOptions("q4_k_m", threads, journalled=journalled)
+        artifact = GgufTarget().emit(resolve(str(model)), options, out, no_progress)
+        found.append((artifact.files, artifact.entry_path.read_bytes()))
+    assert all(one == found[0] for one in found)
+
+
 def test_f32_holds_the_stored_values_with_q_and_k_interleaved(model: Path, tmp_path: Path) -> None:
     source = stored(model)
     written = {t.name: t.data for t in gguf.GGUFReader(emit(model, tmp_path).entry_path).tensors}
@@ -105,7 +117,7 @@ def test_a_full_disk_is_known_before_the_work(model: Path, tmp_path: Path, monke
     def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(target.os, "posix_fallocate", no_room)
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(UserError, match=r"no room for a file of \d+ bytes"):
@@ -188,13 +200,13 @@ def test_a_kill_leaves_no_half_file_under_the_final_name(delay: float, model: Pa
 
 def test_emit_options_reach_the_threads(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    real: Callable[..., None] = target.write_tensors
+    real: Callable[..., None] = writing.write_tensors
 
     def spy(*arguments: object) -> None:
-        seen.append(arguments[3])  # type: ignore[arg-type]  # threads
+        seen.append(arguments[1])  # type: ignore[arg-type]  # threads
         real(*arguments)
 
-    monkeypatch.setattr(target, "write_tensors", spy)
+    monkeypatch.setattr(writing, "write_tensors", spy)
     GgufTarget().emit(resolve(str(model)), EmitOptions("q8_0", 3), tmp_path, no_progress)
     assert seen == [3]
 
