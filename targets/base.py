@@ -56,6 +56,23 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class TypeChoice:
+    """Types of tensors beside what a preset gives them, for gguf.
+
+    rules: a regular expression and a type each; of a tensor the first counts that is found in its name
+    pure: every tensor gets the preset's base type
+    output, embedding: types of the output matrix and of the table of tokens
+    importance: a file of llama.cpp's, what the error in each column of a matrix counts
+    """
+
+    rules: tuple[tuple[str, str], ...] = ()
+    pure: bool = False
+    output: str | None = None
+    embedding: str | None = None
+    importance: Path | None = None
+
+
+@dataclass(frozen=True)
 class EmitOptions:
     """How to emit.
 
@@ -64,6 +81,7 @@ class EmitOptions:
     engine: the oldest version of the engine that has to load the artifact, as the device's profile names it
     context: tokens of a cache whose size the artifact fixes; None for a default
     arch: of the processor that it is for, one of `targets.device.ARCHS`; None for this host's
+    types: of tensors, beside the preset's
     """
 
     quant: str
@@ -72,6 +90,7 @@ class EmitOptions:
     engine: str | None = None
     context: int | None = None
     arch: str | None = None
+    types: TypeChoice = TypeChoice()
 
 
 class Target(Protocol):

@@ -18,11 +18,16 @@ from targets.stream import run_chunks, write_at
 from targets.weights import FLOAT_BYTES, WeightReader, row_chunks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
     from targets.base import Progress
     from targets.gguf.architectures.base import OutTensor
     from targets.gguf.header import Placed
+    from targets.gguf.types import GgmlType
+
+    Floats = npt.NDArray[np.float32]
 
 CHUNK_ELEMENTS = 1 << 19
 """Weights of one chunk: 2 MB as float32, large enough that Python's share of the time is small."""
@@ -30,10 +35,13 @@ CHUNK_ELEMENTS = 1 << 19
 
 @dataclass(frozen=True)
 class _Chunk:
+    """Rows start to stop of a tensor; importance: (experts, columns), (1, columns) without experts."""
+
     tensor: OutTensor
     placed: Placed
     start: int
     stop: int
+    importance: Floats | None = None
 
 
 def interleave_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
@@ -44,24 +52,34 @@ def interleave_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
 
 
 def write_tensors(
-    descriptor: int, data_start: int, tensors: list[tuple[OutTensor, Placed]], threads: int, progress: Progress
+    descriptor: int,
+    data_start: int,
+    tensors: list[tuple[OutTensor, Placed]],
+    threads: int,
+    progress: Progress,
+    importance: Mapping[str, Floats] | None = None,
 ) -> None:
-    """Fill the data section of an open file. Raises the first error of any chunk (ModelError, OSError)."""
+    """Fill the data section of an open file. Raises the first error of any chunk (ModelError, OSError).
+
+    importance: what the squared error in each column counts, by tensors' names, (experts, columns)
+    """
+    known = importance or {}
     total = sum(placed.n_bytes for _, placed in tensors)
     with WeightReader() as reader:
         for tensor, _ in tensors:
             if tensor.source is not None:
                 reader.open(tensor.source.file)
-        chunks = [chunk for tensor, placed in tensors for chunk in _chunks(tensor, placed)]
+        chunks = [chunk for tensor, placed in tensors for chunk in _chunks(tensor, placed, known)]
         run_chunks(
             (partial(_write_chunk, reader, descriptor, data_start, chunk) for chunk in chunks), threads, total, progress
         )
 
 
-def _chunks(tensor: OutTensor, placed: Placed) -> list[_Chunk]:
+def _chunks(tensor: OutTensor, placed: Placed, importance: Mapping[str, Floats]) -> list[_Chunk]:
     columns = tensor.shape[-1]
     n_rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
-    return [_Chunk(tensor, placed, start, stop) for start, stop in row_chunks(n_rows, columns, CHUNK_ELEMENTS)]
+    own = importance.get(tensor.name)
+    return [_Chunk(tensor, placed, start, stop, own) for start, stop in row_chunks(n_rows, columns, CHUNK_ELEMENTS)]
 
 
 def _write_chunk(reader: WeightReader, descriptor: int, data_start: int, chunk: _Chunk) -> int:
@@ -84,9 +102,22 @@ def _encode(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
     if tensor.plus:
         values = values + np.float32(tensor.plus)
     try:
-        return quantize_rows(values, kind)
+        return _quantized(values, kind, chunk)
     except OverflowError as error:
         raise ModelError(f"tensor {tensor.name}: {error}; use --quant bf16 or f32") from error
+
+
+def _quantized(values: Floats, kind: GgmlType, chunk: _Chunk) -> npt.NDArray[np.uint8]:
+    """The bytes of a chunk's float32 rows, each expert's by its own importance."""
+    if chunk.importance is None:
+        return quantize_rows(values, kind)
+    rows = int(np.prod(chunk.tensor.shape[:-1], dtype=np.int64)) // len(chunk.importance)
+    pieces = []
+    for expert in range(chunk.start // rows, -(-chunk.stop // rows)):
+        first, last = max(expert * rows, chunk.start), min((expert + 1) * rows, chunk.stop)
+        own = values[first - chunk.start : last - chunk.start]
+        pieces.append(quantize_rows(own, kind, chunk.importance[expert]))
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _read(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.float32]:

@@ -30,7 +30,8 @@ class GgufTarget(PlannedTarget[Plan]):
 
     def presets(self) -> dict[str, str]:
         """Quantization presets by name, with a line for people."""
-        return {preset.name: preset.help for preset in PRESETS.values()}
+        needed = {True: "; needs an importance matrix", False: ""}
+        return {preset.name: f"{preset.help}{needed[preset.weighted]}" for preset in PRESETS.values()}
 
     def default_quant(self, facts: ModelFacts) -> str:
         """See `Target`: what the model was compressed for, else what most GGUF files on a hub have."""
@@ -69,7 +70,8 @@ def _write(path: Path, plan: Plan, threads: int, progress: Progress) -> None:
         reserve(descriptor, path, plan.file_bytes)
         with os.fdopen(os.dup(descriptor), "wb") as file:
             file.write(plan.header)
-        write_tensors(descriptor, len(plan.header), plan.tensors, threads, progress)
+        importance = plan.importance.means if plan.importance is not None else None
+        write_tensors(descriptor, len(plan.header), plan.tensors, threads, progress, importance)
     except OSError as error:
         raise ModelError(
             f"{path.parent}: cannot be written ({error.strerror}); free space or choose another -o"
