@@ -11,6 +11,7 @@ import typer
 from exporter.cli import verbs
 from exporter.cli.command import INTERRUPTED, fail, with_groups
 from exporter.cli.help import SectionedCommand
+from exporter.cli.imatrix_verb import imatrix
 from exporter.cli.options import (
     Against,
     Archive,
@@ -31,6 +32,7 @@ from exporter.cli.options import (
     Threads,
     Verifying,
 )
+from exporter.cli.type_options import ImatrixJob, Types
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -47,9 +49,10 @@ app = typer.Typer(
 )
 
 for _verb, _groups in (
-    (verbs.export, (Job, BudgetOptions, Running, Verifying)),
+    (verbs.export, (Job, Types, BudgetOptions, Running, Verifying)),
     (verbs.plan, (Planned, PlanLimits)),
     (verbs.compress, (CompressJob,)),
+    (imatrix, (ImatrixJob,)),
     (verbs.verify, (ArtifactPath, Against, Verifying, Threads, Cache)),
     (verbs.measure, (ArtifactPath, BudgetOptions, Running)),
     (verbs.check, (Checked, BudgetOptions, Running)),
