@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERBS = (
-    "plan", "export", "compress", "merge", "adapter", "verify", "measure", "check", "report", "calibrate-host",
-    "harness", "pack", "unpack", "devices", "formats", "recipes",
+    "plan", "export", "compress", "imatrix", "merge", "adapter", "verify", "measure", "check", "report",
+    "calibrate-host", "harness", "pack", "unpack", "devices", "formats", "recipes",
 )  # fmt: skip
 DOCS = ROOT / "docs"
 MARKER = "<!-- table: {} -->"

@@ -235,7 +235,10 @@ def main() -> None:
     from targets.gguf.presets import PRESETS
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.thresholds", description=__doc__.splitlines()[0])
-    parser.add_argument("--quants", nargs="+", default=[name for name in PRESETS if name != "f32" and name[:2] != "tq"])
+    # Not those that need an importance matrix, and not those of models that were trained to them.
+    special = {"f32", "tq1_0", "tq2_0", "q1_0", "q2_0", "mxfp4_moe"}
+    usual = [name for name, preset in PRESETS.items() if name not in special and not preset.weighted]
+    parser.add_argument("--quants", nargs="+", default=usual)
     parser.add_argument("--chunks", type=int, default=4)
     args = parser.parse_args()
     # Before torch loads OpenMP: its threads and llama.cpp's take turns here and must not spin while they wait.

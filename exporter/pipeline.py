@@ -22,7 +22,7 @@ from runtime.hosts import LOCAL
 from runtime.measurement import KV_BLOCK, KV_FLOATS
 from runtime.sessions.base import task_of
 from targets import get_target
-from targets.base import Calibration, EmitOptions
+from targets.base import Calibration, EmitOptions, TypeChoice
 from targets.gguf.architectures.base import head_dim
 from targets.ongrid import recorded_kv_type
 
@@ -48,6 +48,7 @@ class ExportRequest:
     verify: None leaves verifying out; measure: False leaves measuring out
     calibration: what activations are measured on, for presets that fix their ranges
     split_max_bytes: of the tensors in one file, for GGUF; resume: go on where a run that was killed was, for GGUF
+    types: of tensors, beside the preset's
     command: as typed, for the record
     """
 
@@ -66,6 +67,7 @@ class ExportRequest:
     recipe: NamedRecipe | None = None
     split_max_bytes: int | None = None
     resume: bool = False
+    types: TypeChoice = field(default_factory=TypeChoice)
     command: str = ""
 
 
@@ -89,6 +91,7 @@ def export(request: ExportRequest, reporter: Reporter) -> Report:
         arch=device.arch if device else None,
         split_max_bytes=request.split_max_bytes,
         journalled=request.format == "gguf" and request.recipe is None,
+        types=request.types,
     )
     refuse_problems(target, facts, options)
     kv_type = kv_type_of(request, facts)
@@ -257,6 +260,20 @@ def write_documents(
     return report
 
 
+def _refuse_types(request: ExportRequest) -> None:
+    """Types of tensors that nothing would heed. Raises UserError."""
+    if request.types == TypeChoice():
+        return
+    if request.format != "gguf":
+        what = "--imatrix, --rule, --pure, --output-type and --embedding-type are for gguf"
+        raise UserError(f"--format {request.format}: {what}; leave them out")
+    if request.recipe is not None and request.recipe.recipe.preset is not None:
+        what = "chooses the types itself, and writes what it has chosen"
+        raise UserError(
+            f"--recipe {request.recipe.name}: {what}; leave --rule and its like out, and write rules into it"
+        )
+
+
 def _check_request(request: ExportRequest, out: Path) -> Target:
     """Everything that can be wrong with a request before MODEL is looked at. Raises UserError."""
     budget, device = request.limits.budget, request.limits.device
@@ -264,6 +281,7 @@ def _check_request(request: ExportRequest, out: Path) -> Target:
     if device is not None and request.format not in device.formats:
         raise UserError(f"{device.id}: does not run '{request.format}'; it runs {', '.join(device.formats)}")
     refuse_kv_type(request.running.options.kv_type)
+    _refuse_types(request)
     if not request.measure and request.running.host.name != LOCAL:
         raise UserError("--on names a machine that measures; leave out --no-measure or --on")
     speeds = dataclasses.replace(budget, max_artifact_bytes=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatchcase
 from pathlib import Path  # noqa: TC003 - pydantic reads it
 from typing import Annotated, Any, Literal
 
@@ -59,11 +61,30 @@ class Text(Strict):
 class Rule(Strict):
     """Another type for some tensors.
 
-    tensors: a pattern of their names in the file, such as "blk.*.ffn_down.weight"; type: of the format, such as "q5_1"
+    tensors: a pattern of their names in the file, such as "blk.*.ffn_down.weight"; regex: in place of it a regular
+        expression that is found in their names, such as "blk\\.[0-3]\\.ffn_down"
+    type: of the format, such as "q5_1"
     """
 
-    tensors: str
+    tensors: str | None = None
+    regex: str | None = None
     type: str
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Rule:
+        if (self.tensors is None) == (self.regex is None):
+            raise ValueError("needs either tensors or regex")
+        try:
+            re.compile(self.regex or "")
+        except re.error as error:
+            raise ValueError(f"regex {self.regex} is no regular expression ({error})") from error
+        return self
+
+    def fits(self, name: str) -> bool:
+        """Whether the rule is for a tensor of that name."""
+        if self.regex is not None:
+            return re.search(self.regex, name) is not None
+        return fnmatchcase(name, self.tensors or "")
 
 
 class Features(Strict):

@@ -56,6 +56,23 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class TypeChoice:
+    """Types of tensors beside what a preset gives them, for gguf.
+
+    rules: a regular expression and a type each; of a tensor the first counts that is found in its name
+    pure: every tensor gets the preset's base type
+    output, embedding: types of the output matrix and of the table of tokens
+    importance: a file of llama.cpp's, what the error in each column of a matrix counts
+    """
+
+    rules: tuple[tuple[str, str], ...] = ()
+    pure: bool = False
+    output: str | None = None
+    embedding: str | None = None
+    importance: Path | None = None
+
+
+@dataclass(frozen=True)
 class EmitOptions:
     """How to emit.
 
@@ -67,6 +84,7 @@ class EmitOptions:
     split_max_bytes: of the tensors in a file, for GGUF; None for one file of any size
     journalled: what is written is noted beside it, and a run goes on where one before was; for GGUF, see
         `targets.gguf.writing`
+    types: of tensors, beside the preset's
     """
 
     quant: str
@@ -77,6 +95,7 @@ class EmitOptions:
     arch: str | None = None
     split_max_bytes: int | None = None
     journalled: bool = False
+    types: TypeChoice = TypeChoice()
 
 
 class Target(Protocol):

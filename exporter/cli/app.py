@@ -11,6 +11,7 @@ import typer
 from exporter.cli import adapter_verbs, verbs
 from exporter.cli.command import INTERRUPTED, fail, with_groups
 from exporter.cli.help import SectionedCommand
+from exporter.cli.imatrix_verb import imatrix
 from exporter.cli.options import (
     AdapterJob,
     AdapterOut,
@@ -34,6 +35,7 @@ from exporter.cli.options import (
     Threads,
     Verifying,
 )
+from exporter.cli.type_options import ImatrixJob, Types
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -50,9 +52,10 @@ app = typer.Typer(
 )
 
 for _verb, _groups in (
-    (verbs.export, (Job, BudgetOptions, Running, Verifying)),
+    (verbs.export, (Job, Types, BudgetOptions, Running, Verifying)),
     (verbs.plan, (Planned, PlanLimits)),
     (verbs.compress, (CompressJob,)),
+    (imatrix, (ImatrixJob,)),
     (adapter_verbs.merge, (AdapterJob, MergedOut)),
     (adapter_verbs.adapter, (AdapterJob, AdapterOut)),
     (verbs.verify, (ArtifactPath, Against, Verifying, Threads, Cache)),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003  Typer reads the annotations at run time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from exporter.cli.panels import BUDGET, COUNT, DRIFT, JOB, MS, NAME, NUMBER, OUTPUT, RUN, SECONDS, SIZE, SPEED, option
 
 if TYPE_CHECKING:
     from exporter.findings import Limits
@@ -21,36 +23,27 @@ if TYPE_CHECKING:
     from targets.encoder_drift import EncoderThresholds
 
 
-def _option(names: str, help: str, panel: str, metavar: str | None = None, **more: Any) -> Any:  # noqa: ANN401  Typer's own
-    """A Typer option; `names` separated by spaces."""
-    return typer.Option(*names.split(), help=help, rich_help_panel=panel, metavar=metavar, show_default=False, **more)
-
-
-_SIZE, _SECONDS, _MS, _SPEED, _NUMBER, _COUNT, _NAME = "SIZE", "SECONDS", "MS", "TOKENS/S", "X", "N", "NAME"
-_JOB, _BUDGET, _RUN, _DRIFT, _OUTPUT = "The job", "The budget", "How it is run", "Verifying", "Output"
-
-
 # Of several groups.
 DeviceName = Annotated[
-    str | None, _option("--device", "A device of 'packlight devices', or a .toml file.", _BUDGET, _NAME)
+    str | None, option("--device", "A device of 'packlight devices', or a .toml file.", BUDGET, NAME)
 ]
-MaxMemory = Annotated[str | None, _option("--max-memory", "Peak resident memory: 300MB.", _BUDGET, _SIZE)]
-MaxSize = Annotated[str | None, _option("--max-size", "Size of the file: 120MB.", _BUDGET, _SIZE)]
-MinPrefill = Annotated[float | None, _option("--min-prefill", "Reading the prompt.", _BUDGET, _SPEED, min=0)]
-MinSpeed = Annotated[float | None, _option("--min-speed", "Generating.", _BUDGET, _SPEED, min=0)]
+MaxMemory = Annotated[str | None, option("--max-memory", "Peak resident memory: 300MB.", BUDGET, SIZE)]
+MaxSize = Annotated[str | None, option("--max-size", "Size of the file: 120MB.", BUDGET, SIZE)]
+MinPrefill = Annotated[float | None, option("--min-prefill", "Reading the prompt.", BUDGET, SPEED, min=0)]
+MinSpeed = Annotated[float | None, option("--min-speed", "Generating.", BUDGET, SPEED, min=0)]
 ComputeThreads = Annotated[
-    int | None, _option("--threads", "Compute threads; default the cores, at most 4.", _RUN, _COUNT, min=1)
+    int | None, option("--threads", "Compute threads; default the cores, at most 4.", RUN, COUNT, min=1)
 ]
-Batch = Annotated[int, _option("--batch", "Prompt tokens at once; default 512.", _RUN, _COUNT, min=1)]
-NoMmap = Annotated[bool, _option("--no-mmap", "Read the weights, do not map them.", _RUN)]
+Batch = Annotated[int, option("--batch", "Prompt tokens at once; default 512.", RUN, COUNT, min=1)]
+NoMmap = Annotated[bool, option("--no-mmap", "Read the weights, do not map them.", RUN)]
 
 
 @dataclass(frozen=True)
 class Output:
     """What every verb has."""
 
-    json: Annotated[bool, _option("--json", "One JSON document on standard output.", _OUTPUT)] = False
-    quiet: Annotated[bool, _option("--quiet -q", "No progress and no table; errors only.", _OUTPUT)] = False
+    json: Annotated[bool, option("--json", "One JSON document on standard output.", OUTPUT)] = False
+    quiet: Annotated[bool, option("--quiet -q", "No progress and no table; errors only.", OUTPUT)] = False
 
 
 @dataclass(frozen=True)
@@ -60,38 +53,38 @@ class Job:
     model: Annotated[
         str, typer.Argument(help="A model directory, a hub id or a .gguf file.", metavar="MODEL", show_default=False)
     ]
-    out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
+    out: Annotated[Path, option("--out -o", "Directory to write; it appears when all is done.", JOB, "OUT")]
     format: Annotated[
-        str | None, _option("--format", "Artifact format; default the recipe's, else gguf.", _JOB, _NAME)
+        str | None, option("--format", "Artifact format; default the recipe's, else gguf.", JOB, NAME)
     ] = None
     recipe: Annotated[
         str | None,
-        _option("--recipe", "Compress first: one of 'packlight recipes', or a .yaml file.", _JOB, "RECIPE"),
+        option("--recipe", "Compress first: one of 'packlight recipes', or a .yaml file.", JOB, "RECIPE"),
     ] = None
     quant: Annotated[
         str | None,
-        _option(
+        option(
             "--quant",
             "Quantization preset; default q4_k_m, onnx int4, torchscript int8; encoders dynamic-int8; executorch int8.",
-            _JOB,
-            _NAME,
+            JOB,
+            NAME,
         ),
     ] = None
-    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
+    revision: Annotated[str | None, option("--revision", "Branch, tag or commit of a hub id.", JOB, NAME)] = None
     calibration: Annotated[
-        str, _option("--calibration", "Ranges of static-int8: minmax (default), percentile, entropy.", _JOB, _NAME)
+        str, option("--calibration", "Ranges of static-int8: minmax (default), percentile, entropy.", JOB, NAME)
     ] = "minmax"
     calibration_text: Annotated[
-        Path | None, _option("--calibration-text", "Text for it (UTF-8); default Python's own help.", _JOB, "FILE")
+        Path | None, option("--calibration-text", "Text for it (UTF-8); default Python's own help.", JOB, "FILE")
     ] = None
     split_max_size: Annotated[
         str | None,
-        _option("--split-max-size", "GGUF: several files, named as llama.cpp does; tensors in each: 2GB.", _JOB, _SIZE),
+        option("--split-max-size", "GGUF: several files, named as llama.cpp does; tensors in each: 2GB.", JOB, SIZE),
     ] = None
-    resume: Annotated[bool, _option("--resume", "GGUF: go on where a killed run with the same OUT was.", _JOB)] = False
-    overwrite: Annotated[bool, _option("--overwrite", "Replace an earlier export in OUT.", _JOB)] = False
-    no_verify: Annotated[bool, _option("--no-verify", "Leave out the comparison with MODEL.", _JOB)] = False
-    no_measure: Annotated[bool, _option("--no-measure", "Leave out memory and speed.", _JOB)] = False
+    resume: Annotated[bool, option("--resume", "GGUF: go on where a killed run with the same OUT was.", JOB)] = False
+    overwrite: Annotated[bool, option("--overwrite", "Replace an earlier export in OUT.", JOB)] = False
+    no_verify: Annotated[bool, option("--no-verify", "Leave out the comparison with MODEL.", JOB)] = False
+    no_measure: Annotated[bool, option("--no-measure", "Leave out memory and speed.", JOB)] = False
 
 
 @dataclass(frozen=True)
@@ -101,19 +94,19 @@ class Planned:
     model: Annotated[
         str, typer.Argument(help="A model directory, a hub id or a .gguf file.", metavar="MODEL", show_default=False)
     ]
-    format: Annotated[list[str] | None, _option("--format", "Only this format; may be repeated.", _JOB, _NAME)] = None
-    quant: Annotated[list[str] | None, _option("--quant", "Only this preset; may be repeated.", _JOB, _NAME)] = None
+    format: Annotated[list[str] | None, option("--format", "Only this format; may be repeated.", JOB, NAME)] = None
+    quant: Annotated[list[str] | None, option("--quant", "Only this preset; may be repeated.", JOB, NAME)] = None
     context: Annotated[
-        list[int] | None, _option("--context", "Tokens of context; default 2048; repeatable.", _RUN, _COUNT, min=16)
+        list[int] | None, option("--context", "Tokens of context; default 2048; repeatable.", RUN, COUNT, min=16)
     ] = None
     kv_type: Annotated[
         list[str] | None,
-        _option("--kv-type", "Type of the KV cache; default the recipe's, else f16; repeatable.", _RUN, _NAME),
+        option("--kv-type", "Type of the KV cache; default the recipe's, else f16; repeatable.", RUN, NAME),
     ] = None
     batch: Batch = 512
     threads: ComputeThreads = None
     no_mmap: NoMmap = False
-    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
+    revision: Annotated[str | None, option("--revision", "Branch, tag or commit of a hub id.", JOB, NAME)] = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +131,7 @@ class Calibrating:
 
     threads: ComputeThreads = None
     format: Annotated[
-        list[str] | None, _option("--format", "Only engines of this format; may be repeated.", _RUN, _NAME)
+        list[str] | None, option("--format", "Only engines of this format; may be repeated.", RUN, NAME)
     ] = None
 
 
@@ -147,15 +140,15 @@ class CompressJob:
     """What to compress, how, and to where."""
 
     model: Annotated[str, typer.Argument(help="A model directory or a hub id.", metavar="MODEL", show_default=False)]
-    recipe: Annotated[str, _option("--recipe", "One of 'packlight recipes', or a .yaml file.", _JOB, "RECIPE")]
-    out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
-    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
+    recipe: Annotated[str, option("--recipe", "One of 'packlight recipes', or a .yaml file.", JOB, "RECIPE")]
+    out: Annotated[Path, option("--out -o", "Directory to write; it appears when all is done.", JOB, "OUT")]
+    revision: Annotated[str | None, option("--revision", "Branch, tag or commit of a hub id.", JOB, NAME)] = None
     threads: Annotated[
-        int | None, _option("--threads", "Compute threads; default torch's own choice.", _RUN, _COUNT, min=1)
+        int | None, option("--threads", "Compute threads; default torch's own choice.", RUN, COUNT, min=1)
     ] = None
-    resume: Annotated[bool, _option("--resume", "Go on where an interrupted run with the same OUT was.", _RUN)] = False
+    resume: Annotated[bool, option("--resume", "Go on where an interrupted run with the same OUT was.", RUN)] = False
     trust_remote_code: Annotated[
-        bool, _option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", _RUN)
+        bool, option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", RUN)
     ] = False
 
 
@@ -166,11 +159,11 @@ class AdapterJob:
     adapter: Annotated[Path, typer.Argument(help="A directory that peft wrote.", metavar="ADAPTER", show_default=False)]
     base: Annotated[
         str | None,
-        _option("--base", "Its base model, a directory or a hub id; default what it names.", _JOB, "MODEL"),
+        option("--base", "Its base model, a directory or a hub id; default what it names.", JOB, "MODEL"),
     ] = None
-    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _JOB, _NAME)] = None
+    revision: Annotated[str | None, option("--revision", "Branch, tag or commit of a hub id.", JOB, NAME)] = None
     trust_remote_code: Annotated[
-        bool, _option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", _RUN)
+        bool, option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", RUN)
     ] = False
 
 
@@ -178,9 +171,9 @@ class AdapterJob:
 class MergedOut:
     """Where the merged model goes."""
 
-    out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
+    out: Annotated[Path, option("--out -o", "Directory to write; it appears when all is done.", JOB, "OUT")]
     keep_dtype: Annotated[
-        bool, _option("--keep-dtype", "Round merged weights to the base's own type, as peft does.", _JOB)
+        bool, option("--keep-dtype", "Round merged weights to the base's own type, as peft does.", JOB)
     ] = False
 
 
@@ -188,7 +181,7 @@ class MergedOut:
 class AdapterOut:
     """Where the adapter's file goes."""
 
-    out: Annotated[Path, _option("--out -o", "The file to write, such as adapter.gguf.", _JOB, "FILE")]
+    out: Annotated[Path, option("--out -o", "The file to write, such as adapter.gguf.", JOB, "FILE")]
 
 
 @dataclass(frozen=True)
@@ -210,9 +203,9 @@ class Checked:
     ] = None
     budget: Annotated[
         Path | None,
-        _option("--budget", "A file of checks; default packlight.toml, without ARTIFACT.", _BUDGET, "FILE"),
+        option("--budget", "A file of checks; default packlight.toml, without ARTIFACT.", BUDGET, "FILE"),
     ] = None
-    junit: Annotated[Path | None, _option("--junit", "Write what was found as JUnit XML.", _OUTPUT, "FILE")] = None
+    junit: Annotated[Path | None, option("--junit", "Write what was found as JUnit XML.", OUTPUT, "FILE")] = None
 
 
 @dataclass(frozen=True)
@@ -233,21 +226,21 @@ class Reported:
 class PageOut:
     """Where the page goes."""
 
-    out: Annotated[Path, _option("--out -o", "The file to write, such as page.html.", _JOB, "FILE")]
+    out: Annotated[Path, option("--out -o", "The file to write, such as page.html.", JOB, "FILE")]
 
 
 @dataclass(frozen=True)
 class ArchiveOut:
     """Where an archive goes."""
 
-    out: Annotated[Path, _option("--out -o", "The file to write, such as model.pla.", _JOB, "FILE")]
+    out: Annotated[Path, option("--out -o", "The file to write, such as model.pla.", JOB, "FILE")]
 
 
 @dataclass(frozen=True)
 class HarnessOut:
     """Where the harness goes."""
 
-    out: Annotated[Path, _option("--out -o", "The file to write, such as packlight-runtime.pyz.", _JOB, "FILE")]
+    out: Annotated[Path, option("--out -o", "The file to write, such as packlight-runtime.pyz.", JOB, "FILE")]
 
 
 @dataclass(frozen=True)
@@ -257,7 +250,7 @@ class Archive:
     archive: Annotated[
         Path, typer.Argument(help="What 'packlight pack' has written.", metavar="FILE", show_default=False)
     ]
-    out: Annotated[Path, _option("--out -o", "Directory to write; it appears when all is done.", _JOB, "OUT")]
+    out: Annotated[Path, option("--out -o", "Directory to write; it appears when all is done.", JOB, "OUT")]
 
 
 @dataclass(frozen=True)
@@ -265,9 +258,9 @@ class Against:
     """The source of an artifact."""
 
     against: Annotated[
-        str, _option("--against", "The model it was made from: directory, hub id or .gguf.", _DRIFT, "MODEL")
+        str, option("--against", "The model it was made from: directory, hub id or .gguf.", DRIFT, "MODEL")
     ]
-    revision: Annotated[str | None, _option("--revision", "Branch, tag or commit of a hub id.", _DRIFT, _NAME)] = None
+    revision: Annotated[str | None, option("--revision", "Branch, tag or commit of a hub id.", DRIFT, NAME)] = None
 
 
 @dataclass(frozen=True)
@@ -277,17 +270,17 @@ class BudgetOptions:
     device: DeviceName = None
     max_memory: MaxMemory = None
     max_size: MaxSize = None
-    max_load: Annotated[float | None, _option("--max-load", "Time to load.", _BUDGET, _SECONDS, min=0)] = None
+    max_load: Annotated[float | None, option("--max-load", "Time to load.", BUDGET, SECONDS, min=0)] = None
     max_first_token: Annotated[
-        float | None, _option("--max-first-token", "Time to the first token.", _BUDGET, _MS, min=0)
+        float | None, option("--max-first-token", "Time to the first token.", BUDGET, MS, min=0)
     ] = None
     min_prefill: MinPrefill = None
     min_speed: MinSpeed = None
     max_latency: Annotated[
-        float | None, _option("--max-latency", "An encoder's time for a text.", _BUDGET, _MS, min=0)
+        float | None, option("--max-latency", "An encoder's time for a text.", BUDGET, MS, min=0)
     ] = None
     min_sustained_speed: Annotated[
-        float | None, _option("--min-sustained-speed", "At the end of --sustained.", _BUDGET, _SPEED, min=0)
+        float | None, option("--min-sustained-speed", "At the end of --sustained.", BUDGET, SPEED, min=0)
     ] = None
 
     def limits(self, drift: Thresholds | None = None, encoder_drift: EncoderThresholds | None = None) -> Limits:
@@ -315,7 +308,7 @@ class BudgetOptions:
 
 KvType = Annotated[
     str | None,
-    _option("--kv-type", "Type of the KV cache: f16, q8_0, …; default the recipe's, else f16.", _RUN, _NAME),
+    option("--kv-type", "Type of the KV cache: f16, q8_0, …; default the recipe's, else f16.", RUN, NAME),
 ]
 
 
@@ -327,45 +320,45 @@ def _lower(name: str | None) -> str | None:
 class Running:
     """How an engine runs the artifact, and how much is measured."""
 
-    context: Annotated[int, _option("--context", "Tokens of context; default 2048.", _RUN, _COUNT, min=16)] = 2048
+    context: Annotated[int, option("--context", "Tokens of context; default 2048.", RUN, COUNT, min=16)] = 2048
     threads: ComputeThreads = None
     batch: Batch = 512
     no_mmap: NoMmap = False
     kv_type: KvType = None
-    trials: Annotated[int, _option("--trials", "Trials after a warm-up; default 5.", _RUN, _COUNT, min=1)] = 5
+    trials: Annotated[int, option("--trials", "Trials after a warm-up; default 5.", RUN, COUNT, min=1)] = 5
     prompt_tokens: Annotated[
         int | None,
-        _option("--prompt-tokens", "Prompt of a trial; default 512, an encoder's text 128.", _RUN, _COUNT, min=1),
+        option("--prompt-tokens", "Prompt of a trial; default 512, an encoder's text 128.", RUN, COUNT, min=1),
     ] = None
-    decode_tokens: Annotated[
-        int, _option("--decode-tokens", "Generated in a trial; default 64.", _RUN, _COUNT, min=1)
-    ] = 64
+    decode_tokens: Annotated[int, option("--decode-tokens", "Generated in a trial; default 64.", RUN, COUNT, min=1)] = (
+        64
+    )
     turns: Annotated[
-        int, _option("--turns", "Turns of the conversation, memory after each; default 2.", _RUN, _COUNT, min=2)
+        int, option("--turns", "Turns of the conversation, memory after each; default 2.", RUN, COUNT, min=2)
     ] = 2
     fill_context: Annotated[
-        bool, _option("--fill-context", "Fill the context to its last token: its peak and speed.", _RUN)
+        bool, option("--fill-context", "Fill the context to its last token: its peak and speed.", RUN)
     ] = False
     sustained: Annotated[
-        str | None, _option("--sustained", "Then a load that goes on for so long: 5min.", _RUN, "DURATION")
+        str | None, option("--sustained", "Then a load that goes on for so long: 5min.", RUN, "DURATION")
     ] = None
     timeout: Annotated[
         float,
-        _option("--timeout", "Give up measuring; default 600, --sustained on top.", _RUN, _SECONDS, min=1),
+        option("--timeout", "Give up measuring; default 600, --sustained on top.", RUN, SECONDS, min=1),
     ] = 600.0
     on: Annotated[
-        str, _option("--on", "Where it is measured: local (default), ssh:[user@]host[:port], adb:SERIAL.", _RUN, "HOST")
+        str, option("--on", "Where it is measured: local (default), ssh:[user@]host[:port], adb:SERIAL.", RUN, "HOST")
     ] = "local"
     remote_python: Annotated[
-        str | None, _option("--remote-python", "There: the Python that has the engine.", _RUN, "PATH")
+        str | None, option("--remote-python", "There: the Python that has the engine.", RUN, "PATH")
     ] = None
     remote_dir: Annotated[
-        str | None, _option("--remote-dir", "There: keeps what was sent; default in ~/.cache/packlight.", _RUN, "DIR")
+        str | None, option("--remote-dir", "There: keeps what was sent; default in ~/.cache/packlight.", RUN, "DIR")
     ] = None
-    remote_clean: Annotated[bool, _option("--remote-clean", "There: remove what was sent afterwards.", _RUN)] = False
+    remote_clean: Annotated[bool, option("--remote-clean", "There: remove what was sent afterwards.", RUN)] = False
 
     engine: Annotated[
-        Path | None, _option("--engine", "For adb: the engine's tools, built for the phone.", _RUN, "DIR")
+        Path | None, option("--engine", "For adb: the engine's tools, built for the phone.", RUN, "DIR")
     ] = None
 
     def how(self) -> HowToRun:
@@ -395,38 +388,38 @@ class Verifying:
     """How the artifact is compared with its source, and the limits of the drift."""
 
     text: Annotated[
-        Path | None, _option("--text", "Text to compare on (UTF-8); default Python's own help.", _DRIFT, "FILE")
+        Path | None, option("--text", "Text to compare on (UTF-8); default Python's own help.", DRIFT, "FILE")
     ] = None
     chunks: Annotated[
         int,
-        _option("--chunks", "Windows of 512 tokens, for an encoder 8 texts each; default 8.", _DRIFT, _COUNT, min=1),
+        option("--chunks", "Windows of 512 tokens, for an encoder 8 texts each; default 8.", DRIFT, COUNT, min=1),
     ] = 8
     source_dtype: Annotated[
-        str, _option("--source-dtype", "How MODEL is run: float32 (default), bfloat16, float16.", _DRIFT, _NAME)
+        str, option("--source-dtype", "How MODEL is run: float32 (default), bfloat16, float16.", DRIFT, NAME)
     ] = "float32"
-    max_kl: Annotated[float | None, _option("--max-kl", "Mean KL divergence, in nats.", _DRIFT, _NUMBER, min=0)] = None
+    max_kl: Annotated[float | None, option("--max-kl", "Mean KL divergence, in nats.", DRIFT, NUMBER, min=0)] = None
     max_kl_p99: Annotated[
-        float | None, _option("--max-kl-p99", "KL divergence, 99th percentile.", _DRIFT, _NUMBER, min=0)
+        float | None, option("--max-kl-p99", "KL divergence, 99th percentile.", DRIFT, NUMBER, min=0)
     ] = None
     max_perplexity_ratio: Annotated[
-        float | None, _option("--max-perplexity-ratio", "Against the source's.", _DRIFT, _NUMBER, min=0)
+        float | None, option("--max-perplexity-ratio", "Against the source's.", DRIFT, NUMBER, min=0)
     ] = None
     min_same_top1: Annotated[
-        float | None, _option("--min-same-top1", "Share of equal best tokens, 0 to 1.", _DRIFT, _NUMBER, min=0, max=1)
+        float | None, option("--min-same-top1", "Share of equal best tokens, 0 to 1.", DRIFT, NUMBER, min=0, max=1)
     ] = None
     min_cosine: Annotated[
-        float | None, _option("--min-cosine", "Embeddings: mean cosine to MODEL's.", _DRIFT, _NUMBER, min=-1, max=1)
+        float | None, option("--min-cosine", "Embeddings: mean cosine to MODEL's.", DRIFT, NUMBER, min=-1, max=1)
     ] = None
     min_rank_correlation: Annotated[
-        float | None, _option("--min-rank-correlation", "Embeddings: Spearman's.", _DRIFT, _NUMBER, min=-1, max=1)
+        float | None, option("--min-rank-correlation", "Embeddings: Spearman's.", DRIFT, NUMBER, min=-1, max=1)
     ] = None
     min_label_agreement: Annotated[
         float | None,
-        _option("--min-label-agreement", "Classifiers: share of equal labels, 0 to 1.", _DRIFT, _NUMBER, min=0, max=1),
+        option("--min-label-agreement", "Classifiers: share of equal labels, 0 to 1.", DRIFT, NUMBER, min=0, max=1),
     ] = None
-    trust_remote_code: Annotated[
-        bool, _option("--trust-remote-code", "Run Python code that MODEL carries.", _DRIFT)
-    ] = False
+    trust_remote_code: Annotated[bool, option("--trust-remote-code", "Run Python code that MODEL carries.", DRIFT)] = (
+        False
+    )
 
     def thresholds(self) -> Thresholds | None:
         """The limits that were named; None where there are none, so that the defaults hold."""
@@ -461,7 +454,7 @@ class Threads:
     """For a verb that runs engines but measures no speed."""
 
     threads: Annotated[
-        int | None, _option("--threads", "Compute threads; default the engines' own.", _DRIFT, _COUNT, min=1)
+        int | None, option("--threads", "Compute threads; default the engines' own.", DRIFT, COUNT, min=1)
     ] = None
 
 

@@ -39,13 +39,16 @@ if TYPE_CHECKING:
         Threads,
         Verifying,
     )
+    from exporter.cli.type_options import Types
     from exporter.compress.job import CompressRequest
     from exporter.compress.processes import Launched
     from exporter.report.report import Report
     from targets.device import Device
 
 
-def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifying, output: Output) -> int:
+def export(
+    job: Job, types: Types, budget: BudgetOptions, running: Running, verifying: Verifying, output: Output
+) -> int:
     """Compress MODEL for a target; verify, measure and report."""
     from exporter.by_recipe import NamedRecipe
     from exporter.compress.processes import launched
@@ -75,6 +78,7 @@ def export(job: Job, budget: BudgetOptions, running: Running, verifying: Verifyi
         recipe=by,
         split_max_bytes=parse_bytes(job.split_max_size) if job.split_max_size is not None else None,
         resume=job.resume,
+        types=types.choice(),
         command=command_line(),
     )
     with progress(output) as reporter:

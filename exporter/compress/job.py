@@ -30,6 +30,7 @@ from targets.base import EmitOptions
 from targets.factors import FACTORS
 from targets.ongrid import RECIPE, foreign_grids
 from targets.safetensors import read_facts
+from targets.weights import FLOAT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -295,7 +296,21 @@ def _preset(recipe: Recipe) -> str | None:
     """The preset of the recipe's quantize step, in its format's own spelling."""
     if recipe.preset is None or recipe.format is None:
         return None
-    return known_quant(recipe.preset, get_target(recipe.format).presets())
+    preset = known_quant(recipe.preset, get_target(recipe.format).presets())
+    if recipe.format == "gguf":
+        _refuse_unchosen(preset)
+    return preset
+
+
+def _refuse_unchosen(preset: str) -> None:
+    """A GGUF preset whose codes no step chooses: ggml finds a lattice's points itself. Raises UserError."""
+    from targets.gguf.grids import GRIDS
+    from targets.gguf.presets import PRESETS
+
+    base = PRESETS[preset].base
+    if PRESETS[preset].weighted or (base not in GRIDS and base not in FLOAT_BYTES):
+        what = f"codes of {base.lower()} are chosen by ggml alone"
+        raise UserError(f"--recipe: preset {preset}: {what}; leave quantize out, and export with --quant {preset}")
 
 
 def _source(request: CompressRequest) -> ModelFacts:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from targets.gguf.mixtures import ModelShape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from targets.gguf.architectures.base import OutTensor
     from targets.gguf.general import ModelName
     from targets.gguf.keyvalue import KeyValue
-    from targets.gguf.presets import ModelShape
+
+_SIZED_70B = {"llama": 80, "deci": 80, "qwen2": 80, "olmo": 80, "jais2": 68}
+"""Layers of what llama.cpp takes for a model of 70 B (`load_arch_hparams` of src/models/)."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +38,27 @@ class Content:
 def count_params(tensors: list[OutTensor]) -> int:
     """Weights of the tensors that come from the source."""
     return sum(tensor.source.n_elements for tensor in tensors if tensor.source is not None)
+
+
+def model_shape(known: Mapping[str, Any], names: Iterable[str]) -> ModelShape:
+    """What presets ask for, from a file's metadata by key and its tensors' names."""
+    arch = str(known.get("general.architecture"))
+    n_layers = _count(known.get(f"{arch}.block_count"))
+    heads = _count(known.get(f"{arch}.attention.head_count"))
+    kv_heads = known.get(f"{arch}.attention.head_count_kv")
+    n_kv_heads = heads if kv_heads is None else _count(kv_heads)
+    grouped = arch != "llama" or heads != n_kv_heads
+    return ModelShape(
+        n_layers=n_layers,
+        n_gqa=heads // n_kv_heads if n_kv_heads else 0,
+        tied="output.weight" not in set(names),
+        is_70b=grouped and n_layers == _SIZED_70B.get(arch),
+        n_experts=_count(known.get(f"{arch}.expert_count")),
+        arch=arch,
+    )
+
+
+def _count(value: object) -> int:
+    """A count; arrays of one for each layer count by their first layer, as llama-quantize does."""
+    first = value[0] if isinstance(value, Sequence) and value else value
+    return first if isinstance(first, int) else 0

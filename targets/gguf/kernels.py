@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime.errors import EngineError, UserError
 from targets.gguf.simd import verified as faster
+from targets.gguf.types import IMPORTANCE_TYPES
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -56,12 +57,18 @@ def quantize_rows(
     """Encode float32 rows, shape (rows, columns), into the type's bytes, shape (rows, bytes of a row).
 
     importance: what the squared error in each column counts, shape (columns,), as llama.cpp's importance matrix says it
-    Raises ValueError where the columns do not divide into blocks, OverflowError where a value is too large for the
+    Raises ValueError where the columns do not divide into blocks, and without the importance that the type needs (ggml
+    would end the process); OverflowError where a value is too large for the
     type: float16, also that of a block's scale, ends at 65504.
     """
-    row_bytes = kind.row_bytes(values.shape[1])
+    columns = values.shape[1]
+    row_bytes = kind.row_bytes(columns)
     if kind.name == "F32":
         return np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(len(values), row_bytes)
+    if importance is None and kind.name in IMPORTANCE_TYPES:
+        raise ValueError(f"{kind.name} cannot be written without an importance matrix")
+    if importance is not None and importance.shape != (columns,):
+        raise ValueError(f"importance of shape {importance.shape} is not for rows of {columns} weights")
     source = np.ascontiguousarray(values, np.float32)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     out = faster.quantize(kind.name, source, weights, functools.partial(_by_ggml, kind))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPE, KV_TYPES, RunOptions
 from targets.damage import damage_in
 from targets.gguf.header import align
-from targets.gguf.plan import find_preset, lay_out, packed_for_another, place, read_content
+from targets.gguf.plan import expected, find_preset, lay_out, packed_for_another, place, read_content
 from targets.gguf.presets import PRESETS
 from targets.gguf.types import TYPES
 from targets.outline import Footprint, Outlined, Work, first_problem
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from targets.facts import ModelFacts
     from targets.gguf.content import Content
     from targets.gguf.header import Placed
+    from targets.gguf.plan import Decided
     from targets.gguf.presets import Preset
     from targets.processor import Processor
 
@@ -249,17 +250,26 @@ def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str
     content, problems = read_content(facts) if presets else (None, [])
     if content is None or problems:
         return Outlined((), refused | {preset.name: first_problem(problems) for preset in presets})
+    decided = []
     with damage_in(facts.path):
-        return Outlined(_laid_out(content, presets), refused)
+        for preset in presets:
+            one, problems = expected(preset, content)
+            if problems:
+                refused[preset.name] = first_problem(problems)
+            else:
+                decided.append((preset, one))
+        return Outlined(_laid_out(content, decided), refused)
 
 
-def _laid_out(content: Content, presets: Sequence[Preset]) -> tuple[GgufOutline, ...]:
-    first = lay_out(presets[0], content)  # names, shapes and keys are the same in all, and so is the header's length
+def _laid_out(content: Content, decided: Sequence[tuple[Preset, Decided]]) -> tuple[GgufOutline, ...]:
+    if not decided:
+        return ()
+    first = lay_out(decided[0][0], content, decided[0][1])  # the header is as long for all: same names, shapes, keys
     dimensions = Dimensions.of({entry.key: entry.value for entry in first.metadata})
     made = []
-    for preset in presets:
-        placed = place(preset, content)
+    for preset, one in decided:
+        placed = place(content, one.types)
         data = align(placed[-1].offset + placed[-1].n_bytes)
-        size = len(first.header)
-        made.append(GgufOutline(preset.name, size + data, size, first.n_params, placed, dimensions))
+        size, exact = len(first.header), not one.assumed
+        made.append(GgufOutline(preset.name, size + data, size, first.n_params, placed, dimensions, exact=exact))
     return tuple(made)

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime.errors import UnsupportedError
+from targets.base import Problem, TypeChoice
 from targets.damage import damage_in
 from targets.factors import merged_notes
 from targets.gguf import header
 from targets.gguf.architectures import architecture_of, uneven
-from targets.gguf.architectures.base import (
-    OutTensor,
-    dimensions,
-    full_config,
-    is_tied,
-    n_heads,
-    n_kv_heads,
-    plan_tensors,
-)
-from targets.gguf.content import Content, count_params
+from targets.gguf.architectures.base import OutTensor, dimensions, full_config, plan_tensors
+from targets.gguf.choice import choose
+from targets.gguf.content import Content, count_params, model_shape
 from targets.gguf.general import ModelName, general_metadata, model_name
+from targets.gguf.importance import Importance, importance_for, missing, uncounted
 from targets.gguf.keyvalue import KeyValue, uint32
 from targets.gguf.ongrid import problems as block_problems
 from targets.gguf.ongrid import stored_blocks
-from targets.gguf.presets import ALIASES, PRESETS, ModelShape, Preset, choose_types
+from targets.gguf.presets import ALIASES, PRESETS, Preset
 from targets.gguf.types import TYPES, GgmlType
 from targets.ongrid import GGML, foreign_grids, other_preset
 from targets.weights import FLOAT_BYTES
 
 if TYPE_CHECKING:
-    from targets.base import EmitOptions, Problem
+    from collections.abc import Mapping
+
+    from targets.base import EmitOptions
     from targets.facts import ModelFacts
 
 QUANTIZATION_VERSION = 2
@@ -45,6 +42,7 @@ class Plan:
     tensors: what to write and where, in file order
     header: the bytes before the data section
     file_bytes: size of the finished file, exact
+    importance: what the errors of matrices count, where it is known
     """
 
     name: ModelName
@@ -54,6 +52,7 @@ class Plan:
     header: bytes
     context_length: int
     notes: tuple[str, ...] = ()
+    importance: Importance | None = None
 
     @property
     def n_params(self) -> int:
@@ -94,7 +93,8 @@ def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, lis
     if content is None or found:
         return None, found
     with damage_in(facts.path):
-        return lay_out(preset, content), []
+        decided, found = decide(preset, content, facts.requested, options.types)
+        return (None, found) if found else (lay_out(preset, content, decided), [])
 
 
 def packed_for_another(facts: ModelFacts, preset: Preset) -> list[Problem]:
@@ -146,12 +146,6 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         hyper_parameters = architecture.hyper_parameters(config)
     with damage_in(facts.path / "tokenizer.json"):
         tokenizer = tokenizer_metadata(facts.path, config, dimensions(config)["vocab"])
-    shape = ModelShape(
-        n_layers=config["num_hidden_layers"],
-        n_gqa=n_heads(config) // n_kv_heads(config),
-        tied=is_tied(config),
-        is_70b=_is_70b(declared.gguf, config),
-    )
     name = model_name(facts.name, count_params(tensors))
     metadata = [
         *general_metadata(facts.path, architecture.gguf, name),
@@ -159,6 +153,7 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         *tokenizer.entries,
     ]
     notes = [*tokenizer.notes, *_compressed(tensors), *merged_notes(facts.path)]
+    shape = model_shape({entry.key: entry.value for entry in metadata}, [tensor.name for tensor in tensors])
     return Content(name, metadata, tensors, shape, tuple(notes), from_checkpoint=True), []
 
 
@@ -177,27 +172,72 @@ def _is_block(tensor: OutTensor) -> bool:
     return tensor.source is not None and tensor.source.dtype in TYPES and tensor.source.dtype not in FLOAT_BYTES
 
 
-def _is_70b(arch: str, config: dict[str, Any]) -> bool:
-    """What llama.cpp takes for a 70B model: 80 layers, for Llama only with grouped KV heads."""
-    grouped = n_heads(config) != n_kv_heads(config)
-    return config["num_hidden_layers"] == 80 and (arch == "qwen2" or (arch == "llama" and grouped))
+@dataclass(frozen=True)
+class Decided:
+    """The types of matrices by name, and the importance that they are rounded with.
+
+    assumed: as if there were an importance matrix, which there is not yet
+    """
+
+    types: dict[str, GgmlType]
+    importance: Importance | None = None
+    assumed: bool = False
 
 
-def place(preset: Preset, content: Content) -> list[header.Placed]:
-    """Choose the types and place the tensors, in their order."""
-    types = choose_types(preset, [(tensor.name, tensor.shape) for tensor in content.tensors], content.shape)
+def decide(
+    preset: Preset, content: Content, model: str, wanted: TypeChoice | None = None
+) -> tuple[Decided, list[Problem]]:
+    """The type of every tensor, and every problem with what was asked for. model: as the user names it.
+
+    Raises ModelError for an importance matrix that cannot be read.
+    """
+    wanted = wanted or TypeChoice()
+    named = [(tensor.name, tensor.shape) for tensor in content.tensors]
+    importance: Importance | None = None
+    problems: list[Problem] = []
+    if wanted.importance is not None:
+        importance, problems = importance_for(wanted.importance, named)
+    chosen = choose(preset, named, content.shape, wanted, weighted=importance is not None)
+    problems += chosen.problems
+    types = chosen.types
     if content.from_checkpoint:  # what a recipe chose stays; of a GGUF source the preset decides
-        types |= {t.name: TYPES[t.source.dtype] for t in content.tensors if t.source is not None and _is_block(t)}
+        blocks = {t.name: TYPES[t.source.dtype] for t in content.tensors if t.source is not None and _is_block(t)}
+        if blocks and dataclasses.replace(wanted, importance=None) != TypeChoice():
+            what = "the model was compressed before, and its blocks are written as they are"
+            problems.append(Problem("--rule and its like", what, "leave them out, or export the original model"))
+        types = types | blocks
+    kept = {tensor.name: tensor.source.dtype for tensor in content.tensors if tensor.source is not None}
+    written = {name: kind for name, kind in types.items() if kept.get(name) != kind.name}
+    return Decided(types, importance), problems + missing(preset, written, importance, model)
+
+
+def expected(preset: Preset, content: Content) -> tuple[Decided, list[Problem]]:
+    """As `decide` of the preset alone, as if there were an importance matrix where the preset is not written without.
+
+    Its record in the file is not counted, whose length is that of its name.
+    """
+    named = [(tensor.name, tensor.shape) for tensor in content.tensors]
+    decided, problems = decide(preset, content, "")
+    if not problems:
+        return decided, []
+    chosen = choose(preset, named, content.shape, weighted=True)
+    return Decided(chosen.types, assumed=True), chosen.problems
+
+
+def place(content: Content, types: Mapping[str, GgmlType]) -> list[header.Placed]:
+    """Place the tensors, in their order."""
     return header.place([(t.name, t.shape, types.get(t.name, _kept_type(t))) for t in content.tensors])
 
 
-def lay_out(preset: Preset, content: Content) -> Plan:
-    """Choose the types, place the tensors, encode the header."""
-    placed = place(preset, content)
+def lay_out(preset: Preset, content: Content, decided: Decided) -> Plan:
+    """Place the tensors, encode the header."""
+    placed = place(content, decided.types)
+    importance = decided.importance
     metadata = [
         *content.metadata,
         uint32("general.file_type", preset.file_type),
         uint32("general.quantization_version", QUANTIZATION_VERSION),
+        *(importance.metadata() if importance is not None else ()),
     ]
     by_key = {entry.key: entry.value for entry in metadata}
     context = by_key.get(f"{by_key['general.architecture']}.context_length", 0)
@@ -208,7 +248,8 @@ def lay_out(preset: Preset, content: Content) -> Plan:
         tensors=list(zip(content.tensors, placed, strict=True)),
         header=header.encode(metadata, placed),
         context_length=context if isinstance(context, int) else 0,
-        notes=content.notes,
+        notes=(*content.notes, *uncounted(importance, decided.types)),
+        importance=importance,
     )
 
 

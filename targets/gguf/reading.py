@@ -52,23 +52,11 @@ _SCALARS = {
 _READ_ONLY = (
     GgmlType("Q8_1", 9, 32, 2 * 4 + 32),  # gguf-py's figure, with float32 scales; never stored in a model
     GgmlType("Q8_K", 15, 256, 4 + 256 + 32),
-    GgmlType("IQ2_XXS", 16, 256, 2 + 64),
-    GgmlType("IQ2_XS", 17, 256, 2 + 64 + 8),
-    GgmlType("IQ3_XXS", 18, 256, 2 + 96),
-    GgmlType("IQ1_S", 19, 256, 2 + 32 + 16),
-    GgmlType("IQ3_S", 21, 256, 2 + 64 + 8 + 32 + 4),
-    GgmlType("IQ2_S", 22, 256, 2 + 64 + 8 + 8),
     GgmlType("I8", 24, 1, 1),
     GgmlType("I16", 25, 1, 2),
     GgmlType("I32", 26, 1, 4),
     GgmlType("I64", 27, 1, 8),
     GgmlType("F64", 28, 1, 8),
-    GgmlType("IQ1_M", 29, 256, 32 + 16 + 8),
-    GgmlType("TQ1_0", 34, 256, 2 + 4 + 48),
-    GgmlType("TQ2_0", 35, 256, 2 + 64),
-    GgmlType("MXFP4", 39, 32, 1 + 16),
-    GgmlType("NVFP4", 40, 64, 4 + 32),
-    GgmlType("Q1_0", 41, 128, 2 + 16),
 )
 READABLE_TYPES: dict[int, GgmlType] = {entry.id: entry for entry in (*TYPES.values(), *_READ_ONLY)}
 

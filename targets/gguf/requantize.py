@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from targets.base import Problem
 from targets.damage import damage_in
 from targets.gguf.architectures import ARCHITECTURES
 from targets.gguf.architectures.base import OutTensor
-from targets.gguf.content import Content, count_params
+from targets.gguf.content import Content, count_params, model_shape
 from targets.gguf.general import model_name
-from targets.gguf.presets import ModelShape
 from targets.gguf.reading import read_gguf_metadata
-from targets.gguf.types import TYPES
 from targets.weights import FLOAT_BYTES
 
 if TYPE_CHECKING:
@@ -41,30 +38,20 @@ def _content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         problem = Problem(str(facts.path), "lacks general.architecture or block_count", "name a GGUF file of a model")
         return None, [problem]
     families = sorted({name for entry in ARCHITECTURES.values() for name in (entry.gguf, entry.uneven) if name})
-    if arch not in families or known.get(f"{arch}.expert_count"):
-        # llama-quantize leaves some tensors of other families alone and gives experts other types: not known here
-        problem = Problem(
-            str(facts.path), f"is a '{arch}' with experts or of another family", f"known: {', '.join(families)}"
-        )
+    if arch not in families:
+        # llama-quantize leaves some tensors of other families alone: which is not known here
+        problem = Problem(str(facts.path), f"is a '{arch}', another family", f"known: {', '.join(families)}")
         return None, [problem]
     if not 0 < n_layers <= len(facts.tensors):
         what = f"says it has {n_layers} layers, with {len(facts.tensors)} tensors"
         return None, [Problem(str(facts.path), what, "download or copy the file again")]
     tensors = [OutTensor(fact.name, fact.shape, fact) for fact in facts.tensors.values()]
-    heads, kv_heads = _count(known.get(f"{arch}.attention.head_count")), known.get(f"{arch}.attention.head_count_kv")
-    n_gqa = heads // (_count(kv_heads) or heads or 1)
-    shape = ModelShape(
-        n_layers=n_layers,
-        n_gqa=n_gqa,
-        tied="output.weight" not in facts.tensors,
-        is_70b=n_layers == 80 and (arch == "qwen2" or (arch == "llama" and n_gqa > 1)),
-    )
     return (
         Content(
             name=model_name(facts.name, count_params(tensors), known),
             metadata=[entry for entry in metadata if entry.key not in _REWRITTEN],
             tensors=tensors,
-            shape=shape,
+            shape=model_shape(known, facts.tensors),
             notes=_losses(facts),
         ),
         _unreadable(facts),
@@ -82,19 +69,13 @@ def _losses(facts: ModelFacts) -> tuple[str, ...]:
     )
 
 
-def _count(value: object) -> int:
-    """A head count; per-layer arrays count by their first layer, as llama-quantize does."""
-    first = value[0] if isinstance(value, Sequence) and value else value
-    return first if isinstance(first, int) else 0
-
-
 def _unreadable(facts: ModelFacts) -> list[Problem]:
-    """Tensors of a type that is neither decoded nor written."""
+    """Tensors of a type that gguf-py does not decode: those of integers, Q1_0 and Q2_0."""
     import gguf
 
     decodable = {kind.name for kind in gguf.quants._type_traits}  # gguf-py lists them nowhere else
     return [
         Problem(fact.name, f"has type {fact.dtype}, which cannot be decoded", "take a file of a higher precision")
         for fact in facts.tensors.values()
-        if fact.dtype not in decodable and fact.dtype not in TYPES
+        if fact.dtype not in decodable and fact.dtype not in FLOAT_BYTES
     ]

@@ -18,12 +18,17 @@ from targets.stream import run_chunks, write_at
 from targets.weights import FLOAT_BYTES, WeightReader, row_chunks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
     from targets.base import Progress
     from targets.chunk_journal import FileJournal
     from targets.gguf.architectures.base import OutTensor
     from targets.gguf.header import Placed
+    from targets.gguf.types import GgmlType
+
+    Floats = npt.NDArray[np.float32]
 
 CHUNK_ELEMENTS = 1 << 19
 """Weights of one chunk: 2 MB as float32, large enough that Python's share of the time is small."""
@@ -45,11 +50,14 @@ class Output:
 
 @dataclass(frozen=True)
 class _Chunk:
+    """Rows start to stop of a tensor; importance: (experts, columns), (1, columns) without experts."""
+
     output: Output
     tensor: OutTensor
     placed: Placed
     start: int
     stop: int
+    importance: Floats | None = None
 
     @property
     def position(self) -> int:
@@ -70,15 +78,21 @@ def interleave_order(n_rows: int, n_heads: int) -> npt.NDArray[np.intp]:
     return (heads + np.arange(half)[None, :, None] + np.arange(2)[None, None, :] * half).reshape(-1)
 
 
-def write_tensors(outputs: list[Output], threads: int, progress: Progress) -> None:
-    """Fill the data sections of open files. Raises the first error of any chunk (ModelError, OSError)."""
+def write_tensors(
+    outputs: list[Output], threads: int, progress: Progress, importance: Mapping[str, Floats] | None = None
+) -> None:
+    """Fill the data sections of open files. Raises the first error of any chunk (ModelError, OSError).
+
+    importance: what the squared error in each column counts, by tensors' names, (experts, columns)
+    """
+    known = importance or {}
     with WeightReader() as reader:
         for output in outputs:
             for tensor, _ in output.tensors:
                 if tensor.source is not None:
                     reader.open(tensor.source.file)
         chunks = [chunk for output in outputs for tensor, placed in output.tensors
-                  for chunk in _chunks(output, tensor, placed)]  # fmt: skip
+                  for chunk in _chunks(output, tensor, placed, known)]  # fmt: skip
         chunks = _not_yet_written(chunks, threads, progress)
         total = sum(chunk.n_bytes for chunk in chunks)
         run_chunks((partial(_write_chunk, reader, chunk) for chunk in chunks), threads, total, progress)
@@ -101,10 +115,11 @@ def _not_yet_written(chunks: list[_Chunk], threads: int, progress: Progress) -> 
     return [chunk for chunk in chunks if id(chunk) not in kept]
 
 
-def _chunks(output: Output, tensor: OutTensor, placed: Placed) -> list[_Chunk]:
+def _chunks(output: Output, tensor: OutTensor, placed: Placed, importance: Mapping[str, Floats]) -> list[_Chunk]:
     columns = tensor.shape[-1]
     n_rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
-    return [_Chunk(output, tensor, placed, start, stop) for start, stop in row_chunks(n_rows, columns, CHUNK_ELEMENTS)]
+    own, pieces = importance.get(tensor.name), row_chunks(n_rows, columns, CHUNK_ELEMENTS)
+    return [_Chunk(output, tensor, placed, start, stop, own) for start, stop in pieces]
 
 
 def _write_chunk(reader: WeightReader, chunk: _Chunk) -> int:
@@ -129,9 +144,22 @@ def _encode(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
     if tensor.plus:
         values = values + np.float32(tensor.plus)
     try:
-        return quantize_rows(values, kind)
+        return _quantized(values, kind, chunk)
     except OverflowError as error:
         raise ModelError(f"tensor {tensor.name}: {error}; use --quant bf16 or f32") from error
+
+
+def _quantized(values: Floats, kind: GgmlType, chunk: _Chunk) -> npt.NDArray[np.uint8]:
+    """The bytes of a chunk's float32 rows, each expert's by its own importance."""
+    if chunk.importance is None:
+        return quantize_rows(values, kind)
+    rows = int(np.prod(chunk.tensor.shape[:-1], dtype=np.int64)) // len(chunk.importance)
+    pieces = []
+    for expert in range(chunk.start // rows, -(-chunk.stop // rows)):
+        first, last = max(expert * rows, chunk.start), min((expert + 1) * rows, chunk.stop)
+        own = values[first - chunk.start : last - chunk.start]
+        pieces.append(quantize_rows(own, kind, chunk.importance[expert]))
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _read(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.float32]:

@@ -62,5 +62,5 @@ def write_gguf(path: Path, shape: Shape, kind: GgmlType) -> None:
 
 def _random_row(kind: GgmlType, columns: int) -> npt.NDArray[np.uint8]:
     values = np.random.default_rng(0).standard_normal((1, columns), np.float32) * np.float32(0.05)
-    row: npt.NDArray[np.uint8] = quantize_rows(values, kind)[0]
+    row: npt.NDArray[np.uint8] = quantize_rows(values, kind, np.ones(columns, np.float32))[0]
     return row

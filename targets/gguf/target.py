@@ -27,7 +27,8 @@ class GgufTarget(PlannedTarget[Plan]):
 
     def presets(self) -> dict[str, str]:
         """Quantization presets by name, with a line for people."""
-        return {preset.name: preset.help for preset in PRESETS.values()}
+        needed = {True: "; needs an importance matrix", False: ""}
+        return {preset.name: f"{preset.help}{needed[preset.weighted]}" for preset in PRESETS.values()}
 
     def default_quant(self, facts: ModelFacts) -> str:
         """See `Target`: what the model was compressed for, else what most GGUF files on a hub have."""
@@ -43,7 +44,11 @@ class GgufTarget(PlannedTarget[Plan]):
         plan = self.plan(facts, options)
         planned = files_of(plan, options.split_max_bytes)
         names = [file.name for file in planned]
-        files = write_files(out, planned, options.threads or usable_cores(), progress, journalled=options.journalled)
+        importance = plan.importance.means if plan.importance is not None else None
+        files = write_files(
+            out, planned, options.threads or usable_cores(), progress, journalled=options.journalled,
+            importance=importance,
+        )  # fmt: skip
         return Artifact(
             root=out,
             format=self.name,

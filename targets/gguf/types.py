@@ -47,11 +47,27 @@ _ALL = (
     GgmlType("Q4_K", 12, 256, 2 + 2 + 12 + 128),
     GgmlType("Q5_K", 13, 256, 2 + 2 + 12 + 32 + 128),
     GgmlType("Q6_K", 14, 256, 128 + 64 + 16 + 2),
+    # those of lattices: points of a table, their signs, scales
+    GgmlType("IQ2_XXS", 16, 256, 2 + 64),
+    GgmlType("IQ2_XS", 17, 256, 2 + 64 + 8),
+    GgmlType("IQ3_XXS", 18, 256, 2 + 64 + 32),
+    GgmlType("IQ1_S", 19, 256, 2 + 32 + 16),
     GgmlType("IQ4_NL", 20, 32, 2 + 16),
+    GgmlType("IQ3_S", 21, 256, 2 + 64 + 8 + 32 + 4),
+    GgmlType("IQ2_S", 22, 256, 2 + 64 + 8 + 8),
     GgmlType("IQ4_XS", 23, 256, 2 + 2 + 4 + 128),
+    GgmlType("IQ1_M", 29, 256, 32 + 16 + 8),
     GgmlType("BF16", 30, 1, 2),
     GgmlType("TQ1_0", 34, 256, 48 + 4 + 2),
     GgmlType("TQ2_0", 35, 256, 64 + 2),
+    # a scale that is a power of two, or four of them of eight bits, and codes of four
+    GgmlType("MXFP4", 39, 32, 1 + 16),
+    GgmlType("NVFP4", 40, 64, 4 + 32),
+    GgmlType("Q1_0", 41, 128, 2 + 16),
+    GgmlType("Q2_0", 42, 64, 2 + 16),
 )
 
 TYPES: dict[str, GgmlType] = {entry.name: entry for entry in _ALL}
+
+IMPORTANCE_TYPES = frozenset({"IQ1_S", "IQ2_XXS", "IQ2_XS"})
+"""Types that ggml cannot write at all without an importance matrix (`ggml_quantize_requires_imatrix` of ggml.c)."""

@@ -20,17 +20,20 @@ from targets.gguf.stream import Output, write_tensors
 from targets.stream import refuse_full, reserve, write_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from targets.base import Progress
     from targets.gguf.files import PlannedFile
 
 
 def write_files(
-    out: Path, files: list[PlannedFile], threads: int, progress: Progress, *, journalled: bool = False
-) -> dict[str, FileRecord]:
-    """Write the files into the existing directory `out`; returns their records.
+    out: Path, files: list[PlannedFile], threads: int, progress: Progress, *, journalled: bool = False,
+    importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
+) -> dict[str, FileRecord]:  # fmt: skip
+    """Write the files into the existing directory `out`; returns their records. importance: see `write_tensors`
 
     Without a journal a file has its name when it is whole, and a failure leaves nothing. With one what is done stays
     there, and it is for the caller to remove the journal (`targets.chunk_journal.NAME`) or all.
@@ -43,7 +46,7 @@ def write_files(
         with contextlib.ExitStack() as stack:
             outputs = [stack.enter_context(_opened(out / file.name, file, journal)) for file in left]
             refuse_full(out)
-            write_tensors(outputs, threads, progress)
+            write_tensors(outputs, threads, progress, importance)
         for file in left:
             whole[file.name] = record(out / file.name) if journal is None else journal.finish(out / file.name)
     except OSError as error:

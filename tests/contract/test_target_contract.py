@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.parity import LOSSLESS, OPTIONS, TOKENS, emit, no_progress, worst_difference
+from support.preset_models import importance_of
 from support.tiny_models import FAMILIES
 
 from exporter.checkpoint import resolve
 from runtime.artifact import damage, open_artifact, write_manifest
 from runtime.sessions import open_session
 from targets import TARGETS, get_target
-from targets.base import EmitOptions
+from targets.base import EmitOptions, TypeChoice
+from targets.gguf.presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +119,8 @@ def test_every_preset_is_listed_and_emitted(
     format_name: str, smallest: Callable[[str], Artifact], tiny_model_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = SHORTEST if format_name in SLOW else {"hidden": 256}
-    facts = resolve(str(tiny_model_dir("llama", **options)))
+    directory = tiny_model_dir("llama", **options)
+    facts, importance = resolve(str(directory)), importance_of(directory, tmp_path / "imatrix.gguf")
     sizes: dict[str, int] = {}
     for preset in get_target(format_name).presets():
         out = tmp_path / preset
@@ -125,7 +128,8 @@ def test_every_preset_is_listed_and_emitted(
         if format_name in SLOW and preset == LOSSLESS[format_name]:
             artifact = smallest(format_name)
         else:
-            artifact = get_target(format_name).emit(facts, EmitOptions(preset, 2), out, no_progress)
+            types = TypeChoice(importance=importance if format_name == "gguf" and PRESETS[preset].weighted else None)
+            artifact = get_target(format_name).emit(facts, EmitOptions(preset, 2, types=types), out, no_progress)
         session = open_session(artifact, OPTIONS)
         try:
             assert np.isfinite(session.all_logits([1, 2, 3])).all()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
+import gguf
+
 from targets.gguf.reading import READABLE_TYPES
 
 ARRAY, STRING = 9, 8
@@ -132,7 +134,8 @@ def seeds() -> list[File]:
         numbers("tokenizer.ggml.scores", 6, "<f", [0.0] * 40), numbers("tokenizer.ggml.token_type", 5, "<i", [1] * 40),
         strings("tokenizer.ggml.merges", ["a b", "c d"]), scalar("general.alignment", 4, "<I", 64),
     ]  # fmt: skip
-    kinds = [(f"t{number}", [kind.block_size * 2, 2], number) for number, kind in READABLE_TYPES.items()]
+    known = {kind.value for kind in gguf.GGMLQuantizationType}  # so that gguf-py can be asked
+    kinds = [(f"t{n}", [kind.block_size * 2, 2], n) for n, kind in READABLE_TYPES.items() if n in known]
     part = [
         *model_keys(), scalar("split.no", 2, "<H", 0), scalar("split.tensors.count", 5, "<i", 3),
         scalar("split.count", 2, "<H", 1),

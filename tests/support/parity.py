@@ -10,7 +10,7 @@ from exporter.checkpoint import resolve
 from runtime.measurement import RunOptions
 from runtime.sessions import open_session
 from targets import TARGETS, get_target
-from targets.base import EmitOptions
+from targets.base import EmitOptions, TypeChoice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,9 +32,11 @@ def no_progress(_what: str, _done: int, _total: int) -> None:
     """Progress that nobody watches."""
 
 
-def emit(directory: Path, out: Path, format_name: str = "gguf", preset: str | None = None) -> Artifact:
+def emit(
+    directory: Path, out: Path, format_name: str = "gguf", preset: str | None = None, types: TypeChoice | None = None
+) -> Artifact:
     """Export a model directory into an existing directory."""
-    options = EmitOptions(preset or LOSSLESS[format_name], threads=2)
+    options = EmitOptions(preset or LOSSLESS[format_name], threads=2, types=types or TypeChoice())
     return get_target(format_name).emit(resolve(str(directory)), options, out, no_progress)
 
 

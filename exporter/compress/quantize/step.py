@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -245,10 +244,12 @@ def _grids(facts: ModelFacts, options: EmitOptions, rules: Sequence[Rule]) -> tu
     if plan is None:
         raise ModelError(f"{facts.requested}: cannot be written as GGUF")
     found, ruled = {}, set()
+    used: set[Rule] = set()
     for tensor, placed in plan.tensors:
+        rule = next((rule for rule in rules if rule.fits(tensor.name)), None)
+        used |= {one for one in rules if one.fits(tensor.name)}
         if tensor.source is None or placed.kind.name not in GRIDS:
             continue
-        rule = next((rule for rule in rules if fnmatchcase(tensor.name, rule.tensors)), None)
         name = placed.kind.name if rule is None else rule.type.upper()
         if name not in GRIDS:
             raise UserError(f"--recipe: type '{name.lower()}' is none of {', '.join(GRIDS).lower()}")
@@ -257,6 +258,9 @@ def _grids(facts: ModelFacts, options: EmitOptions, rules: Sequence[Rule]) -> tu
             raise UserError(f"--recipe: {tensor.name}: {what}; choose another type")
         found[tensor.source.name] = GRIDS[name]
         ruled |= {tensor.source.name} if rule is not None else set()
+    if unused := [rule for rule in rules if rule not in used]:
+        what = f"the rule for {unused[0].tensors or unused[0].regex} is for no tensor"
+        raise UserError(f"--recipe: {what}; they are named such as {plan.tensors[0][0].name}")
     if not found:
         raise UserError(f"--recipe: preset {options.quant} keeps floats, there is nothing to choose codes for")
     return found, ruled

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from support.preset_models import importance_of
 
 from exporter.checkpoint import resolve
 from runtime.errors import ModelError
 from runtime.measurement import RunOptions
-from targets.base import EmitOptions
+from targets.base import EmitOptions, TypeChoice
 from targets.device import load_device
 from targets.gguf.keyvalue import KeyValue
 from targets.gguf.outline import Dimensions, GgufOutline, outlines
@@ -25,12 +26,25 @@ def silent(_what, _done, _total):
 
 @pytest.mark.parametrize("quant", PRESETS)
 def test_the_bytes_are_those_that_are_written(tiny_model_dir, tmp_path, quant):
-    facts = resolve(str(tiny_model_dir("llama", hidden=256)))
+    directory, weighted = tiny_model_dir("llama", hidden=256), PRESETS[quant].weighted
+    facts = resolve(str(directory))
     (outline,) = outlines(facts, [quant]).outlines
-    artifact = GgufTarget().emit(facts, EmitOptions(quant), tmp_path, silent)
-    assert outline.file_bytes == artifact.total_bytes
+    importance = importance_of(directory, tmp_path / "imatrix.gguf") if weighted else None
+    (tmp_path / "out").mkdir()
+    options = EmitOptions(quant, types=TypeChoice(importance=importance))
+    artifact = GgufTarget().emit(facts, options, tmp_path / "out", silent)
+    assert outline.exact is not weighted
+    # the record of an importance matrix has its file's name, which nobody knows before
+    record = artifact.total_bytes - outline.file_bytes
+    assert 0 < record < 512 if weighted else record == 0
     assert outline.bits_per_weight == artifact.bits_per_weight
     assert outline.quant == artifact.quant
+
+
+def test_a_preset_that_has_nothing_for_the_models_rows_says_why(tiny_llama):
+    found = outlines(resolve(str(tiny_llama)), ["q1_0", "q8_0"])
+    assert [outline.quant for outline in found.outlines] == ["q8_0"]
+    assert "no type to fall back to" in found.refused["q1_0"]
 
 
 def test_of_every_family(tiny_any, tmp_path):

@@ -99,7 +99,9 @@ def test_empty_arrays_and_version_2(tmp_path: Path) -> None:
 
 
 def test_types_agree_with_ggufs_own_table() -> None:
-    assert {number: (entry.name, entry.block_size, entry.block_bytes) for number, entry in READABLE_TYPES.items()} == {
+    ours = {number: (entry.name, entry.block_size, entry.block_bytes) for number, entry in READABLE_TYPES.items()}
+    assert ours.pop(42)[0] == "Q2_0"  # newer than gguf-py
+    assert ours == {
         int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items() if int(kind) in READABLE_TYPES
     }
     assert len(READABLE_TYPES) >= 34

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from support.golden_model import write_golden_model
 from support.parity import emit, no_progress
+from support.preset_models import Kind, write_model
 
 from exporter.checkpoint import resolve
 from runtime.errors import ModelError, UnsupportedError, UserError
@@ -231,15 +232,18 @@ def test_tensors_that_have_their_type_already_are_copied(preset: str, model: Pat
     assert again.read_bytes() == first.read_bytes()
 
 
-def test_a_gguf_of_another_family_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    from support.gguf_edit import Edits, edit_gguf
+def test_a_gguf_of_another_family_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path / "other.gguf", Kind(arch="rwkv6", layers=2))
+    with pytest.raises(UnsupportedError, match="is a 'rwkv6', another family; known: deci, gemma3, llama, qwen2"):
+        emit(tmp_path / "other.gguf", tmp_path)
 
+
+def test_a_type_that_nobody_decodes_is_no_source(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    source = emit(tiny_llama, tmp_path / "a").entry_path
-    experts = edit_gguf(source, tmp_path / "experts.gguf", Edits(keys={"llama.expert_count": 8}))
-    with pytest.raises(UnsupportedError, match="with experts or of another family; known: deci, gemma3, llama, qwen2"):
-        emit(experts, tmp_path / "b")
+    source = emit(tiny_model_dir("llama", hidden=256), tmp_path / "a", preset="q1_0").entry_path
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_k\.weight: has type Q1_0, which cannot be decoded"):
+        emit(source, tmp_path / "b", preset="q4_0")
 
 
 def test_a_name_in_a_gguf_is_never_a_path(tiny_llama: Path, tmp_path: Path) -> None:
