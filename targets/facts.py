@@ -17,6 +17,8 @@ class TensorFact:
     dtype: safetensors' name: "BF16", "F16", "F32", …; for a GGUF source the ggml type's name: "Q4_1"
     file, offset, n_bytes: where its bytes lie: absolute offset in `file`, little-endian, row-major
     stored: the larger tensor in the file whose first rows and columns this is; None where it is whole
+    strides: elements from row to row and from column to column of a matrix whose values do not lie one behind the
+        other; None for row-major
     """
 
     name: str
@@ -26,6 +28,7 @@ class TensorFact:
     offset: int
     n_bytes: int
     stored: TensorFact | None = None
+    strides: tuple[int, int] | None = None
 
     @property
     def n_elements(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UnsupportedError
+from targets.base import Problem
 from targets.damage import damage_in
 from targets.factors import merged_notes
 from targets.gguf import header
@@ -15,7 +16,6 @@ from targets.gguf.architectures.base import (
     OutTensor,
     dimensions,
     full_config,
-    is_tied,
     n_heads,
     n_kv_heads,
     plan_tensors,
@@ -31,8 +31,10 @@ from targets.ongrid import GGML, foreign_grids, other_preset
 from targets.weights import FLOAT_BYTES
 
 if TYPE_CHECKING:
-    from targets.base import EmitOptions, Problem
-    from targets.facts import ModelFacts
+    from collections.abc import Mapping
+
+    from targets.base import EmitOptions
+    from targets.facts import ModelFacts, TensorFact
 
 QUANTIZATION_VERSION = 2
 """Version of ggml's block layouts; general.quantization_version."""
@@ -119,12 +121,21 @@ def _on_grid(facts: ModelFacts, tensors: list[OutTensor]) -> tuple[list[OutTenso
     problems += block_problems(facts, stored)
     if problems:
         return tensors, problems
-    return [
-        dataclasses.replace(tensor, source=stored[tensor.source.name])
-        if tensor.source is not None and tensor.source.name in stored
-        else tensor
+    parts = [
+        Problem(tensor.name, "is made of parts of a tensor that lies in ggml's blocks", "compress without that tensor")
         for tensor in tensors
-    ], []
+        if any(piece.name in stored and piece != facts.tensors.get(piece.name) for piece in tensor.pieces)
+    ]
+    return [_in_blocks(tensor, stored) for tensor in tensors], parts
+
+
+def _in_blocks(tensor: OutTensor, stored: Mapping[str, TensorFact]) -> OutTensor:
+    """The tensor read from blocks where all of it lies in them."""
+    if not tensor.sources or not all(fact.name in stored for fact in tensor.sources):
+        return tensor
+    if tensor.source is not None:
+        return dataclasses.replace(tensor, source=stored[tensor.source.name])
+    return dataclasses.replace(tensor, pieces=tuple(stored[piece.name] for piece in tensor.pieces))
 
 
 def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
@@ -132,8 +143,9 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     from targets.gguf.tokenizer import tokenizer_metadata
 
     declared = architecture_of(facts.architecture)
-    config = full_config(declared, facts)
     with damage_in(facts.path / "config.json"):
+        config = full_config(declared, facts)
+        declared = declared.instead(config) or declared
         architecture = uneven.fitting(declared, config)
         tensors, problems = plan_tensors(architecture, config, facts)
         problems += architecture.refuse(config) + uneven.refusals(declared, config)
@@ -149,7 +161,7 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     shape = ModelShape(
         n_layers=config["num_hidden_layers"],
         n_gqa=n_heads(config) // n_kv_heads(config),
-        tied=is_tied(config),
+        tied=all(tensor.name != "output.weight" for tensor in tensors),
         is_70b=_is_70b(declared.gguf, config),
     )
     name = model_name(facts.name, count_params(tensors))
@@ -158,13 +170,13 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         *hyper_parameters,
         *tokenizer.entries,
     ]
-    notes = [*tokenizer.notes, *_compressed(tensors), *merged_notes(facts.path)]
+    notes = [*architecture.notes(config), *tokenizer.notes, *_compressed(tensors), *merged_notes(facts.path)]
     return Content(name, metadata, tensors, shape, tuple(notes), from_checkpoint=True), []
 
 
 def _compressed(tensors: list[OutTensor]) -> list[str]:
     """That the source was compressed before, where it was."""
-    if not any(_is_block(tensor) for tensor in tensors):
+    if not any(_block_type(tensor) for tensor in tensors):
         return []
     return [
         "the source was compressed before: its blocks are written as they are, and drift is measured against it, not "
@@ -172,9 +184,11 @@ def _compressed(tensors: list[OutTensor]) -> list[str]:
     ]
 
 
-def _is_block(tensor: OutTensor) -> bool:
-    """Whether a tensor lies in the blocks of a quantized type already."""
-    return tensor.source is not None and tensor.source.dtype in TYPES and tensor.source.dtype not in FLOAT_BYTES
+def _block_type(tensor: OutTensor) -> GgmlType | None:
+    """The quantized type in whose blocks all of a tensor lies already."""
+    kinds = {fact.dtype for fact in tensor.sources}
+    kind = next(iter(kinds), "")
+    return TYPES.get(kind) if len(kinds) == 1 and kind not in FLOAT_BYTES else None
 
 
 def _is_70b(arch: str, config: dict[str, Any]) -> bool:
@@ -185,9 +199,10 @@ def _is_70b(arch: str, config: dict[str, Any]) -> bool:
 
 def place(preset: Preset, content: Content) -> list[header.Placed]:
     """Choose the types and place the tensors, in their order."""
-    types = choose_types(preset, [(tensor.name, tensor.shape) for tensor in content.tensors], content.shape)
+    free = [(tensor.name, tensor.shape) for tensor in content.tensors if not tensor.precise]
+    types = choose_types(preset, free, content.shape)
     if content.from_checkpoint:  # what a recipe chose stays; of a GGUF source the preset decides
-        types |= {t.name: TYPES[t.source.dtype] for t in content.tensors if t.source is not None and _is_block(t)}
+        types |= {t.name: kind for t in content.tensors if (kind := _block_type(t)) is not None}
     return header.place([(t.name, t.shape, types.get(t.name, _kept_type(t))) for t in content.tensors])
 
 
@@ -214,5 +229,5 @@ def lay_out(preset: Preset, content: Content) -> Plan:
 
 def _kept_type(tensor: OutTensor) -> GgmlType:
     """The type of a tensor that no preset touches: float32, or what a GGUF source had."""
-    kept = tensor.source.dtype if tensor.source is not None else "F32"
-    return TYPES["F32"] if len(tensor.shape) == 1 or kept not in TYPES else TYPES[kept]
+    kept = tensor.sources[0].dtype if tensor.sources else "F32"
+    return TYPES["F32"] if tensor.precise or len(tensor.shape) == 1 or kept not in TYPES else TYPES[kept]
