@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from targets.base import Problem
-from targets.gguf.architectures import ARCHITECTURES
 from targets.gguf.architectures.base import OutTensor
 from targets.gguf.content import Content, count_params
 from targets.gguf.general import model_name
@@ -17,6 +16,8 @@ from targets.weights import FLOAT_BYTES
 if TYPE_CHECKING:
     from targets.facts import ModelFacts
 
+FAMILIES = ("deci", "gemma3", "llama", "qwen2", "qwen3")
+"""Those whose files were compared with llama-quantize's; fewer than can be written from a checkpoint."""
 _REWRITTEN = {"general.file_type", "general.quantization_version", "general.alignment"}
 """Keys that describe the file and not the model: they are written anew."""
 
@@ -30,11 +31,10 @@ def read_content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     if not isinstance(arch, str) or not isinstance(n_layers, int):
         problem = Problem(str(facts.path), "lacks general.architecture or block_count", "name a GGUF file of a model")
         return None, [problem]
-    families = sorted({name for entry in ARCHITECTURES.values() for name in (entry.gguf, entry.uneven) if name})
-    if arch not in families or known.get(f"{arch}.expert_count"):
+    if arch not in FAMILIES or known.get(f"{arch}.expert_count"):
         # llama-quantize leaves some tensors of other families alone and gives experts other types: not known here
         problem = Problem(
-            str(facts.path), f"is a '{arch}' with experts or of another family", f"known: {', '.join(families)}"
+            str(facts.path), f"is a '{arch}' with experts or of another family", f"known: {', '.join(FAMILIES)}"
         )
         return None, [problem]
     tensors = [OutTensor(fact.name, fact.shape, fact) for fact in facts.tensors.values()]
