@@ -214,6 +214,13 @@ class HarnessOut:
 
 
 @dataclass(frozen=True)
+class FormatsShown:
+    """What is listed."""
+
+    architectures: Annotated[bool, _option("--architectures", "The model classes that become GGUF.", _OUTPUT)] = False
+
+
+@dataclass(frozen=True)
 class Archive:
     """An archive, and where its files go."""
 
