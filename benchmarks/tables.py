@@ -87,6 +87,24 @@ def presets(format_name: str = "gguf") -> str:
     return _markdown(("preset", "what"), ((f"`{name}`", text) for name, text in known))
 
 
+def architectures() -> str:
+    """The model classes that become GGUF."""
+    from targets.gguf.architectures import ARCHITECTURES
+
+    names = {entry.gguf: "" for entry in ARCHITECTURES.values()}
+    for name, entry in sorted(ARCHITECTURES.items()):
+        names[entry.gguf] += f"{', ' if names[entry.gguf] else ''}`{name}`"
+    header = ("llama.cpp's name", "model classes")
+    return _markdown(header, ((f"`{gguf}`", text) for gguf, text in sorted(names.items())))
+
+
+def architectures_refused() -> str:
+    """The model classes that are known and do not."""
+    from targets.gguf.architectures import UNSUPPORTED
+
+    return _markdown(("model class", "why"), ((f"`{name}`", why) for name, why in sorted(UNSUPPORTED.items())))
+
+
 def thresholds() -> str:
     """The default limits of drift."""
     from targets.drift import THRESHOLDS
@@ -137,6 +155,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "how-to/onnx-web.md": {"onnx_sizes": _result("onnx_peers", onnx_tables.sizes)},
     "how-to/executorch.md": {"executorch_presets": lambda: presets("executorch")},
     "how-to/torchscript.md": {"torchscript_presets": lambda: presets("torchscript")},
+    "reference/architectures.md": {
+        "architectures": architectures,
+        "architectures_refused": architectures_refused,
+    },
     "reference/cli.md": {"cli": command_line},
     "reference/presets.md": {"presets": presets, "onnx_presets": lambda: presets("onnx")},
     "reference/thresholds.md": {

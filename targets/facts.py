@@ -31,6 +31,8 @@ class TensorFact:
     file, offset, n_bytes: where its bytes lie: absolute offset in `file`, little-endian, row-major
     stored: the larger tensor in the file whose first rows and columns this is; None where it is whole
     scaling: of a matrix in 8 bits; None where its elements are its values
+    strides: elements from row to row and from column to column of a matrix whose values do not lie one behind the
+        other; None for row-major
     """
 
     name: str
@@ -40,6 +42,7 @@ class TensorFact:
     offset: int
     n_bytes: int
     stored: TensorFact | None = None
+    strides: tuple[int, int] | None = None
     scaling: Scaling | None = None
 
     @property

@@ -80,10 +80,13 @@ class WeightReader:
         if fact.stored is not None:
             return np.ascontiguousarray(self.read_rows(fact.stored, start, stop)[:, : fact.shape[-1]])
         columns = fact.shape[-1] if fact.shape else 1
-        row_bytes = fact.n_bytes // (fact.n_elements // columns)
-        raw = np.empty((stop - start) * row_bytes, np.uint8)
-        self.read_bytes(fact, start * row_bytes, raw)
-        values = _to_float32(raw, fact).reshape(stop - start, columns)
+        if fact.strides is not None:
+            values = self._read_strided(fact, fact.strides, start, stop)
+        else:
+            row_bytes = fact.n_bytes // (fact.n_elements // columns)
+            raw = np.empty((stop - start) * row_bytes, np.uint8)
+            self.read_bytes(fact, start * row_bytes, raw)
+            values = _to_float32(raw, fact).reshape(stop - start, columns)
         if fact.scaling is not None:
             values *= self._scales(fact.scaling, (start, stop), columns)
         if not np.isfinite(values).all():
@@ -101,6 +104,23 @@ class WeightReader:
         raw = np.empty((last - first) * scaling.fact.n_bytes // (scaling.fact.n_elements // each), np.uint8)
         self.read_bytes(scaling.fact, first * (len(raw) // (last - first)), raw)
         return spread(_to_float32(raw, scaling.fact).reshape(last - first, each), scaling, rows, columns)
+
+    def _read_strided(
+        self, fact: TensorFact, strides: tuple[int, int], start: int, stop: int
+    ) -> npt.NDArray[np.float32]:
+        """Rows start..stop of a matrix of floats with strides, shape (stop - start, columns).
+
+        Read in runs along the dimension that lies closer together, so that no more than its gaps is read in vain.
+        """
+        n_rows, columns = stop - start, fact.shape[-1]
+        by_row = strides[1] < strides[0]
+        (n_runs, length), (run, step) = ((n_rows, columns), strides) if by_row else ((columns, n_rows), strides[::-1])
+        item = FLOAT_BYTES[fact.dtype]
+        raw = np.empty((n_runs, ((length - 1) * step + 1) * item), np.uint8)
+        for at in range(n_runs):
+            self.read_bytes(fact, (start * strides[0] + at * run) * item, raw[at])
+        values = _to_float32(raw.reshape(-1), fact).reshape(n_runs, -1)[:, ::step]
+        return np.ascontiguousarray(values if by_row else values.T)
 
 
 def _to_float32(raw: npt.NDArray[np.uint8], fact: TensorFact) -> npt.NDArray[np.float32]:

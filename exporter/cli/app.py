@@ -10,6 +10,7 @@ import typer
 
 from exporter.cli import adapter_verbs, verbs
 from exporter.cli.command import INTERRUPTED, fail, with_groups
+from exporter.cli.formats import formats
 from exporter.cli.help import SectionedCommand
 from exporter.cli.imatrix_verb import imatrix
 from exporter.cli.options import (
@@ -24,6 +25,7 @@ from exporter.cli.options import (
     Calibrating,
     Checked,
     CompressJob,
+    FormatsShown,
     HarnessOut,
     Job,
     MergedOut,
@@ -67,7 +69,7 @@ for _verb, _groups in (
     (verbs.pack, (ArtifactPath, ArchiveOut, Threads)),
     (verbs.unpack, (Archive,)),
     (verbs.devices, ()),
-    (verbs.formats, ()),
+    (formats, (FormatsShown,)),
     (verbs.recipes, ()),
 ):
     app.command(name=_verb.__name__.replace("_", "-"), cls=SectionedCommand)(with_groups(_verb, _groups))

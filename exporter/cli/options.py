@@ -244,6 +244,13 @@ class HarnessOut:
 
 
 @dataclass(frozen=True)
+class FormatsShown:
+    """What is listed."""
+
+    architectures: Annotated[bool, option("--architectures", "The model classes that become GGUF.", OUTPUT)] = False
+
+
+@dataclass(frozen=True)
 class Archive:
     """An archive, and where its files go."""
 

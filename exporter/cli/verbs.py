@@ -398,19 +398,6 @@ def devices(output: Output) -> int:
     return 0
 
 
-def formats(output: Output) -> int:
-    """List the formats and their quantization presets."""
-    from targets import TARGETS, get_target
-
-    presets = {name: get_target(name).presets() for name in TARGETS}
-    if output.json:
-        print_json(presets)
-    elif not output.quiet:
-        rows = [(name, preset, text) for name, known in presets.items() for preset, text in known.items()]
-        show_rows(("format", "quant", ""), rows)
-    return 0
-
-
 _MARKS = {"vendor": "", "measured": "*", "computed": "=", "estimate": "~"}
 
 

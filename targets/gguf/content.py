@@ -37,7 +37,7 @@ class Content:
 
 def count_params(tensors: list[OutTensor]) -> int:
     """Weights of the tensors that come from the source."""
-    return sum(tensor.source.n_elements for tensor in tensors if tensor.source is not None)
+    return sum(fact.n_elements for tensor in tensors for fact in tensor.sources)
 
 
 def model_shape(known: Mapping[str, Any], names: Iterable[str]) -> ModelShape:

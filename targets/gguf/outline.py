@@ -40,6 +40,10 @@ REPACKED = {
 TABLE = "token_embd.weight"
 GEMMA_PATTERN = 6
 """Every sixth layer of Gemma 3 attends to all, where the file does not say it layer by layer."""
+FITTED = ("llama", "deci", "qwen2", "qwen3", "gemma3")
+"""Families whose graph the memory of a run was fitted for, without experts; of others it is not known."""
+WITHOUT_HEADS = ("mamba", "mamba2")
+"""Families without attention."""
 
 STREAMS, SCORE_STREAMS, HEAPS = 3, 4.5, 2_800_000
 PROCESS, LAYER_BYTES, TOKEN_BYTES, MERGE_BYTES = 27_500_000, 45_000, 155, 120
@@ -50,6 +54,8 @@ class Dimensions:
     """What memory depends on, one entry a layer where layers may differ.
 
     window: cells that a sliding layer looks at; sliding: which layers slide
+    experts, used: of a layer, and of those a token's; 0 without
+    fitted: the fitted constants hold for it
     """
 
     hidden: int
@@ -63,6 +69,9 @@ class Dimensions:
     merges: int
     window: int = 0
     sliding: tuple[bool, ...] = ()
+    experts: int = 0
+    used: int = 0
+    fitted: bool = True
 
     @classmethod
     def of(cls, metadata: dict[str, Any]) -> Dimensions:
@@ -82,7 +91,7 @@ class Dimensions:
             return values
 
         heads = each("attention.head_count", 1)
-        wide = get("embedding_length") // max(heads)
+        wide = get("embedding_length") // (1 if arch in WITHOUT_HEADS else max(heads))
         pattern = get("attention.sliding_window_pattern", GEMMA_PATTERN)
         if isinstance(pattern, int):  # every so manieth layer attends to all
             pattern = [pattern > 0 and (layer + 1) % pattern != 0 for layer in range(n_layers)]
@@ -103,6 +112,9 @@ class Dimensions:
             merges=len(metadata.get("tokenizer.ggml.merges", ())),
             window=window,
             sliding=tuple(pattern) if window else (False,) * n_layers,
+            experts=get("expert_count", 0),
+            used=get("expert_used_count", 0),
+            fitted=arch in FITTED and not get("expert_count", 0),
         )
 
 
@@ -146,8 +158,10 @@ class GgufOutline:
         whole = size.key % KV_BLOCK == 0 and size.value % KV_BLOCK == 0
         return KV_TYPES if whole else KV_FLOATS
 
-    def footprint(self, options: RunOptions, processor: Processor) -> Footprint:
-        """What llama.cpp takes on a CPU."""
+    def footprint(self, options: RunOptions, processor: Processor) -> Footprint | None:
+        """What llama.cpp takes on a CPU; None where its graph was not measured."""
+        if not self.dimensions.fitted:
+            return None
         copies = self._copied(processor)
         # A table that is the head as well is looked up in where it lies.
         copied = {tensor.name for tensor in copies} - {TABLE}
@@ -219,18 +233,23 @@ class GgufOutline:
         return min(options.batch, options.context)
 
     def work(self) -> Work:
-        """Every matrix once; a table that is also the head is multiplied by, one that is not is looked up in."""
+        """Every matrix once; a table that is also the head is multiplied by, one that is not is looked up in.
+
+        Of the experts' matrices those that a token uses.
+        """
         head_name = TABLE if self._tied else "output.weight"
         weights: Counter[str] = Counter()
         head: Counter[str] = Counter()
-        n_bytes = 0
+        n_bytes, size = 0, self.dimensions
         for tensor in self.tensors:
             if len(tensor.shape) == 2 and (tensor.name == head_name or tensor.name.startswith("blk.")):
                 weights[tensor.kind.name] += tensor.shape[0] * tensor.shape[1]
                 n_bytes += tensor.n_bytes
+            elif len(tensor.shape) == 3:
+                weights[tensor.kind.name] += size.used * tensor.shape[1] * tensor.shape[2]
+                n_bytes += tensor.n_bytes * size.used // tensor.shape[0]
             if tensor.name == head_name:
                 head[tensor.kind.name] += tensor.shape[0] * tensor.shape[1]
-        size = self.dimensions
         return Work(
             weights=weights,
             head=head,

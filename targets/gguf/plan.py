@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from targets.base import EmitOptions
-    from targets.facts import ModelFacts
+    from targets.facts import ModelFacts, TensorFact
 
 QUANTIZATION_VERSION = 2
 """Version of ggml's block layouts; general.quantization_version."""
@@ -119,12 +119,21 @@ def _on_grid(facts: ModelFacts, tensors: list[OutTensor]) -> tuple[list[OutTenso
     problems += block_problems(facts, stored)
     if problems:
         return tensors, problems
-    return [
-        dataclasses.replace(tensor, source=stored[tensor.source.name])
-        if tensor.source is not None and tensor.source.name in stored
-        else tensor
+    parts = [
+        Problem(tensor.name, "is made of parts of a tensor that lies in ggml's blocks", "compress without that tensor")
         for tensor in tensors
-    ], []
+        if any(piece.name in stored and piece != facts.tensors.get(piece.name) for piece in tensor.pieces)
+    ]
+    return [_in_blocks(tensor, stored) for tensor in tensors], parts
+
+
+def _in_blocks(tensor: OutTensor, stored: Mapping[str, TensorFact]) -> OutTensor:
+    """The tensor read from blocks where all of it lies in them."""
+    if not tensor.sources or not all(fact.name in stored for fact in tensor.sources):
+        return tensor
+    if tensor.source is not None:
+        return dataclasses.replace(tensor, source=stored[tensor.source.name])
+    return dataclasses.replace(tensor, pieces=tuple(stored[piece.name] for piece in tensor.pieces))
 
 
 def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
@@ -132,8 +141,9 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     from targets.gguf.tokenizer import tokenizer_metadata
 
     declared = architecture_of(facts.architecture)
-    config = full_config(declared, facts)
     with damage_in(facts.path / "config.json"):
+        config = full_config(declared, facts)
+        declared = declared.instead(config) or declared
         architecture = uneven.fitting(declared, config)
         tensors, problems = plan_tensors(architecture, config, facts)
         problems += architecture.refuse(config) + uneven.refusals(declared, config)
@@ -152,14 +162,14 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         *hyper_parameters,
         *tokenizer.entries,
     ]
-    notes = [*tokenizer.notes, *_compressed(tensors), *merged_notes(facts.path)]
+    notes = [*architecture.notes(config), *tokenizer.notes, *_compressed(tensors), *merged_notes(facts.path)]
     shape = model_shape({entry.key: entry.value for entry in metadata}, [tensor.name for tensor in tensors])
     return Content(name, metadata, tensors, shape, tuple(notes), from_checkpoint=True), []
 
 
 def _compressed(tensors: list[OutTensor]) -> list[str]:
     """That the source was compressed before, where it was."""
-    if not any(_is_block(tensor) for tensor in tensors):
+    if not any(_block_type(tensor) for tensor in tensors):
         return []
     return [
         "the source was compressed before: its blocks are written as they are, and drift is measured against it, not "
@@ -167,9 +177,11 @@ def _compressed(tensors: list[OutTensor]) -> list[str]:
     ]
 
 
-def _is_block(tensor: OutTensor) -> bool:
-    """Whether a tensor lies in the blocks of a quantized type already."""
-    return tensor.source is not None and tensor.source.dtype in TYPES and tensor.source.dtype not in FLOAT_BYTES
+def _block_type(tensor: OutTensor) -> GgmlType | None:
+    """The quantized type in whose blocks all of a tensor lies already."""
+    kinds = {fact.dtype for fact in tensor.sources}
+    kind = next(iter(kinds), "")
+    return TYPES.get(kind) if len(kinds) == 1 and kind not in FLOAT_BYTES else None
 
 
 @dataclass(frozen=True)
@@ -192,7 +204,7 @@ def decide(
     Raises ModelError for an importance matrix that cannot be read.
     """
     wanted = wanted or TypeChoice()
-    named = [(tensor.name, tensor.shape) for tensor in content.tensors]
+    named = _free(content)
     importance: Importance | None = None
     problems: list[Problem] = []
     if wanted.importance is not None:
@@ -201,13 +213,13 @@ def decide(
     problems += chosen.problems
     types = chosen.types
     if content.from_checkpoint:  # what a recipe chose stays; of a GGUF source the preset decides
-        blocks = {t.name: TYPES[t.source.dtype] for t in content.tensors if t.source is not None and _is_block(t)}
+        blocks = {t.name: kind for t in content.tensors if (kind := _block_type(t)) is not None}
         if blocks and dataclasses.replace(wanted, importance=None) != TypeChoice():
             what = "the model was compressed before, and its blocks are written as they are"
             problems.append(Problem("--rule and its like", what, "leave them out, or export the original model"))
         types = types | blocks
-    kept = {tensor.name: tensor.source.dtype for tensor in content.tensors if tensor.source is not None}
-    written = {name: kind for name, kind in types.items() if kept.get(name) != kind.name}
+    kept = {tensor.name: {fact.dtype for fact in tensor.sources} for tensor in content.tensors}
+    written = {name: kind for name, kind in types.items() if kept[name] != {kind.name}}
     return Decided(types, importance), problems + missing(preset, written, importance, model)
 
 
@@ -216,12 +228,17 @@ def expected(preset: Preset, content: Content) -> tuple[Decided, list[Problem]]:
 
     Its record in the file is not counted, whose length is that of its name.
     """
-    named = [(tensor.name, tensor.shape) for tensor in content.tensors]
+    named = _free(content)
     decided, problems = decide(preset, content, "")
     if not problems:
         return decided, []
     chosen = choose(preset, named, content.shape, weighted=True)
     return Decided(chosen.types, assumed=True), chosen.problems
+
+
+def _free(content: Content) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors whose type can be chosen."""
+    return [(tensor.name, tensor.shape) for tensor in content.tensors if not tensor.precise]
 
 
 def place(content: Content, types: Mapping[str, GgmlType]) -> list[header.Placed]:
@@ -255,5 +272,5 @@ def lay_out(preset: Preset, content: Content, decided: Decided) -> Plan:
 
 def _kept_type(tensor: OutTensor) -> GgmlType:
     """The type of a tensor that no preset touches: float32, or what a GGUF source had."""
-    kept = tensor.source.dtype if tensor.source is not None else "F32"
-    return TYPES["F32"] if len(tensor.shape) == 1 or kept not in TYPES else TYPES[kept]
+    kept = tensor.sources[0].dtype if tensor.sources else "F32"
+    return TYPES["F32"] if tensor.precise or len(tensor.shape) == 1 or kept not in TYPES else TYPES[kept]

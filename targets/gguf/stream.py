@@ -18,12 +18,13 @@ from targets.stream import run_chunks, write_at
 from targets.weights import FLOAT_BYTES, WeightReader, row_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import numpy.typing as npt
 
     from targets.base import Progress
     from targets.chunk_journal import FileJournal
+    from targets.facts import TensorFact
     from targets.gguf.architectures.base import OutTensor
     from targets.gguf.header import Placed
     from targets.gguf.types import GgmlType
@@ -89,8 +90,8 @@ def write_tensors(
     with WeightReader() as reader:
         for output in outputs:
             for tensor, _ in output.tensors:
-                if tensor.source is not None:
-                    reader.open(tensor.source.file)
+                for fact in tensor.sources:
+                    reader.open(fact.file)
         chunks = [chunk for output in outputs for tensor, placed in output.tensors
                   for chunk in _chunks(output, tensor, placed, known)]  # fmt: skip
         chunks = _not_yet_written(chunks, threads, progress)
@@ -134,13 +135,12 @@ def _write_chunk(reader: WeightReader, chunk: _Chunk) -> int:
 def _encode(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
     """The bytes of a chunk, shape (rows, bytes of a row). Raises ModelError for values that the type cannot hold."""
     tensor, kind = chunk.tensor, chunk.placed.kind
-    if tensor.source is not None and tensor.source.dtype == kind.name and kind.name not in FLOAT_BYTES:
+    if kind.name not in FLOAT_BYTES and {fact.dtype for fact in tensor.sources} == {kind.name}:
         # decoding and encoding again is not exact; a tensor that has its type already is copied, as llama-quantize does
-        wanted, first, last = _source_rows(chunk)
-        raw = np.empty((last - first, kind.row_bytes(tensor.shape[-1])), np.uint8)
-        reader.read_bytes(tensor.source, first * raw.shape[1], raw.reshape(-1))
-        return raw if wanted is None else raw[wanted]
+        return _copy(reader, chunk)
     values = _read(reader, chunk)
+    if tensor.function is not None:
+        values = tensor.function(values)
     if tensor.plus:
         values = values + np.float32(tensor.plus)
     try:
@@ -162,18 +162,42 @@ def _quantized(values: Floats, kind: GgmlType, chunk: _Chunk) -> npt.NDArray[np.
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
+def _copy(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
+    """The bytes of a chunk whose source has its type already."""
+    row_bytes = chunk.placed.kind.row_bytes(chunk.tensor.shape[-1])
+    wanted, first, last = _source_rows(chunk)
+    raw = np.empty((last - first, row_bytes), np.uint8)
+    for fact, start, stop, at in _runs(chunk.tensor, first, last):
+        reader.read_bytes(fact, start * row_bytes, raw[at : at + stop - start].reshape(-1))
+    return raw if wanted is None else raw[wanted]
+
+
 def _read(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.float32]:
     """Float32 rows of a chunk, reordered where the tensor asks for it."""
     tensor = chunk.tensor
-    if tensor.source is None:
+    if not tensor.sources:
         return np.asarray(tensor.values, np.float32).reshape(-1, tensor.shape[-1])[chunk.start : chunk.stop]
-    if not tensor.interleave_heads:
-        return reader.read_rows(tensor.source, chunk.start, chunk.stop)
     if len(tensor.shape) == 1:
-        # a bias is one row; its elements move as the rows of its weight do
-        return reader.read_rows(tensor.source, 0, 1)[:, interleave_order(tensor.shape[0], tensor.interleave_heads)]
+        whole = [reader.read_rows(fact, 0, fact.n_elements // fact.shape[-1]).reshape(-1) for fact in tensor.sources]
+        values = np.concatenate(whole) if len(whole) > 1 else whole[0]
+        if tensor.interleave_heads:  # a bias is one row; its elements move as the rows of its weight do
+            values = values[interleave_order(tensor.shape[0], tensor.interleave_heads)]
+        return values[None]
     wanted, first, last = _source_rows(chunk)
-    return reader.read_rows(tensor.source, first, last)[wanted]
+    read = [reader.read_rows(fact, start, stop) for fact, start, stop, _ in _runs(tensor, first, last)]
+    values = np.concatenate(read) if len(read) > 1 else read[0]
+    return values if wanted is None else values[wanted]
+
+
+def _runs(tensor: OutTensor, first: int, last: int) -> Iterator[tuple[TensorFact, int, int, int]]:
+    """The sources that rows first to last of a tensor lie in: each with its own rows, and where they go."""
+    begin = 0
+    for fact in tensor.sources:
+        end = begin + fact.n_elements // tensor.shape[-1]
+        start, stop = max(first, begin), min(last, end)
+        if start < stop:
+            yield fact, start - begin, stop - begin, start - first
+        begin = end
 
 
 def _source_rows(chunk: _Chunk) -> tuple[npt.NDArray[np.intp] | None, int, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runtime.errors import UnsupportedError
 from targets.base import Problem
+from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import (
     dimensions,
     head_dim,
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 LONGEST_TABLE = 32768
 """Most positions that a file has cosines and sines for, 8 MB each for heads of 128: no phone has the cache for more."""
+GRAPHS = frozenset({"llama", "qwen2", "qwen3", "gemma3"})
+"""The families whose layer is built here and for torch, by their names in GGUF, which has more of them."""
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 
 
@@ -72,6 +76,14 @@ class DecoderSpec:
             f"the file holds {self.context} tokens of context, the model was trained for {self.trained_context}:"
             " rotary tables for all of them would only be dead weight on a phone",
         )
+
+
+def architecture_with_graph(name: str) -> Architecture:
+    """The architecture of a model class of config.json. Raises UnsupportedError for one that has no graph here."""
+    found = architecture_of(name)
+    if found.gguf not in GRAPHS or "blk.{i}.ffn_gate.weight" not in {rule.target for rule in found.layer_rules}:
+        raise UnsupportedError(f"config.json: architecture '{name}' can be written as GGUF only; use --format gguf")
+    return found
 
 
 def decoder_spec(architecture: Architecture, config: Config) -> DecoderSpec:

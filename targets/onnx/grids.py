@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.errors import UnsupportedError
-from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import full_config, plan_tensors
 from targets.groups import RowGrid
-from targets.onnx.decoder_spec import decoder_spec
+from targets.onnx.decoder_spec import architecture_with_graph, decoder_spec
 from targets.onnx.linear import BlockScheme, DynamicScheme
 from targets.onnx.plan import role_of
 from targets.onnx.presets import PRESETS, table_scheme
@@ -26,7 +25,7 @@ def decoder_grids(facts: ModelFacts, options: EmitOptions) -> dict[str, BlockGri
     Raises UnsupportedError for a preset of floats.
     """
     preset = preset_named(options.quant, PRESETS, "onnx")
-    architecture = architecture_of(facts.architecture)
+    architecture = architecture_with_graph(facts.architecture)
     config = full_config(architecture, facts)
     tensors, _ = plan_tensors(architecture, config, facts)
     n_layers = decoder_spec(architecture, config).n_layers

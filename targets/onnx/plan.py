@@ -13,13 +13,12 @@ from targets.base import Problem
 from targets.damage import damage_in
 from targets.factors import paired_notes, stored_factors
 from targets.factors import problems as factor_problems
-from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import dimensions, full_config, plan_tensors
 from targets.ongrid import ONNX_GRIDS, foreign_grids, other_preset
 from targets.onnx.blocks import BlockGrid
 from targets.onnx.calibration import Ranges, Recorder
 from targets.onnx.decoder import DecoderWeights, decoder_graph
-from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, kernel_refusals, refusals
+from targets.onnx.decoder_spec import DecoderSpec, architecture_with_graph, decoder_spec, kernel_refusals, refusals
 from targets.onnx.encoder import encoder_graph
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
 from targets.onnx.linear import BlockScheme, DynamicScheme, StaticScheme
@@ -191,7 +190,7 @@ def make_plan(
 
 def plan_decoder(facts: ModelFacts, preset: Preset, ranges: Ranges | None) -> tuple[Plan | None, list[Problem]]:
     """`make_plan` for a decoder and whatever preset."""
-    architecture = architecture_of(facts.architecture)
+    architecture = architecture_with_graph(facts.architecture)
     config = full_config(architecture, facts)
     with damage_in(facts.path / "config.json"):
         tensors, problems = plan_tensors(architecture, config, facts)

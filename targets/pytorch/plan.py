@@ -14,10 +14,9 @@ from targets.base import Problem
 from targets.damage import damage_in
 from targets.factors import paired_notes, stored_factors
 from targets.factors import problems as factor_problems
-from targets.gguf.architectures import architecture_of
 from targets.gguf.architectures.base import full_config, plan_tensors
 from targets.ongrid import SIDE_FILES, foreign_grids, other_preset
-from targets.onnx.decoder_spec import DecoderSpec, decoder_spec, refusals
+from targets.onnx.decoder_spec import DecoderSpec, architecture_with_graph, decoder_spec, refusals
 from targets.onnx.encoder_spec import EncoderSpec, account, encoder_spec
 from targets.onnx.weights import Matrix, Part
 from targets.planned import preset_named
@@ -133,7 +132,7 @@ def group_grids(facts: ModelFacts, quant: str, format_name: str, presets: Mappin
     if preset.layers not in (INT4, INT8):
         known = ", ".join(name for name, one in presets.items() if one.layers in (INT4, INT8))
         raise UnsupportedError(f"preset {preset.name} has no codes that could be chosen; use {known}")
-    architecture = architecture_of(facts.architecture)
+    architecture = architecture_with_graph(facts.architecture)
     config = full_config(architecture, facts)
     tensors, _ = plan_tensors(architecture, config, facts)
     matrices = _matrices(tensors, factors)
@@ -167,7 +166,7 @@ def _lack_of_memory(facts: ModelFacts, plan: Plan) -> list[Problem]:
 
 def _plan_decoder(facts: ModelFacts, preset: Preset, factors: Mapping[str, Factors]
                   ) -> tuple[Plan | None, list[Problem]]:  # fmt: skip
-    architecture = architecture_of(facts.architecture)
+    architecture = architecture_with_graph(facts.architecture)
     config = full_config(architecture, facts)
     tensors, problems = plan_tensors(architecture, config, facts)
     problems += refusals(config) + factor_problems(facts, factors)

@@ -1,6 +1,6 @@
 """What an architecture declares, and what follows from it: the tensors and hyper-parameters of a GGUF file.
 
-An architecture is one `Architecture` value: names, shapes and two transforms. Everything else here is shared.
+An architecture is one `Architecture` value: names, shapes and a few transforms. Everything else here is shared.
 """
 
 from __future__ import annotations
@@ -15,26 +15,35 @@ from targets.widths import KV_HEADS, NEURONS, is_uneven, layer_widths
 from targets.widths import problems as padding_problems
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     import numpy.typing as npt
 
     from targets.facts import ModelFacts, TensorFact
+    from targets.gguf.architectures.views import View
     from targets.gguf.keyvalue import KeyValue
+
+    Function = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one stored tensor becomes one GGUF tensor. `{i}` in the names stands for the layer.
+    """How one stored tensor, or several, become one GGUF tensor. `{i}` in the names stands for the layer.
 
     shape: dimension names (see `dimensions`), outermost first
     interleave: "q" or "kv": the rows of each head lie as two halves (Hugging Face's rotary layout) and llama.cpp wants
         them in pairs; names the dimension that counts the heads
     plus: added to every value (Gemma stores its norms minus one)
-    when: whether this config has the tensor; None means always
+    when: whether this config has the tensor; None means always. layers: the same for one layer of it
+    each: the dimension that `{e}` in the source counts: so many stored tensors, one behind the other
+    stored: dimension names as stored, where those differ from `shape`
+    view: the parts of the stored tensor in the order of the file (see `views`); None for all of it as it lies
+    function: of every value, float32 to float32
+    precise: float32 whatever the preset is: llama.cpp's operator takes nothing else, or llama-quantize leaves it alone
+    otherwise: another way in which the same tensor is stored; it is looked for where this one's source is not there
     """
 
     source: str
@@ -43,14 +52,43 @@ class Rule:
     interleave: str = ""
     plus: float = 0.0
     when: Callable[[Config], bool] | None = None
+    layers: Callable[[Config, int], bool] | None = None
+    each: str = ""
+    stored: tuple[str, ...] = ()
+    view: View | None = None
+    function: Function | None = None
+    precise: bool = False
+    otherwise: Rule | None = None
+
+    def names(self, layer: int, dims: Mapping[str, int]) -> list[str]:
+        """The stored tensors of a layer, in their order."""
+        count = dims[self.each] if self.each else 1
+        return [self.source.format(i=layer, e=e) for e in range(count)]
+
+    def form(self, stored: Mapping[str, TensorFact], layer: int) -> Rule:
+        """This rule or the one of its alternatives whose source is there; this one where none is."""
+        rule: Rule | None = self
+        while rule is not None and rule.source.format(i=layer, e=0) not in stored:
+            rule = rule.otherwise
+        return rule or self
+
+    def applies(self, config: Config, layer: int) -> bool:
+        """Whether a layer of this config has the tensor."""
+        return (self.when is None or self.when(config)) and (self.layers is None or self.layers(config, layer))
+
+    def stored_shape(self, dims: Mapping[str, int]) -> tuple[int, ...]:
+        """Of each stored tensor."""
+        return tuple(dims[name] for name in self.stored or self.shape[bool(self.each) :])
 
 
 @dataclass(frozen=True)
 class OutTensor:
     """A tensor to write: where its values come from and what is done to them on the way.
 
-    source: the stored tensor, or None where `values` holds a generated one (float32)
+    source: the stored tensor that it is, whole; None where `values` holds a generated one (float32), or `pieces`
+        what it consists of: stored tensors or runs of their rows, one behind the other
     interleave_heads: number of heads whose rows are interleaved; 0 for none
+    function, precise: as in `Rule`
     """
 
     name: str
@@ -59,6 +97,14 @@ class OutTensor:
     interleave_heads: int = 0
     plus: float = 0.0
     values: npt.NDArray[np.float32] | None = None
+    pieces: tuple[TensorFact, ...] = ()
+    function: Function | None = None
+    precise: bool = False
+
+    @property
+    def sources(self) -> tuple[TensorFact, ...]:
+        """What it is read from, in order; empty for a generated one."""
+        return self.pieces if self.source is None else (self.source,)
 
 
 @dataclass(frozen=True)
@@ -72,6 +118,10 @@ class Architecture:
     refuse: config -> what llama.cpp cannot express of it
     extra: config -> generated tensors (rope factors)
     defaults: what transformers takes where config.json is silent
+    read: config -> the same in the names and forms that all families share (`num_hidden_layers`, not `n_layer`)
+    dims: config -> dimensions that only this family has
+    notes: config -> what llama.cpp computes otherwise than transformers, a line each, for people
+    instead: config -> the entry that it is written by, where that is another one; None for this one
     prefixes: "stored -> plain" beginnings of names in multimodal wrappers
     ignore: patterns of stored names that are not weights of the text model
     """
@@ -84,6 +134,10 @@ class Architecture:
     refuse: Callable[[Config], list[Problem]]
     extra: Callable[[Config], list[OutTensor]] = lambda _config: []
     defaults: Config = field(default_factory=dict)
+    read: Callable[[Config], Config] = lambda config: config
+    dims: Callable[[Config], dict[str, int]] = lambda _config: {}
+    notes: Callable[[Config], list[str]] = lambda _config: []
+    instead: Callable[[Config], Architecture | None] = lambda _config: None
     prefixes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
     uneven: str = ""
@@ -138,6 +192,9 @@ def dimensions(config: Config) -> dict[str, int]:
         "head": head_dim(config),
         "q": n_heads(config) * head_dim(config),
         "kv": n_kv_heads(config) * head_dim(config),
+        "heads": n_heads(config),
+        "kv_heads": n_kv_heads(config),
+        "one": 1,
     }
 
 
@@ -159,7 +216,12 @@ def is_tied(config: Config) -> bool:
 
 def full_config(architecture: Architecture, facts: ModelFacts) -> Config:
     """config.json with the family's defaults for what it leaves out; an explicit null stays null."""
-    return {**architecture.defaults, **facts.config}
+    return architecture.read({**architecture.defaults, **facts.config})
+
+
+def renamed(config: Config, names: Mapping[str, str]) -> Config:
+    """The config with its entries under shared names too, where it has none of those. names: shared name -> its own."""
+    return {**{shared: config[own] for shared, own in names.items() if config.get(own) is not None}, **config}
 
 
 def plan_tensors(
@@ -170,24 +232,31 @@ def plan_tensors(
     config: as `full_config` gives it
     """
     layers = layer_configs(config)
-    dims = [dimensions(layer) for layer in layers]
+    dims = [{**dimensions(layer), **architecture.dims(layer)} for layer in layers]
     stored = _strip(architecture, facts.tensors)
     planned: list[OutTensor] = []
     problems: list[Problem] = []
     consumed: set[str] = set()
     for rule, layer in _expand(architecture, positive(config, "num_hidden_layers")):
-        source = rule.source.format(i=layer)
-        consumed.add(source)
-        if rule.when is not None and not rule.when(config):
+        form = rule.form(stored, layer)
+        names = form.names(layer, dims[layer])
+        consumed.update(names)
+        if not rule.applies(config, layer):
             continue
-        shape = tuple(dims[layer][name] for name in rule.shape)
-        fact = stored.get(source)
-        if fact is None:
-            problems.append(Problem(source, "is missing from the weights", "take a complete checkpoint"))
-            continue
-        problems += _check_tensor(fact, shape)
-        heads = {"": 0, "q": n_heads(layers[layer]), "kv": n_kv_heads(layers[layer])}[rule.interleave]
-        planned.append(OutTensor(rule.target.format(i=layer), shape, fact, heads, rule.plus))
+        found = [
+            Problem(name, "is missing from the weights", "take a complete checkpoint")
+            for name in names
+            if name not in stored
+        ]
+        sources = [stored[name] for name in names if name in stored]
+        found += [problem for fact in sources for problem in _check_tensor(fact, form.stored_shape(dims[layer]))]
+        problems += found
+        if not found:
+            heads = {"": 0, "q": n_heads(layers[layer]), "kv": n_kv_heads(layers[layer])}[rule.interleave]
+            if form.view is not None and any(fact.scaling is not None for fact in sources):
+                what = "is stored in 8 bits and has to be cut into parts, scales and all"
+                problems.append(Problem(sources[0].name, what, "export the bf16 checkpoint"))
+            planned.append(_out_tensor(rule, form, layer, sources, dims[layer], heads))
     problems += [
         Problem(
             name, f"is not part of {facts.architecture} as packlight knows it", "report the model, or remove the tensor"
@@ -196,6 +265,24 @@ def plan_tensors(
         if not any(re.fullmatch(pattern, name) for pattern in architecture.ignore)
     ]
     return planned + architecture.extra(config), problems + padding_problems(facts.tensors)
+
+
+def _out_tensor(
+    rule: Rule, form: Rule, layer: int, sources: list[TensorFact], dims: Mapping[str, int], heads: int
+) -> OutTensor:
+    """The tensor that a rule makes of stored ones. form: the way in which they are stored."""
+    whole = form.view is None and len(sources) == 1
+    pieces = [piece for fact in sources for piece in (form.view(fact, dims) if form.view else (fact,))]
+    return OutTensor(
+        name=rule.target.format(i=layer),
+        shape=tuple(dims[name] for name in rule.shape),
+        source=sources[0] if whole else None,
+        interleave_heads=heads,
+        plus=rule.plus,
+        pieces=() if whole else tuple(pieces),
+        function=rule.function,
+        precise=rule.precise,
+    )
 
 
 def _expand(architecture: Architecture, n_layers: int) -> list[tuple[Rule, int]]:

@@ -1,4 +1,4 @@
-"""Gemma 3, the text model (also inside the multimodal checkpoints): four norms a layer, stored minus one."""
+"""Gemma 1, 2 and 3, of the last the text model inside multimodal checkpoints too: norms are stored minus one."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import dataclasses
 
 from targets.base import Problem
 from targets.gguf.architectures import rope
-from targets.gguf.architectures.base import Architecture, Config, Rule, head_dim, n_heads, positive
+from targets.gguf.architectures.base import Architecture, Config, Rule, head_dim, n_heads, number, positive
 from targets.gguf.architectures.common import (
     ATTENTION,
     EMBEDDINGS,
     FEED_FORWARD,
+    NORMS,
     QK_NORMS,
     attention_bias,
     base_hyper_parameters,
     base_refusals,
+    fixed,
+    sliding_layers,
+    tied_only,
+    window_hyper_parameters,
 )
 from targets.gguf.keyvalue import KeyValue, array, float32, uint32
 
 _PATTERN = 6
 """llama.cpp takes every sixth layer as one of full attention unless told otherwise."""
 
-_NORMS = (
+_FOUR_NORMS = (
     Rule("model.layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight", ("hidden",)),
     Rule("model.layers.{i}.post_attention_layernorm.weight", "blk.{i}.post_attention_norm.weight", ("hidden",)),
     Rule("model.layers.{i}.pre_feedforward_layernorm.weight", "blk.{i}.ffn_norm.weight", ("hidden",)),
@@ -36,11 +41,7 @@ def _shift_norms(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 def _sliding_layers(config: Config) -> list[bool]:
     """Which layers attend to the sliding window only."""
-    n_layers = positive(config, "num_hidden_layers")
-    if config.get("layer_types"):
-        return [kind == "sliding_attention" for kind in config["layer_types"]]
-    pattern = config.get("sliding_window_pattern") or _PATTERN
-    return [bool((layer + 1) % pattern) for layer in range(n_layers)]
+    return sliding_layers(config, config.get("sliding_window_pattern") or _PATTERN)
 
 
 def _hyper_parameters(config: Config) -> list[KeyValue]:
@@ -72,8 +73,6 @@ def _refuse(config: Config) -> list[Problem]:
         found.append(Problem("config.json: attention_bias", "is on", "llama.cpp has no attention biases for Gemma 3"))
     if config.get("use_bidirectional_attention"):
         found.append(Problem("config.json: use_bidirectional_attention", "is on", "only the causal model is exported"))
-    if len(_sliding_layers(config)) != config["num_hidden_layers"]:
-        found.append(Problem("config.json: layer_types", "has not one entry a layer", "check the config.json"))
     return found
 
 
@@ -81,7 +80,7 @@ GEMMA3 = Architecture(
     classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     gguf="gemma3",
     rules=_shift_norms(EMBEDDINGS),
-    layer_rules=_shift_norms((*_NORMS, *ATTENTION, *QK_NORMS, *FEED_FORWARD)),
+    layer_rules=_shift_norms((*_FOUR_NORMS, *ATTENTION, *QK_NORMS, *FEED_FORWARD)),
     hyper_parameters=_hyper_parameters,
     refuse=_refuse,
     # the multimodal checkpoints' text_config names only what differs from these
@@ -103,4 +102,71 @@ GEMMA3 = Architecture(
         r"(model\.)?vision_tower\..*",
         r"(model\.)?multi_modal_projector\..*",
     ),
+)
+
+_COMMON = {
+    "vocab_size": 256000,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+
+
+def _refuse_gemma(config: Config) -> list[Problem]:
+    """As transformers reads it, "gelu" of the oldest checkpoints is the approximation by tanh."""
+    found = base_refusals(config, ("gelu_pytorch_tanh", "gelu"))
+    return [*found, *fixed(config, attention_bias=False, use_bidirectional_attention=False), *tied_only(config)]
+
+
+GEMMA = Architecture(
+    classes=("GemmaForCausalLM",),
+    gguf="gemma",
+    rules=_shift_norms(EMBEDDINGS),
+    layer_rules=_shift_norms((*NORMS, *ATTENTION, *FEED_FORWARD)),
+    hyper_parameters=lambda config: base_hyper_parameters(config, "gemma"),
+    refuse=_refuse_gemma,
+    defaults=_COMMON,
+)
+
+_GEMMA2_PATTERN = 2
+_GEMMA2_27B_LAYERS = 46
+
+
+def _gemma2_hyper_parameters(config: Config) -> list[KeyValue]:
+    return [
+        *base_hyper_parameters(config, "gemma2"),
+        *window_hyper_parameters(config, "gemma2", sliding_layers(config, _GEMMA2_PATTERN)),
+        float32("gemma2.attn_logit_softcapping", number(config, "attn_logit_softcapping")),
+        float32("gemma2.final_logit_softcapping", number(config, "final_logit_softcapping")),
+    ]
+
+
+def _refuse_gemma2(config: Config) -> list[Problem]:
+    found = _refuse_gemma(config)
+    # llama.cpp knows Gemma 2 27B by its 46 layers and scales its queries by hidden / heads, others by the head width
+    wide = positive(config, "num_hidden_layers") == _GEMMA2_27B_LAYERS
+    expected = positive(config, "hidden_size") // n_heads(config) if wide else head_dim(config)
+    found += fixed(config, query_pre_attn_scalar=expected)
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window"):
+        if not config.get(key):
+            found.append(Problem(f"config.json: {key}", "is off", "llama.cpp has it in every model of this family"))
+    return found
+
+
+GEMMA2 = Architecture(
+    classes=("Gemma2ForCausalLM",),
+    gguf="gemma2",
+    rules=_shift_norms(EMBEDDINGS),
+    layer_rules=_shift_norms((*_FOUR_NORMS, *ATTENTION, *FEED_FORWARD)),
+    hyper_parameters=_gemma2_hyper_parameters,
+    refuse=_refuse_gemma2,
+    defaults={
+        **_COMMON,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
 )

@@ -60,10 +60,16 @@ def key_values(config: Config, arch: str, default_theta: float = 10000.0) -> lis
     return entries
 
 
-def problems(config: Config, *more: str) -> list[Problem]:
+def rotary_dim(config: Config) -> int:
+    """How many values of a head are rotated; the others stay as they are."""
+    share = parameters(config).get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    return head_dim(config) if share is None else int(head_dim(config) * float(share))
+
+
+def problems(config: Config, *more: str, partial: bool = False) -> list[Problem]:
     """Scaling methods that a graph in llama.cpp cannot express, or that miss their numbers.
 
-    more: types that this family has beside those of all.
+    more: types that this family has beside those of all. partial: its graph can rotate a part of a head.
     """
     known = ("default", "linear", "yarn", *more)
     rope, local = parameters(config), parameters(config, "sliding_attention")
@@ -75,9 +81,9 @@ def problems(config: Config, *more: str) -> list[Problem]:
         return [Problem("config.json: rope_parameters", what, "llama.cpp scales only those of full attention")]
     if kind == "yarn" and (rope.get("mscale") or rope.get("mscale_all_dim")):
         return [Problem("config.json: mscale", "is set", "llama.cpp has it for DeepSeek only")]
-    if kind != "default" and rope.get("factor") is None:
+    if kind not in ("default", "longrope") and rope.get("factor") is None:
         return [Problem("config.json: rope_parameters", f"'{kind}' has no factor", "complete the config.json")]
-    if float(rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0) != 1.0:
+    if not partial and rotary_dim(config) != head_dim(config):
         return [Problem("config.json: partial_rotary_factor", "is not 1", "this family cannot rotate a part of a head")]
     return []
 

@@ -262,6 +262,10 @@ def test_lists():
     assert "raspberry-pi-5" in listed
     assert "raspberry-pi-5    8.6 GB    ~7.0 GB" in run("devices").stdout
     assert "q4_k_m" in json.loads(run("formats", "--json").stdout)["gguf"]
+    classes = json.loads(run("formats", "--architectures", "--json").stdout)
+    assert classes["written"]["MixtralForCausalLM"] == "llama"
+    assert "transformers 5 has no such class" in classes["refused"]["InternLM2ForCausalLM"]
+    assert "LlamaForCausalLM" in run("formats", "--architectures").stdout
     assert run("--version").stdout.startswith("packlight 0.")
 
 

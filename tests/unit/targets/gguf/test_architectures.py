@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,8 +12,8 @@ from support.golden_model import write_golden_model
 from exporter.checkpoint import resolve
 from runtime.errors import ModelError, UnsupportedError
 from targets.base import EmitOptions
-from targets.gguf.architectures import ARCHITECTURES, architecture_of
-from targets.gguf.architectures.rope import parameters
+from targets.gguf.architectures import ARCHITECTURES, UNSUPPORTED, architecture_of
+from targets.gguf.architectures.rope import llama3_factors, parameters
 from targets.gguf.plan import make_plan
 from targets.gguf.target import GgufTarget
 
@@ -64,15 +65,17 @@ def test_rope_settings_in_every_form(config: dict[str, Any], attention: str, exp
 
 
 def test_llama_3s_rope_scaling_is_refused_where_nothing_would_apply_it() -> None:
-    base = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "rope_parameters": LLAMA3}
+    base = {
+        "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 96,
+        "num_experts": 4, "rope_parameters": LLAMA3,
+    }  # fmt: skip
     refused = {
-        name: any("llama3" in str(problem) for problem in entry.refuse({**entry.defaults, **base}))
+        name: any("llama3" in str(problem) for problem in entry.refuse(entry.read({**entry.defaults, **base})))
         for name, entry in ARCHITECTURES.items()
     }
-    assert refused == {
-        "LlamaForCausalLM": False, "MistralForCausalLM": False, "Qwen2ForCausalLM": True, "Qwen3ForCausalLM": True,
-        "Gemma3ForCausalLM": True, "Gemma3ForConditionalGeneration": True,
-    }  # fmt: skip
+    takes = {name for name, entry in ARCHITECTURES.items() if entry.extra is llama3_factors}
+    assert {name for name in refused if not refused[name]} == takes
+    assert takes == {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Exaone4ForCausalLM"}
 
 
 @pytest.mark.parametrize(
@@ -139,5 +142,15 @@ def test_an_older_checkpoints_added_tokens_are_read(model: Path) -> None:
 
 
 def test_an_unknown_architecture_names_the_nearest() -> None:
-    with pytest.raises(UnsupportedError, match=r"'Qwen2MoeForCausalLM' cannot be written .*Qwen2ForCausalLM"):
-        architecture_of("Qwen2MoeForCausalLM")
+    with pytest.raises(UnsupportedError, match=r"'Qwen4ForCausalLM' cannot be written .*Qwen2ForCausalLM"):
+        architecture_of("Qwen4ForCausalLM")
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_known_architecture_that_cannot_be_written_says_why(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"'{name}' cannot be written as GGUF: {re.escape(UNSUPPORTED[name])}"):
+        architecture_of(name)
+
+
+def test_an_architecture_is_either_written_or_refused() -> None:
+    assert not ARCHITECTURES.keys() & UNSUPPORTED.keys()
