@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,7 @@ def plan(request: PlanRequest) -> PlanReport:
         if said:
             refused[name] = said
     if not rows:
-        reasons = [f"{name}: {reason}" for name, by in refused.items() for reason in list(by.values())[:1]]
+        reasons = [f"{name}: {Counter(by.values()).most_common(1)[0][0]}" for name, by in refused.items()]
         raise UserError(f"{request.model}: nothing to plan; {'; '.join(reasons) or 'no format runs there'}")
     speeds = _speeds(request)
     return PlanReport(

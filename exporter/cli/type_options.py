@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from exporter.cli.panels import COUNT, DRIFT, JOB, NAME, RUN, TYPES, option
+from exporter.cli.panels import COUNT, JOB, NAME, RUN, TYPES, option
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,5 +80,5 @@ class ImatrixJob:
         int | None, option("--threads", "Compute threads; default torch's own choice.", RUN, COUNT, min=1)
     ] = None
     trust_remote_code: Annotated[
-        bool, option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", DRIFT)
+        bool, option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", RUN)
     ] = False

@@ -103,7 +103,8 @@ def a_speed(threads=None, cpu=None):
 def test_a_calibration_gives_speeds_and_what_is_not_known_does_not_fit(planned):
     report = planned(Budget(min_decode_tokens_per_s=0.001), speed=a_speed(), formats=["gguf"])
     known = {row.quant: row for row in report.rows if row.decode_tokens_per_s is not None}
-    assert set(known) == {"q8_0", "q6_k"}  # all their matrices are of the one type that was measured: 64 columns
+    # all their matrices are of the one type that was measured: 64 columns, and no experts
+    assert set(known) == {"q8_0", "q6_k", "mxfp4_moe"}
     assert known["q8_0"].fits
     (unknown,) = [row for row in report.rows if row.quant == "q4_0"]
     assert (unknown.over, unknown.unknown, unknown.fits) == ((), ("decode",), None)
