@@ -13,7 +13,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
-from exporter.resume import RECORD, is_finished, link_finished, locked, note_request, taken_over, tidy
+from exporter.resume import is_finished, link_finished, locked, note_request, taken_over, tidy
 from runtime.artifact import MANIFEST, read_manifest
 from runtime.atomic import fsync_directory
 from runtime.errors import ArtifactError, UserError
@@ -70,7 +70,10 @@ def staging(out: Path, request: Mapping[str, str] | None = None, *, resume: bool
 @contextlib.contextmanager
 def _room(out: Path, request: Mapping[str, str] | None, *, resume: bool) -> Iterator[Path]:
     room = out.parent / f".{out.name}.{os.getpid()}{SUFFIX}"
-    lock = _taken_over(out, room, request) if request is not None and resume else None
+    lock = None
+    if request is not None and resume and (found := taken_over(_ours(out), request)) is not None:
+        left, lock = found
+        room = _begun_again(left, room, request)
     remove_stale(out)
     if lock is None:
         room.mkdir()
@@ -97,18 +100,13 @@ def _room(out: Path, request: Mapping[str, str] | None, *, resume: bool) -> Iter
         os.close(lock)
 
 
-def _taken_over(out: Path, room: Path, request: Mapping[str, str]) -> int | None:
-    """Make `room` of what a dead process has left for the same request; the lock's descriptor, or None."""
-    ours = _ours(out)
-    found = taken_over([path for path in ours if ".previous." not in path.name], request)
-    if found is None:
-        return None
-    left, lock = found
-    left.rename(room)
-    tidy(room)
-    if not (room / RECORD).is_file():
-        note_request(room, request)
-    return lock
+def _begun_again(left: Path, room: Path, request: Mapping[str, str]) -> Path:
+    """A dead process's directory, under our name where that is free, with nothing in it but what is gone on with."""
+    if not room.exists():
+        left = left.rename(room)
+    tidy(left)
+    note_request(left, request)
+    return left
 
 
 def publish(room: Path, out: Path) -> None:
@@ -138,17 +136,18 @@ def remove_stale(out: Path) -> None:
     A process that was killed between the two renames of `publish` left OUT's earlier content under another name:
     that is put back.
     """
-    for path in _ours(out):
-        if ".previous." in path.name and not os.path.lexists(out):
+    for path in _ours(out, ".previous"):
+        if not os.path.lexists(out):
             path.rename(out)
-        elif (lock := locked(path)) is not None:
+    for path in [*_ours(out), *_ours(out, ".previous")]:
+        if (lock := locked(path)) is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
 
 
-def _ours(out: Path) -> list[Path]:
-    """The staging directories of OUT, of dead processes and of living ones."""
-    ours = re.compile(rf"\.{re.escape(out.name)}\.\d+(\.previous)?{re.escape(SUFFIX)}")
+def _ours(out: Path, kind: str = "") -> list[Path]:
+    """The staging directories of OUT, of dead processes and of living ones; or of a kind, what `publish` puts aside."""
+    ours = re.compile(rf"\.{re.escape(out.name)}\.\d+{re.escape(kind + SUFFIX)}")
     return [
         path for path in out.parent.iterdir() if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
     ]

@@ -1,4 +1,4 @@
-"""A journal's file: lines of JSON, each on the disk before what comes after it begins.
+"""A journal's file: lines of JSON, each on the disk before what comes after it begins, unless that is not asked for.
 
 A line is an object with the text `what`. The first that is not whole, which a kill has cut off, has not happened.
 """
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Put a line behind the others; it is on the disk when this returns."""
+def append_line(path: Path, line: dict[str, Any], *, sync: bool = True) -> None:
+    """Put a line behind the others; it is on the disk when this returns. Without `sync` only a kill leaves it there."""
     with path.open("ab") as file:
         file.write(json.dumps(line).encode() + b"\n")
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 def read_lines(path: Path, *, mend: bool) -> list[dict[str, Any]]:

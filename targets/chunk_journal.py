@@ -1,7 +1,8 @@
-"""Which chunks of a file are on the disk for certain: after a kill or a power cut only the others are written again.
+"""Which chunks of a file are written already: after a kill or a power cut only the others are written again.
 
-A chunk is named in the journal once the file was synced behind it, with the CRC-32 of its bytes; it counts when the
-file still has these. What a kill may cost is what was written since the last line, at most about a tenth of the file.
+A chunk has a line in the journal once it is written, with the CRC-32 of its bytes. It counts when the file still has
+these: after a kill all that was written is there, after a power cut what had reached the disk, and a line may have
+reached it before its chunk. So that a power cut costs little too, the file is synced now and then beside the writing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 NAME = ".chunks.jsonl"
 """The journal, beside the files that it is about."""
 
-INTERVALS = 24
-"""Syncs of a file. While one goes on as much again may be written: at most two of these parts are lost."""
-LEAST_INTERVAL = 2 << 20
-"""Bytes; a file that is soon written is not worth a sync for every chunk."""
+INTERVALS = 40
+"""Syncs of a file at most. One may be under way and two more intervals be written: a power cut costs that, a tenth."""
+LEAST_SECONDS = 1.0
+"""Between two syncs: what is written in less than that is as soon written again."""
 
 _PIECE = 1 << 20
 _sync = getattr(os, "fdatasync", os.fsync)
@@ -43,10 +45,15 @@ class DirectoryJournal:
         self._lines = read_lines(self._path, mend=True)
         self._lock = threading.Lock()
 
-    def note(self, what: str, **content: Any) -> None:
-        """Keep a line; it is on the disk when this returns."""
+    def note(self, what: str, *, sync: bool = True, **content: Any) -> None:
+        """Keep a line; with `sync` it is on the disk when this returns."""
         with self._lock:
-            append_line(self._path, {"what": what, **content})
+            append_line(self._path, {"what": what, **content}, sync=sync)
+
+    def sync(self) -> None:
+        """Bring every line to the disk."""
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def is_whole(self, path: Path) -> FileRecord | None:
         """The record of a file that a run before has finished, where it still is as it was; else None."""
@@ -90,11 +97,11 @@ class DirectoryJournal:
         for line in self._lines:
             if line.get("file") != path.name:
                 continue
-            if line["what"] == "chunks" and goes_on:
-                with contextlib.suppress(KeyError, TypeError, ValueError):
-                    chunks |= {int(at): (int(size), int(crc)) for at, size, crc in line["chunks"]}
-            elif line["what"] != "chunks":
+            if line["what"] != "chunk":
                 goes_on, chunks = line == begun, {}
+            elif goes_on:
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    chunks[int(line["at"])] = (int(line["bytes"]), int(line["crc"]))
         if os.fstat(descriptor).st_size != n_bytes or not goes_on:
             os.truncate(descriptor, 0)  # what lies between tensors is zero again
             self.note(**begun)
@@ -109,10 +116,8 @@ class FileJournal:
         self, journal: DirectoryJournal, name: str, descriptor: int, n_bytes: int, chunks: dict[int, tuple[int, int]]
     ) -> None:
         self._journal, self._name, self._descriptor, self._chunks = journal, name, descriptor, chunks
-        self._interval = max(n_bytes // INTERVALS, LEAST_INTERVAL)
+        self._interval, self._unsynced, self._last = n_bytes // INTERVALS, 0, time.monotonic()
         self._lock = threading.Lock()
-        self._waiting: list[tuple[int, int, int]] = []
-        self._waiting_bytes = 0
         self._pool = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
 
@@ -130,34 +135,30 @@ class FileJournal:
 
     def wrote(self, position: int, data: npt.NDArray[np.generic]) -> None:
         """A chunk was written to the file, C-contiguous. Raises OSError where the disk failed meanwhile."""
-        entry = (position, data.nbytes, zlib.crc32(data.reshape(-1).view("u1").data))
+        crc = zlib.crc32(data.reshape(-1).view("u1").data)
+        self._journal.note("chunk", sync=False, file=self._name, at=position, bytes=data.nbytes, crc=crc)
         with self._lock:
-            self._waiting.append(entry)
-            self._waiting_bytes += data.nbytes
-            if self._waiting_bytes >= self._interval:
-                self._sync_waiting()
+            self._unsynced += data.nbytes
+            if self._syncing is not None and (self._syncing.done() or self._unsynced > 2 * self._interval):
+                # A disk that does not keep up holds the writing back: it would have to wait for it at the end.
+                self._syncing.result()
+                self._syncing, self._last = None, time.monotonic()
+            due = self._unsynced > self._interval and time.monotonic() - self._last >= LEAST_SECONDS
+            if due and self._syncing is None:
+                self._unsynced, self._syncing = 0, self._pool.submit(self._sync)
 
     def close(self) -> None:
-        """Note what was written to the end; after this the file may be closed. Raises OSError."""
+        """Wait for what is under way; after this the file may be closed. Raises OSError."""
         try:
-            with self._lock:
-                self._sync_waiting()
             if self._syncing is not None:
                 self._syncing.result()
         finally:
             self._pool.shutdown()
 
-    def _sync_waiting(self) -> None:
-        """Beside the writing; where the disk does not keep up, the writing waits, so that little can be lost."""
-        if self._syncing is not None:
-            self._syncing.result()
-        taken, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        if taken:
-            self._syncing = self._pool.submit(self._note, taken)
-
-    def _note(self, chunks: list[tuple[int, int, int]]) -> None:
+    def _sync(self) -> None:
+        """The chunks before the lines that name them."""
         _sync(self._descriptor)
-        self._journal.note("chunks", file=self._name, chunks=chunks)
+        self._journal.sync()
 
 
 def partial_of(path: Path) -> Path:

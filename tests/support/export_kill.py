@@ -2,8 +2,8 @@
 
     python -m support.export_kill MODEL OUT QUANT POINT [--resume] [--split N]   (in tests/, PYTHONPATH the repository)
 
-POINT is "never", or a name and a number, "chunks:3": SIGKILL when the journal has that line for the third time, with
-"chunks:-3" just before it is written. Other names are functions of the end of an export, see `AT_THE_END`.
+POINT is "never", or a name and a number, "chunk:3": SIGKILL when the journal has that line for the third time, with
+"chunk:-3" just before it is written. Other names are functions of the end of an export, see `AT_THE_END`.
 Every progress is printed as "WHAT DONE TOTAL", in bytes.
 """
 
@@ -84,7 +84,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.small:
         stream.CHUNK_ELEMENTS = 4096
-        chunk_journal.LEAST_INTERVAL = 1
+        chunk_journal.LEAST_SECONDS = 0.0
     if given.point != "never":
         kill_at(given.point)
     request = pipeline.ExportRequest(

@@ -154,6 +154,8 @@ def test_a_disk_that_fails_while_it_is_written_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("targets.chunk_journal._sync", full)
+    monkeypatch.setattr("targets.chunk_journal.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 4096)
     request = ExportRequest(str(model), tmp_path / "deep" / "out", "gguf", "q8_0", measure=False)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free space"):
         export(request, SilentReporter())

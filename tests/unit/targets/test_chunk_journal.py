@@ -1,10 +1,11 @@
-"""A journal of chunks names what is on the disk, in that order and never more."""
+"""A journal of chunks: what counts is what the file still has."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +23,9 @@ SIZE, CHUNK = 4000, 100
 
 
 @pytest.fixture(autouse=True)
-def _small_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk_journal, "LEAST_INTERVAL", 1)
-    monkeypatch.setattr(chunk_journal, "INTERVALS", 4)  # a line for every 1000 bytes
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_journal, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(chunk_journal, "INTERVALS", 4)  # a sync behind every 1000 bytes
 
 
 def data(position: int) -> np.ndarray:
@@ -68,22 +69,31 @@ def test_what_was_written_is_known_to_the_next(tmp_path: Path, descriptor: int) 
     assert not second.knows(0, CHUNK - 1)
     assert not second.knows(0, 0)
     second.close()
-    assert [line["what"] for line in lines(tmp_path)] == ["begun", "chunks", "chunks", "chunks"]
+    assert [line["what"] for line in lines(tmp_path)] == ["begun", *["chunk"] * 25]
 
 
-def test_a_chunk_is_named_only_when_the_file_was_synced_behind_it(
+def test_the_file_is_synced_and_then_the_journal(
     tmp_path: Path, descriptor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal, at_sync, written = opened(tmp_path, descriptor), [], []
-    monkeypatch.setattr(chunk_journal, "_sync", lambda _: at_sync.append(set(written)))
-    for position in range(0, SIZE, CHUNK):
-        written.append(position)
-        write(journal, descriptor, range(position, position + CHUNK, CHUNK))
+    order: list[str] = []
+    monkeypatch.setattr(chunk_journal, "_sync", lambda number: order.append(f"file {number == descriptor}"))
+    monkeypatch.setattr(DirectoryJournal, "sync", lambda _: order.append("journal"))
+    journal = opened(tmp_path, descriptor)
+    for start in range(0, SIZE, 500):
+        write(journal, descriptor, range(start, start + 500, CHUNK))
+        time.sleep(0.02)
     journal.close()
-    named = [{at for at, _, _ in line["chunks"]} for line in lines(tmp_path) if line["what"] == "chunks"]
-    assert set.union(*named) == set(written)
-    assert len(named) == len(at_sync)
-    assert all(chunks <= synced for chunks, synced in zip(named, at_sync, strict=True))
+    assert 2 <= len(order) // 2 <= 4
+    assert order == ["file True", "journal"] * (len(order) // 2)
+
+
+def test_what_is_soon_written_is_not_synced(tmp_path: Path, descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_journal, "LEAST_SECONDS", 60.0)
+    monkeypatch.setattr(chunk_journal, "_sync", lambda _: pytest.fail("synced"))
+    journal = opened(tmp_path, descriptor)
+    write(journal, descriptor, range(0, SIZE, CHUNK))
+    journal.close()
+    assert len(kept(opened(tmp_path, descriptor))) == SIZE // CHUNK
 
 
 def test_a_disk_that_does_not_keep_up_holds_the_writing_back(
@@ -102,11 +112,26 @@ def test_a_disk_that_does_not_keep_up_holds_the_writing_back(
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(0.5)
-    assert 1000 <= n_written < 2000  # one interval is being synced, one waits
+    assert 3000 <= n_written < 3300  # one interval is being synced, two more are written
     go_on.set()
     thread.join()
     journal.close()
     assert n_written == SIZE
+
+
+def test_a_disk_that_fails_is_told(tmp_path: Path, descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(chunk_journal, "_sync", failing)
+    journal = opened(tmp_path, descriptor)
+
+    def work() -> None:
+        write(journal, descriptor, range(0, SIZE, CHUNK))
+        journal.close()
+
+    with pytest.raises(OSError, match="Input/output error"):
+        work()
 
 
 def test_bytes_that_changed_are_not_held(tmp_path: Path, descriptor: int) -> None:
@@ -133,7 +158,7 @@ def test_what_is_forgotten(change: str, tmp_path: Path, descriptor: int) -> None
         journal = tmp_path / NAME
         journal.write_bytes(journal.read_bytes()[:-1])
         second = opened(tmp_path, descriptor)
-        assert kept(second) == set(range(0, 1000, CHUNK))
+        assert kept(second) == set(range(0, 1900, CHUNK))
         return
     assert kept(second) == set()
     assert os.pread(descriptor, SIZE, 0) == b"\0" * SIZE
@@ -142,9 +167,10 @@ def test_what_is_forgotten(change: str, tmp_path: Path, descriptor: int) -> None
 def test_a_line_that_says_nonsense_is_passed_over(tmp_path: Path, descriptor: int) -> None:
     opened(tmp_path, descriptor).close()
     with (tmp_path / NAME).open("a") as file:
-        file.write(json.dumps({"what": "chunks", "file": "m", "chunks": [["a", 1, 2]]}) + "\n")
-        file.write(json.dumps({"what": "chunks", "file": "m"}) + "\n")
-        file.write(json.dumps({"what": "chunks", "file": "other", "chunks": [[0, CHUNK, 0]]}) + "\n")
+        file.write(json.dumps({"what": "chunk", "file": "m", "at": "a", "bytes": 1, "crc": 2}) + "\n")
+        file.write(json.dumps({"what": "chunk", "file": "m", "at": 0, "bytes": None, "crc": 2}) + "\n")
+        file.write(json.dumps({"what": "chunk", "file": "m"}) + "\n")
+        file.write(json.dumps({"what": "chunk", "file": "other", "at": 0, "bytes": CHUNK, "crc": 0}) + "\n")
     assert kept(opened(tmp_path, descriptor)) == set()
 
 
