@@ -34,8 +34,14 @@ if TYPE_CHECKING:
     from targets.facts import ModelFacts
     from targets.outline import Footprint, Outline
 
-PLANNED = {"gguf": "targets.gguf.outline", "onnx": "targets.onnx.outline"}
-"""Formats of which memory is known beforehand, and where."""
+PLANNED = {
+    "gguf": "targets.gguf.outline:outlines", "onnx": "targets.onnx.outline:outlines",
+    "torchscript": "targets.torchscript.outline:torchscript", "ptl": "targets.torchscript.outline:ptl",
+    "executorch": "targets.executorch.outline:executorch",
+}  # fmt: skip
+"""Formats of which something is known beforehand, and where."""
+USUAL = ("gguf", "onnx")
+"""Those that are planned where nobody names any: memory is known of them."""
 PLENTY = 8.0
 """Bits for a weight from which on more of them change next to nothing: of those the smallest file is the best."""
 CONTEXT = 2048
@@ -190,7 +196,7 @@ def _formats(request: PlanRequest) -> list[str]:
     """The formats that are wanted, known beforehand, and run on the device."""
     from targets import TARGETS
 
-    wanted = request.formats or list(PLANNED)
+    wanted = request.formats or list(USUAL)
     for name in wanted:
         if name not in TARGETS:
             raise UserError(f"unknown format '{name}'; known: {', '.join(TARGETS)}")
@@ -209,7 +215,7 @@ def _outlined(name: str, facts: ModelFacts, request: PlanRequest) -> Outlined:
     presets = get_target(name).presets()
     quants = None
     if request.quants is not None:
-        every = {preset: None for one in (request.formats or PLANNED) for preset in get_target(one).presets()}
+        every = {preset: None for one in (request.formats or USUAL) for preset in get_target(one).presets()}
         quants = [quant for quant in (known_quant(named, every) for named in request.quants) if quant in presets]
         if not quants:
             return Outlined(())
@@ -217,7 +223,8 @@ def _outlined(name: str, facts: ModelFacts, request: PlanRequest) -> Outlined:
         return Outlined((), dict.fromkeys(quants or presets, "ONNX Runtime maps its weights always, also --no-mmap"))
     engine = request.device.onnxruntime if request.device is not None and name == "onnx" else None
     try:
-        found: Outlined = importlib.import_module(PLANNED[name]).outlines(facts, quants, engine)
+        module, function = PLANNED[name].split(":")
+        found: Outlined = getattr(importlib.import_module(module), function)(facts, quants, engine)
     except UnsupportedError as error:  # this format, of this kind of model
         return Outlined((), dict.fromkeys(quants or presets, str(error)))
     return found
@@ -266,7 +273,7 @@ def _row(outline: Outline, context: int, kv_type: str | None, request: PlanReque
         bits_per_weight=outline.bits_per_weight,
         context=context,
         kv_type=kv_type,
-        file_bytes=outline.file_bytes,
+        file_bytes=outline.bytes_with(context),
         exact=outline.exact,
         footprint=footprint,
         decode_tokens_per_s=decode,
@@ -342,8 +349,8 @@ def _notes(request: PlanRequest, speeds: str, formats: Sequence[str]) -> tuple[s
     else:
         threads = f" --threads {request.threads}" if request.threads else ""
         notes.append(f"speeds are not known here: 'packlight calibrate-host{threads}' measures this machine once")
-    if left := [name for name in ("ort", "torchscript", "ptl", "executorch") if name not in formats]:
-        notes.append(f"not planned: {', '.join(left)}")
+    if by_name := [name for name in PLANNED if name not in (*USUAL, *formats)]:
+        notes.append(f"--format {' --format '.join(by_name)}: bytes only; ort: not planned")
     notes.append("'packlight export' measures memory and speed, and how far the model has moved")
     return tuple(notes)
 

@@ -61,6 +61,9 @@ class Outline(Protocol):
     def file_bytes(self) -> int:
         """Bytes that have to be shipped: `Artifact.total_bytes` of what `emit` writes."""
 
+    def bytes_with(self, context: int) -> int:
+        """The same where it depends on the context that the file is made for."""
+
     @property
     def exact(self) -> bool:
         """Whether that is known to the byte."""

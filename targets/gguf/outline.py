@@ -152,6 +152,11 @@ class GgufOutline:
         """Most tokens that the model was trained for."""
         return self.dimensions.context
 
+    def bytes_with(self, context: int) -> int:
+        """The same for every context."""
+        del context
+        return self.file_bytes
+
     def kv_types(self) -> Sequence[str]:
         """Those whose blocks divide the heads."""
         size = self.dimensions

@@ -200,7 +200,7 @@ def test_a_phone_that_does_not_say_is_an_arm():
     ("arguments", "said"),
     [
         (["--format", "pdf"], "unknown format 'pdf'"),
-        (["--format", "ptl"], "ptl is not planned yet"),
+        (["--format", "ort"], "ort is not planned yet"),
         (["--quant", "q9"], "unknown quantization 'q9'"),
         (["--device", "nokia"], "unknown device 'nokia'"),
         (["--kv-type", "f17"], "'f17' is not a type of KV cache"),
