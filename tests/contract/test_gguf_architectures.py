@@ -30,7 +30,7 @@ DEEP = 6
 """Of the one model with more layers the others are like these."""
 NEAR = 0.05
 """Eight bits move the logits by a few hundredths at most; of an unrelated model they would be off by one."""
-NONSENSE: tuple[object, ...] = ("x", -1, 0, 1.5, None, [1], {"a": 1}, float("inf"))
+NONSENSE: tuple[object, ...] = ("x", -1, 0, 1.5, None, [1], {"a": 1}, float("inf"), 10**15)
 
 # Loading and saving torch's models makes it warn of its own future.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
