@@ -20,6 +20,7 @@ from targets.facts import ModelFacts
 from targets.gguf.architectures import ARCHITECTURES
 from targets.gguf.architectures.base import full_config, plan_tensors
 from targets.gguf.outline import FITTED, outlines
+from targets.ongrid import GGML
 from targets.processor import Processor
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ DEEP = 6
 """Of the one model with more layers the others are like these."""
 NEAR = 0.05
 """Eight bits move the logits by a few hundredths at most; of an unrelated model they would be off by one."""
-NONSENSE: tuple[object, ...] = ("x", -1, 0, 1.5, None, [1], {"a": 1}, float("inf"))
+NONSENSE: tuple[object, ...] = ("x", -1, 0, 1.5, None, [1], {"a": 1}, float("inf"), 10**15)
 
 # Loading and saving torch's models makes it warn of its own future.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -55,6 +56,43 @@ def test_eight_bits_have_the_planned_size_and_are_near(name: str, tmp_path: Path
     assert sum(planned.work().weights.values()) > 0
     known = planned.footprint(RunOptions(), Processor.here()) is not None
     assert known == (planned.dimensions.experts == 0 and ARCHITECTURES[class_of(name)].gguf in FITTED)
+
+
+def in_blocks(directory: Path, pattern: str) -> dict[str, bytes]:
+    """Put the tensors of that pattern into Q8_0 as a recipe would; their bytes by name."""
+    import gguf
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path, blocks, kept = directory / "model.safetensors", {}, {}
+    weights = {name: values.float() for name, values in load_file(path).items()}
+    for name in [name for name in weights if re.search(pattern, name)]:
+        packed = gguf.quants.quantize(weights[name].numpy(), gguf.GGMLQuantizationType.Q8_0)
+        weights[name] = torch.from_numpy(gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0))
+        blocks[f"{name}.Q8_0"], kept[name] = torch.from_numpy(packed), packed.tobytes()
+    save_file(weights, path, metadata={"format": "pt"})
+    save_file(blocks, directory / GGML)
+    return kept
+
+
+def test_experts_that_lie_in_blocks_are_copied(tmp_path: Path) -> None:
+    import gguf
+
+    directory = make_tiny_architecture("mixtral", tmp_path / "model")
+    kept = in_blocks(directory, r"experts\.\d+\.w[13]\.weight")
+    (out := tmp_path / "out").mkdir()
+    written = {one.name: one for one in gguf.GGUFReader(emit(directory, out, preset="q4_0").entry_path).tensors}
+    for layer, (name, target) in itertools.product(range(2), (("w1", "gate"), ("w3", "up"))):
+        tensor = written[f"blk.{layer}.ffn_{target}_exps.weight"]
+        stored = [kept[f"model.layers.{layer}.block_sparse_moe.experts.{e}.{name}.weight"] for e in range(4)]
+        assert (tensor.tensor_type.name, tensor.data.tobytes()) == ("Q8_0", b"".join(stored))
+
+
+def test_parts_of_a_tensor_in_blocks_are_refused(tmp_path: Path) -> None:
+    directory = make_tiny_architecture("gptneox", tmp_path / "model")
+    in_blocks(directory, r"0\.attention\.query_key_value\.weight")
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_qkv\.weight: is made of parts"):
+        emit(directory, tmp_path, preset="q4_0")
 
 
 @pytest.mark.parametrize("name", CASES)

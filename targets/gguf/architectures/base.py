@@ -214,8 +214,23 @@ def is_tied(config: Config) -> bool:
     return bool(config.get("tie_word_embeddings", False))
 
 
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), 512),
+    **dict.fromkeys(("num_experts", "num_local_experts"), 1024),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_kv_heads"), 4096),
+}
+"""Of layers and experts llama.cpp's own limits (src/llama-hparams.h), of heads more than any model has."""
+
+
 def full_config(architecture: Architecture, facts: ModelFacts) -> Config:
-    """config.json with the family's defaults for what it leaves out; an explicit null stays null."""
+    """config.json with the family's defaults for what it leaves out; an explicit null stays null.
+
+    Raises ModelError for counts that no engine takes: a rule is written out for each layer and each expert.
+    """
+    for key, most in _MOST.items():
+        count = facts.config.get(key)
+        if isinstance(count, int | float) and count > most:
+            raise ModelError(f"config.json: '{key}' is {count}, more than {most}; save the file again")
     return architecture.read({**architecture.defaults, **facts.config})
 
 

@@ -122,6 +122,13 @@ def test_a_damaged_tokenizer_is_one_error(change: dict[str, Any], model: Path) -
         problems(model)
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "num_experts"])
+def test_a_count_without_end_is_refused_at_once(key: str, model: Path) -> None:
+    edit(model, **{key: 10**12})
+    with pytest.raises(ModelError, match=f"'{key}' is 1000000000000, more than"):
+        problems(model)
+
+
 def test_defaults_are_for_what_is_missing(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     del config["rms_norm_eps"]
