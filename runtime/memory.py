@@ -8,6 +8,7 @@ no short peak is missed. Where there is no /proc (macOS) ru_maxrss is all there 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 PROC = Path("/proc/self")
 MEMINFO = Path("/proc/meminfo")
 MADV_DONTNEED = 4
+M_MMAP_THRESHOLD, MAPPED_FROM = -3, 1 << 16
 _STATUS = re.compile(r"^(VmHWM|VmRSS):\s*(\d+) kB$", re.MULTILINE)
 _KINDS = re.compile(r"^Rss(Anon|File|Shmem):\s*(\d+) kB$", re.MULTILINE)
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ \S+ (\d+)\s*(.*)$")
@@ -172,3 +174,12 @@ def release_mapped(directory: Path) -> None:
 def major_page_faults() -> int:
     """Page faults of this process that had to read from a disk."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+def return_freed_memory() -> None:
+    """Have glibc map every larger block on its own, so that what is freed goes back to the system at once.
+
+    Elsewhere (macOS, musl) there is no such call, and nothing is done.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)

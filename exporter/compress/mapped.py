@@ -44,9 +44,10 @@ _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 class Mapped(TorchSource):
     """A directory in float32, its weights in a file in `room`. Raises UserError where the disk is small.
 
-    room: a directory, for what else is large as well
+    room: a directory, for what else is large as well; always_drops: pages are given back however small the model is
     """
 
+    always_drops = False
     _facts: ModelFacts
     room: Path
     _trusted: bool
@@ -75,7 +76,7 @@ class Mapped(TorchSource):
                 module.out_features, module.in_features = shape
         model.tie_weights()
         missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-        if total >= DROPPED_FROM:
+        if self.always_drops or total >= DROPPED_FROM:
             self._drop_after_use(model, places)
         return model, missing
 
@@ -98,7 +99,7 @@ class Mapped(TorchSource):
 
     def give_back(self) -> None:
         """Give all pages back to the kernel, for who looks at weights without running the model."""
-        if len(self._file) >= DROPPED_FROM:
+        if self.always_drops or len(self._file) >= DROPPED_FROM:
             self._file.madvise(mmap.MADV_DONTNEED)
 
     def _drop_after_use(self, model: Any, places: dict[str, int]) -> None:  # noqa: ANN401

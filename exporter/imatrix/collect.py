@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from exporter.compress.mapped import MappedReference
+from runtime.memory import return_freed_memory
 from targets.gguf.imatrix import Sums
 
 if TYPE_CHECKING:
@@ -92,6 +94,12 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
 }
 
 
+class LowMemory(MappedReference):
+    """A model of which no more than a layer is in memory, however small it is: that was asked for."""
+
+    always_drops = True
+
+
 def whole(model: Any, chunks: list[list[int]], collector: Collector, progress: Callable[[int, int], None]) -> None:  # noqa: ANN401
     """Run a decoder of transformers over the chunks, without its head."""
     _seen_by_eye(model)
@@ -108,6 +116,7 @@ def by_layers(model: Any, chunks: list[list[int]], collector: Collector, progres
     from exporter.compress.walk import Walk
 
     _seen_by_eye(model)
+    return_freed_memory()  # hidden states that are gone would stay with the process, more with every layer
     walk = Walk(model, chunks)
     for number in range(len(walk.layers)):
         progress(number, len(walk.layers))

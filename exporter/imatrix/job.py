@@ -155,11 +155,11 @@ def _opened(request: ImatrixRequest, facts: ModelFacts) -> Iterator[Transformers
         how: dict[str, Any] = {"threads": request.threads, "trust_remote_code": request.trust_remote_code}
         source: TransformersReference
         if request.low_memory:
-            from exporter.compress.mapped import MappedReference
+            from exporter.imatrix.collect import LowMemory
 
             beside = request.out.absolute().parent
             room = stack.enter_context(tempfile.TemporaryDirectory(prefix=".packlight-imatrix-", dir=beside))
-            source = MappedReference(facts, Path(room), **how)
+            source = LowMemory(facts, Path(room), **how)
         else:
             from exporter.verify.reference import TransformersReference as InMemory
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import EngineError, UserError, in_one_line
 from runtime.host import default_threads
-from runtime.memory import anonymous_bytes, release_mapped
+from runtime.memory import anonymous_bytes, release_mapped, return_freed_memory
 from runtime.sessions.directory import DirectoryEngine
 from runtime.sessions.limits import check_context, check_ids, check_length, check_room, pieces
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 KEEP = "num_logits_to_keep"
 PIECE = 64
 """Most prompt tokens that are evaluated at once: larger pieces are no faster here and take more memory."""
-M_MMAP_THRESHOLD, MAPPED_FROM = -3, 1 << 16
 ERRORS_ONLY = 3
 _NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
@@ -32,15 +29,6 @@ _NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 def _engine_error(artifact: Artifact, doing: str, error: Exception) -> EngineError:
     reason = in_one_line(error, 300)
     return EngineError(f"{artifact.entry_path}: ONNX Runtime cannot {doing}: {reason}")
-
-
-def _return_freed_memory() -> None:
-    """Have glibc map every larger block on its own, so that what is freed goes back to the system at once.
-
-    Elsewhere (macOS, musl) there is no such call, and nothing is done.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
 
 
 class _Engine(DirectoryEngine):
@@ -56,7 +44,7 @@ class _Engine(DirectoryEngine):
         self._ort: Any = onnxruntime
         super().__init__(artifact, options)
         self.engine = f"ONNX Runtime {onnxruntime.__version__}, CPU"
-        _return_freed_memory()
+        return_freed_memory()
         before = anonymous_bytes() or 0
         try:
             self._session: Any = onnxruntime.InferenceSession(

@@ -12,6 +12,7 @@ from support.parity import emit
 from typer.testing import CliRunner
 
 from exporter.cli.app import app
+from exporter.compress.mapped import Mapped
 from exporter.imatrix import job
 from exporter.imatrix.collect import Collector, whole
 from exporter.imatrix.job import ImatrixRequest, compute, gguf_names
@@ -93,9 +94,16 @@ def test_every_matrix_of_every_family_is_counted_as_hooks_count(tiny_any: Path, 
     np.testing.assert_allclose(own.squares[0], sum(inputs).numpy(), rtol=1e-5)  # type: ignore[union-attr]
 
 
-def test_layer_by_layer_is_the_same(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
+def test_layer_by_layer_is_the_same(
+    tiny_llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[int] = []
+    dropper = Mapped._dropper
+    monkeypatch.setattr(Mapped, "_dropper", lambda self, *where: dropped.append(where[0]) or dropper(self, *where))
     computed(tiny_llama, tmp_path / "a.gguf", text)
+    assert dropped == []
     computed(tiny_llama, tmp_path / "b.gguf", text, low_memory=True)
+    assert len(set(dropped)) == 2  # each layer's pages are given back, though the model is small
     whole_model, by_layers = read_imatrix(tmp_path / "a.gguf"), read_imatrix(tmp_path / "b.gguf")
     assert whole_model.sums.keys() == by_layers.sums.keys()
     for name, sums in whole_model.sums.items():
