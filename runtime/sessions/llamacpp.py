@@ -14,6 +14,7 @@ from runtime.sessions.llamacpp_library import buffer_bytes, capture_log, load_li
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
@@ -26,6 +27,8 @@ KV_TYPE_IDS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "
 LOAD_MODE_NONE, LOAD_MODE_MMAP = 0, 1
 FLASH_ATTENTION_AUTO, FLASH_ATTENTION_OFF, FLASH_ATTENTION_ON = -1, 0, 1
 NO_SLOT = 1
+LEARNED_POSITIONS = (b"gpt2", b"starcoder")
+"""Architectures that add a learned row for every position: they have no more rows than they were made for."""
 
 
 class LlamaCppSession:
@@ -65,6 +68,7 @@ class LlamaCppSession:
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), self._model_params())
         if not self._model:
             raise EngineError(f"{path}: llama.cpp does not load it: {self._log.cause()}")
+        self._refuse_unlearned(path)
         self._context = self._lib.llama_init_from_model(self._model, context_params)
         if not self._context:
             raise EngineError(
@@ -74,6 +78,15 @@ class LlamaCppSession:
         self._sampler = self._lib.llama_sampler_chain_init(self._lib.llama_sampler_chain_default_params())
         self._lib.llama_sampler_chain_add(self._sampler, self._lib.llama_sampler_init_greedy())
         self._buffers = buffer_bytes(self._log.sizes)  # now: another session will empty the log
+
+    def _refuse_unlearned(self, path: Path) -> None:
+        """Raise UserError for more tokens than a model with a learned row for each position has: llama.cpp aborts."""
+        name = ctypes.create_string_buffer(64)
+        self._lib.llama_model_meta_val_str(self._model, b"general.architecture", name, len(name))
+        longest = self._lib.llama_model_n_ctx_train(self._model)
+        if name.value in LEARNED_POSITIONS and self._options.context > longest:
+            what = f"holds {longest} tokens of context, not {self._options.context}"
+            raise UserError(f"{path}: {what}; use --context {longest} or fewer")
 
     def _model_params(self) -> Any:  # noqa: ANN401 - a ctypes struct
         params = self._lib.llama_model_default_params()

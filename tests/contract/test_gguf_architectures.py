@@ -13,8 +13,9 @@ from support.parity import TOKENS, emit, usual_difference, worst_difference
 from support.tiny_architectures import CASES, make_tiny_architecture, tiny_config, tiny_model
 
 from exporter.checkpoint import resolve
-from runtime.errors import ModelError, UnsupportedError
+from runtime.errors import ModelError, UnsupportedError, UserError
 from runtime.measurement import RunOptions
+from runtime.sessions import open_session
 from targets.damage import damage_in
 from targets.facts import ModelFacts
 from targets.gguf.architectures import ARCHITECTURES
@@ -144,3 +145,12 @@ def class_of(name: str) -> str:
 
     config = getattr(transformers, CASES[name].config)
     return str(transformers.AutoModelForCausalLM._model_mapping[config].__name__)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_bigcode"])
+def test_positions_that_were_not_learned_are_refused(name: str, tmp_path: Path) -> None:
+    """llama.cpp ends the process there."""
+    (out := tmp_path / "out").mkdir()
+    artifact = emit(make_tiny_architecture(name, tmp_path / "model"), out)
+    with pytest.raises(UserError, match=f"--context {artifact.context_length} or fewer"):
+        open_session(artifact, RunOptions(context=artifact.context_length + 256))
