@@ -34,14 +34,14 @@ def test_limits_are_judged():
 
 def test_table_has_the_ratio_beside_its_limit():
     table = convert_speed.table({"rows": [_row("1B", 10.0, 3.0, 100_000_000)]})
-    assert "| 10.00 | 3.00 | 0.30 (0.4) | 15.00 | 6.00 | 1000 | 100 | 0.10 (0.4) | 3.0 | 1.0 | 1.0 |" in table
+    assert "| 10.00 | 3.00 | 0.30 (0.4) | 15.00 | 6.00 | 1000 | 100 | 0.10 (0.3) | 3.0 | 1.0 | 1.0 |" in table
 
 
 def test_table_marks_what_is_over_its_limit():
     row = {**_row("1B", 10.0, 5.0, 100_000_000), "written_ratio": 1.06}
     table = convert_speed.table({"rows": [row, _row("3B", None, 9.0, 140_000_000)]})
     assert (
-        "| 10.00 | 5.00 | **✗ 0.50 (0.4)** | 15.00 | 10.00 | 1000 | 100 | 0.10 (0.4) | 3.0 | **✗ 1.0** | 1.0 |" in table
+        "| 10.00 | 5.00 | **✗ 0.50 (0.4)** | 15.00 | 10.00 | 1000 | 100 | 0.10 (0.3) | 3.0 | **✗ 1.0** | 1.0 |" in table
     )
     assert "Q8_0: **✗ 1.40 times (limit 1.3)**." in table
     figures = {"mean_kl": 0.1, "p99_kl": 1.0, "perplexity": 9.0, "same_top1": 0.9}
