@@ -7,7 +7,6 @@ own type, as peft's merge_and_unload does, loses a part of what was trained.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.adapter.reading import HEAD, TABLE, Adapter, belongs, read_adapter
+from exporter.model_files import copy_beside_weights
 from exporter.source import resolve_model
 from exporter.staging import publish, refuse_occupied, staging
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError
 from runtime.units import format_bytes
 from targets.facts import shown
+from targets.ongrid import RECIPE
 from targets.safetensors import CONFIG, SINGLE
 from targets.weights import FLOAT_BYTES, WeightReader, row_chunks
 
@@ -40,8 +41,6 @@ _CHUNK = 1 << 22
 """Weights at once: 16 MB as float32."""
 _TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "vocab.", "merges.", "chat_template", "README")
 """Beginnings of the names of files that an adapter has of its own, where training saved them."""
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pth", ".pt", ".gguf", ".onnx")
-_MODULE = re.compile(r"\d+_[A-Za-z]+")
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ def merge(request: MergeRequest, reporter: Reporter) -> MergeReport:
     adapter, base = read_with_base(request, reporter)
     planned = _plan(adapter, base, keep_dtype=request.keep_dtype)
     with staging(out) as room:
-        _copy_files(base.path, room)
-        _copy_files(adapter.directory, room, _TOKENIZER)
+        copy_beside_weights(base.path, room, but=(CONFIG, RECIPE))
+        copy_beside_weights(adapter.directory, room, _TOKENIZER)
         _write_config(base.path, room, planned.config)
         n_bytes = _write(room / SINGLE, list(planned.tensors.values()), reporter)
         publish(room, out)
@@ -184,17 +183,6 @@ def _same_table(adapter: Adapter) -> bool:
             np.array_equal(reader.read_rows(table, *rows), reader.read_rows(head, *rows))
             for rows in row_chunks(table.shape[0], table.shape[1], _CHUNK)
         )
-
-
-def _copy_files(source: Path, room: Path, only: tuple[str, ...] = ("",)) -> None:
-    """All but weights and config.json, directories of sentence-transformers too."""
-    for path in source.iterdir():
-        if not path.name.startswith(only) or path.name == CONFIG or path.name.startswith("adapter_"):
-            continue
-        if path.is_file() and not path.name.endswith(_WEIGHTS):
-            shutil.copyfile(path, room / path.name)
-        elif path.is_dir() and _MODULE.fullmatch(path.name):
-            shutil.copytree(path, room / path.name)
 
 
 def _write_config(source: Path, room: Path, changes: dict[str, Any]) -> None:

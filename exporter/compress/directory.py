@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporter.compress.widths import found_widths
+from exporter.model_files import copy_beside_weights
 from runtime.atomic import write_json
 from runtime.errors import ModelError
 from targets.factors import FACTORS
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
     from exporter.compress.subject import Subject
     from targets.widths import Widths
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pth", ".pt", ".gguf", ".onnx")
-
-_MODULE = re.compile(r"\d+_[A-Za-z]+")
-"""Directories of sentence-transformers, such as 1_Pooling."""
-
 
 def refuse_unknown_weights(subject: Subject) -> None:
     """Raise ModelError where the directory has weights that the open model has not: they would be lost."""
@@ -44,11 +38,7 @@ def write_directory(room: Path, subject: Subject) -> None:
     from safetensors.numpy import save_file as save_arrays
 
     source = subject.facts.path
-    for path in source.iterdir():
-        if path.is_file() and not path.name.endswith(_WEIGHTS) and path.name != RECIPE:
-            shutil.copyfile(path, room / path.name)
-        elif path.is_dir() and _MODULE.fullmatch(path.name):
-            shutil.copytree(path, room / path.name)
+    copy_beside_weights(source, room, but=(RECIPE,))
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype", "quantization_config")}
     write_json(room / "config.json", {**subject.configured(config), "dtype": "float32"})
