@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 _PLACES: dict[str, tuple[str, dict[str, Any]]] = {
     "Q4_K": ("shifted", {"bits": 4}), "Q5_K": ("shifted", {"bits": 5}), "Q6_K": ("signed", {}),
-    "IQ4_NL": ("nonlinear", {"grouped": False}), "IQ4_XS": ("nonlinear", {"grouped": True}),
+    "IQ4_NL": ("nonlinear", {"grouped": False}), "IQ4_XS": ("nonlinear", {"grouped": True}), "Q3_K": ("three", {}),
 }  # fmt: skip
+_PLAIN = ("Q3_K",)
+"""Those without a kernel for importance."""
 _LOCK = threading.Lock()
 _TRIED: dict[tuple[str, bool], Quantizer | None] = {}
 
@@ -62,7 +64,7 @@ def _tried(name: str, weighted: bool, reference: Reference) -> Quantizer | None:
     if key not in _TRIED:
         with _LOCK:
             if key not in _TRIED:
-                quantizer = _find(name)
+                quantizer = None if weighted and name in _PLAIN else _find(name)
                 _TRIED[key] = quantizer if quantizer is not None and _agrees(quantizer, weighted, reference) else None
     return _TRIED[key]
 

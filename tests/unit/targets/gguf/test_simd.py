@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-NAMES = ("Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+NAMES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+UNWEIGHTED = ("Q3_K",)
 HERE = platform.machine() in ("x86_64", "AMD64")
 """ggml is built without fused products here; elsewhere a compiler may fuse, and ggml is used."""
 KINDS = ("weights", "sparse", "levels", "tails", "shifted", "runs", "scales", "outliers", "tiny")
@@ -72,13 +73,13 @@ def test_the_bytes_are_ggmls(
         importance[rng.random(len(importance)) < 0.3] = 0
     found = verified.quantize(name, values, importance, ggml(name))
     if HERE:
-        assert found is not None
+        assert (found is not None) == (not weighted or name not in UNWEIGHTED)
     if found is not None:
         assert np.array_equal(found, ggml(name)(values, importance))
 
 
 @pytest.mark.skipif(not HERE, reason="elsewhere ggml's compiler may fuse products")
-@pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 def test_blocks_of_which_a_scale_vanishes_are_ggmls_work(name: str) -> None:
     values = values_of("weights", np.random.default_rng(0), 2, 512)
     values[0, 64:96] *= 1e-6  # beside others its scale is rounded to nothing
@@ -122,7 +123,7 @@ def test_without_llvmlite_ggml_does_the_work(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_types_without_a_kernel_are_left_to_ggml() -> None:
     values = values_of("weights", np.random.default_rng(0), 4, 256)
-    assert verified.quantize("Q3_K", values, None, ggml("Q3_K")) is None
+    assert verified.quantize("Q2_K", values, None, ggml("Q2_K")) is None
 
 
 def test_a_level_changes_where_ggmls_comparison_does() -> None:
