@@ -71,15 +71,15 @@ def quantize_rows(
         raise ValueError(f"importance of shape {importance.shape} is not for rows of {columns} weights")
     source = np.ascontiguousarray(values, np.float32)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
-    out = faster.quantize(kind.name, source, weights, functools.partial(_by_ggml, kind))
+    out = faster.quantize(kind.name, source, weights, functools.partial(by_ggml, kind))
     if out is None:
-        out = _by_ggml(kind, source, weights)
+        out = by_ggml(kind, source, weights)
     if not _library().ggml_validate_row_data(kind.id, out.ctypes.data, out.nbytes):
         raise OverflowError(f"a value is too large for {kind.name}")
     return out
 
 
-def _by_ggml(
+def by_ggml(
     kind: GgmlType, source: npt.NDArray[np.float32], weights: npt.NDArray[np.float32] | None
 ) -> npt.NDArray[np.uint8]:
     """What ggml makes of C-contiguous rows. Raises EngineError where it writes another number of bytes."""

@@ -25,6 +25,8 @@ _PLACES: dict[str, tuple[str, dict[str, Any]]] = {
     "Q4_K": ("shifted", {"bits": 4}), "Q5_K": ("shifted", {"bits": 5}), "Q6_K": ("signed", {}),
     "IQ4_NL": ("nonlinear", {"grouped": False}), "IQ4_XS": ("nonlinear", {"grouped": True}), "Q3_K": ("three", {}),
 }  # fmt: skip
+NAMES = tuple(_PLACES)
+"""Types that have a kernel."""
 _PLAIN = ("Q3_K",)
 """Those without a kernel for importance."""
 _LOCK = threading.Lock()

@@ -32,7 +32,7 @@ KINDS = ("weights", "sparse", "levels", "tails", "shifted", "runs", "scales", "o
 
 
 def ggml(name: str) -> verified.Reference:
-    return partial(kernels._by_ggml, TYPES[name])
+    return partial(kernels.by_ggml, TYPES[name])
 
 
 def values_of(kind: str, rng: np.random.Generator, rows: int, columns: int) -> F32:
