@@ -269,4 +269,6 @@ class Compiled:
 
     def __call__(self, n_tiles: int, *arrays: npt.NDArray[Any]) -> None:
         """Do all tiles. The arrays are C-contiguous and have as many elements as the kernel's sizes say."""
+        if n_tiles < 1:  # a loop has at least one turn
+            raise ValueError("no tiles")
         self._function(n_tiles, *(array.ctypes.data for array in arrays))

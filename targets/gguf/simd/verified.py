@@ -38,7 +38,7 @@ def quantize(name: str, values: F32, importance: F32 | None, reference: Referenc
 
     values: (rows, columns), finite, columns whole blocks of the type
     """
-    quantizer = _tried(name, importance is not None, reference)
+    quantizer = _tried(name, importance is not None, reference) if values.size else None
     if quantizer is None:
         return None
     with np.errstate(all="ignore"):  # ggml divides by zero as well, and throws the result away

@@ -121,6 +121,12 @@ def test_without_llvmlite_ggml_does_the_work(monkeypatch: pytest.MonkeyPatch) ->
     assert np.array_equal(quantize_rows(values, TYPES["Q4_K"]), expected)
 
 
+def test_no_rows_are_no_work() -> None:
+    for name in NAMES:
+        assert verified.quantize(name, np.zeros((0, 256), np.float32), None, ggml(name)) is None
+        assert quantize_rows(np.zeros((0, 256), np.float32), TYPES[name]).shape == (0, TYPES[name].row_bytes(256))
+
+
 def test_types_without_a_kernel_are_left_to_ggml() -> None:
     values = values_of("weights", np.random.default_rng(0), 4, 256)
     assert verified.quantize("Q2_K", values, None, ggml("Q2_K")) is None
