@@ -19,6 +19,7 @@ from targets.scaled import with_scales
 from targets.widths import narrowed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 CONFIG = "config.json"
@@ -105,6 +106,18 @@ def read_header(path: Path) -> list[TensorFact]:
     if not isinstance(metadata, dict):
         raise ModelError(f"{path}: '__metadata__' in its header is not an object; {_AGAIN}")
     return _check_layout(path, _check_entries(path, header, 8 + length), 8 + length, size)
+
+
+def encode_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """The bytes before the first tensor of a file with these, one behind the other: (name, dtype, shape, bytes)."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, dtype, shape, n_bytes in tensors:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + n_bytes]}
+        position += n_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _without_config(directory: Path) -> str:

@@ -18,9 +18,9 @@ from runtime.errors import ModelError, UnsupportedError, UserError
 from targets.facts import several, shown
 from targets.gguf import header
 from targets.gguf.architectures import architecture_of
-from targets.gguf.architectures.base import full_config, plan_tensors
 from targets.gguf.general import general_metadata, model_name
 from targets.gguf.keyvalue import KeyValue, float32, string, uint32
+from targets.gguf.plan import read_content
 from targets.gguf.stream import interleave_order
 from targets.gguf.types import TYPES
 from targets.weights import WeightReader
@@ -78,12 +78,10 @@ def write_adapter(request: MergeRequest, reporter: Reporter) -> AdapterReport:
 
 def _places(adapter: Adapter, base: ModelFacts) -> dict[str, OutTensor]:
     """Where the base's file has every weight that is changed. Raises UnsupportedError where one has no place."""
-    architecture = architecture_of(base.architecture)
-    config = full_config(architecture, base)
-    tensors, problems = plan_tensors(architecture, config, base)
-    if problems := [*problems, *architecture.refuse(config)]:
+    content, problems = read_content(base)
+    if content is None or problems:
         raise UnsupportedError(f"{base.requested}: {problems[0]}")
-    by_source = {tensor.source.name: tensor for tensor in tensors if tensor.source is not None}
+    by_source = {tensor.source.name: tensor for tensor in content.tensors if tensor.source is not None}
     if missing := [shown(name) for name in adapter.added if name not in by_source]:
         what = f"{several(missing)} has no place of its own in a GGUF file of the base"
         raise UnsupportedError(f"{adapter.directory}: {what}; make a model of it with 'packlight merge'")

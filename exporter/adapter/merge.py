@@ -22,7 +22,7 @@ from runtime.errors import ModelError, UserError
 from runtime.units import format_bytes
 from targets.facts import shown
 from targets.ongrid import RECIPE
-from targets.safetensors import CONFIG, SINGLE
+from targets.safetensors import CONFIG, SINGLE, encode_header
 from targets.weights import FLOAT_BYTES, WeightReader, row_chunks
 
 if TYPE_CHECKING:
@@ -199,29 +199,23 @@ def _write_config(source: Path, room: Path, changes: dict[str, Any]) -> None:
 
 def _write(path: Path, tensors: list[_Out], reporter: Reporter) -> int:
     """A safetensors file, a few rows at a time; how many bytes it has. Raises ModelError where it cannot be written."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for one in tensors:
-        header[one.name] = {"dtype": one.dtype, "shape": list(one.source.shape),
-                            "data_offsets": [position, position + one.n_bytes]}  # fmt: skip
-        position += one.n_bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    if (free := shutil.disk_usage(path.parent).free) < position + len(text):
-        needed = format_bytes(position + len(text))
+    header = encode_header((one.name, one.dtype, one.source.shape, one.n_bytes) for one in tensors)
+    total = sum(one.n_bytes for one in tensors)
+    if (free := shutil.disk_usage(path.parent).free) < len(header) + total:
+        needed = format_bytes(len(header) + total)
         raise UserError(f"{path.parent.parent}: no room for {needed}, {format_bytes(free)} are free; choose another -o")
     done = 0
     try:
         with path.open("wb") as file, WeightReader() as reader:
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(header)
             for one in tensors:
                 for data in _pieces(reader, one):
                     data.tofile(file)
                     done += data.nbytes
-                    reporter.advance("merge", done, position)
+                    reporter.advance("merge", done, total)
     except OSError as error:
         raise ModelError(f"{path.parent.parent}: cannot be written ({error.strerror}); choose another -o") from error
-    return 8 + len(text) + position
+    return len(header) + total
 
 
 def _pieces(reader: WeightReader, one: _Out) -> Iterator[npt.NDArray[Any]]:

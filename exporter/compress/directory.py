@@ -14,6 +14,7 @@ from runtime.atomic import write_json
 from runtime.errors import ModelError
 from targets.factors import FACTORS
 from targets.ongrid import RECIPE
+from targets.safetensors import encode_header
 from targets.widths import padded_shape
 
 if TYPE_CHECKING:
@@ -59,17 +60,9 @@ def _stream(path: Path, tensors: Mapping[str, Tensor], widths: Widths, written: 
 
     The format: https://github.com/huggingface/safetensors#format
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
     shapes = {name: padded_shape(name, tuple(tensor.shape), widths) for name, tensor in tensors.items()}
-    for name, shape in shapes.items():
-        end = position + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(encode_header((name, "F32", shape, 4 * math.prod(shape)) for name, shape in shapes.items()))
         for name, tensor in tensors.items():
             values = tensor.detach().contiguous().numpy().astype("<f4", copy=False)
             if shapes[name] != values.shape:

@@ -13,6 +13,7 @@ from targets.gguf.simd.tiles import (
     BLOCK,
     EPS,
     importance_tiles,
+    largest_of,
     nearest,
     of_largest,
     per_lane,
@@ -105,14 +106,13 @@ def _search(*, weighted: bool) -> Compiled:
     def tile(x: Place, *rest: Place) -> None:
         scales, zero = rest[-1], k.constant(0)
 
-        def first(i: Index, most: Floats, value: Floats) -> Sequence[Floats]:
+        def weigh(i: Index) -> Sequence[Floats]:
             square = x[i] * x[i]
             weights[i] = rest[0][i] * k.sqrt(rest[1][0] + square) if weighted else square
-            size = k.abs(x[i])
-            more = size > most
-            return more.choose(size, most), more.choose(x[i], value)
+            return ()
 
-        most, value = k.loop(0, SIZE, [zero, zero], first)
+        k.loop(0, SIZE, [], weigh)
+        most, value = largest_of(k, x, SIZE)
 
         def sums(inverse: Floats) -> tuple[Floats, Floats]:
             def add(i: Index, sum_qx: Floats, sum_q2: Floats) -> Sequence[Floats]:

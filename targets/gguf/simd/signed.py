@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Place
-from targets.gguf.simd.tiles import BLOCK, EPS, importance_tiles, nearest, of_largest, per_lane, tiles, untiled
+from targets.gguf.simd.tiles import (
+    BLOCK,
+    EPS,
+    importance_tiles,
+    largest_of,
+    nearest,
+    of_largest,
+    per_lane,
+    signed_codes,
+    tiles,
+    untiled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +47,7 @@ def quantize(values: F32, importance: F32 | None) -> tuple[U8, Flags]:
     ls = np.minimum(nearest(inverse * scale), 127).astype(np.int8)
     step = d.astype(np.float32) * ls
     codes = np.empty(x.shape, np.uint8)
-    _coding()(len(x), x, per_lane(step), codes)
+    signed_codes(SIZE, -32)(len(x), x, per_lane(step), codes)
     out = _packed(untiled(codes, count), ls, d)
     out[nothing] = 0
     # Where nothing is left of a scale, the search's own codes stay.
@@ -51,12 +62,7 @@ def _search(*, weighted: bool) -> Compiled:
     def tile(x: Place, *rest: Place) -> None:
         scales, zero = rest[-1], k.constant(0)
 
-        def largest(i: Index, most: Floats, value: Floats) -> Sequence[Floats]:
-            size = k.abs(x[i])
-            more = size > most
-            return more.choose(size, most), more.choose(x[i], value)
-
-        most, value = k.loop(0, SIZE, [zero, zero], largest)
+        most, value = largest_of(k, x, SIZE)
 
         def sums(inverse: Floats) -> tuple[Floats, Floats]:
             def add(i: Index, sum_lx: Floats, sum_l2: Floats) -> Sequence[Floats]:
@@ -79,23 +85,6 @@ def _search(*, weighted: bool) -> Compiled:
 
         scale, _ = k.loop(0, 19, [scale, scale * sum_lx], attempt)
         scales[0] = (most < EPS).choose(zero, scale)
-
-    return k.compiled(tile)
-
-
-@functools.cache
-def _coding() -> Compiled:
-    """Kernel: (tiles of values, scale) -> codes, 0 to 63."""
-    k = Kernel("code_signed", [SIZE, 1, -SIZE])
-
-    def tile(x: Place, scales: Place, out: Place) -> None:
-        scale = scales[0]
-
-        def store(i: Index) -> Sequence[Floats]:
-            out[i] = (x[i] / scale).rounded().clipped(-32, 31).plus(32)
-            return ()
-
-        k.loop(0, SIZE, [], store)
 
     return k.compiled(tile)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Place
-from targets.gguf.simd.tiles import BLOCK, EPS, nearest, of_largest, per_lane, tiles, untiled
+from targets.gguf.simd.tiles import BLOCK, EPS, largest_of, nearest, of_largest, per_lane, signed_codes, tiles, untiled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def quantize(values: F32, importance: F32 | None) -> tuple[U8, Flags]:
     d = np.where(largest != 0, np.float32(1) / inverse, np.float32(0)).astype(np.float16)
     step = d.astype(np.float32) * (whole - 32).astype(np.float32)
     codes = np.empty(x.shape, np.uint8)
-    _coding()(len(x), x, per_lane(step), codes)
+    signed_codes(SIZE, -4)(len(x), x, per_lane(step), codes)
     by_block = untiled(codes, count).reshape(-1, PARTS, SIZE)
     without, zeros = step == 0, (scale == 0) & np.signbit(scale)
     by_block[without] = 0
@@ -58,12 +58,7 @@ def _search() -> Compiled:
     def tile(x: Place, scales: Place) -> None:
         zero = k.constant(0)
 
-        def largest(i: Index, most: Floats, value: Floats) -> Sequence[Floats]:
-            size = k.abs(x[i])
-            more = size > most
-            return more.choose(size, most), more.choose(x[i], value)
-
-        most, value = k.loop(0, SIZE, [zero, zero], largest)
+        most, value = largest_of(k, x, SIZE)
         inverse = k.constant(-4) / value
 
         def sums(i: Index, sum_lx: Floats, sum_l2: Floats) -> Sequence[Floats]:
@@ -88,23 +83,6 @@ def _search() -> Compiled:
         sum_lx, sum_l2 = found
         scale = (sum_l2 > 0).choose(sum_lx / sum_l2, zero)
         scales[0] = (most < EPS).choose(k.constant(NOTHING), scale + 0.0)
-
-    return k.compiled(tile)
-
-
-@functools.cache
-def _coding() -> Compiled:
-    """Kernel: (tiles of values, scale) -> codes, 0 to 7."""
-    k = Kernel("code_three", [SIZE, 1, -SIZE])
-
-    def tile(x: Place, scales: Place, out: Place) -> None:
-        scale = scales[0]
-
-        def store(i: Index) -> Sequence[Floats]:
-            out[i] = (x[i] / scale).rounded().clipped(-4, 3).plus(4)
-            return ()
-
-        k.loop(0, SIZE, [], store)
 
     return k.compiled(tile)
 

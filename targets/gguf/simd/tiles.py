@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.lanes import LANES, Compiled, Kernel, Place
+from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Place
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     F32 = npt.NDArray[np.float32]
@@ -54,6 +56,35 @@ def nearest(values: F32) -> npt.NDArray[np.int32]:
 def of_largest(values: F32) -> F32:
     """Of every row the first value of the largest size, shape (rows, 1)."""
     return np.take_along_axis(values, np.abs(values).argmax(1)[:, None], 1)
+
+
+def largest_of(k: Kernel, x: Place, size: int) -> tuple[Floats, Floats]:
+    """In a kernel: the largest size of a sub-block's values, and the first value that has it."""
+
+    def larger(i: Index, most: Floats, value: Floats) -> Sequence[Floats]:
+        found = k.abs(x[i])
+        more = found > most
+        return more.choose(found, most), more.choose(x[i], value)
+
+    most, value = k.loop(0, size, [k.constant(0), k.constant(0)], larger)
+    return most, value
+
+
+@functools.cache
+def signed_codes(size: int, least: int) -> Compiled:
+    """Kernel: (tiles of values, scale) -> codes from `least` to -least - 1, a byte each, from zero up."""
+    k = Kernel("signed_codes", [size, 1, -size])
+
+    def tile(x: Place, scales: Place, out: Place) -> None:
+        scale = scales[0]
+
+        def store(i: Index) -> Sequence[Floats]:
+            out[i] = (x[i] / scale).rounded().clipped(least, -least - 1).plus(-least)
+            return ()
+
+        k.loop(0, size, [], store)
+
+    return k.compiled(tile)
 
 
 def sigma_squared(values: F32, block: int) -> F32:
