@@ -6,8 +6,10 @@ No operation is fused or reordered: IEEE 754 single precision, each rounded, as 
 from __future__ import annotations
 
 import ctypes
+import functools
+import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -25,6 +27,18 @@ _F32, _I32, _I64, _I8, _POINTER = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _FLOATS, _INTS, _BYTES = (ir.VectorType(kind, LANES) for kind in (_F32, _I32, _I8))
 _ROUND = 12582912.0
 """1.5 * 2**23: what is added to it is rounded to a whole number, in the lowest bits (ggml's nearest_int)."""
+
+
+class Singles(NamedTuple):
+    """So many single floats for each tile; read, each is in all lanes."""
+
+    count: int
+
+
+class Repeated(NamedTuple):
+    """So many vectors of floats for each of some tiles, which serve again for those behind them."""
+
+    count: int
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,7 @@ class Ints:
 
     def as_byte(self) -> Ints:
         """What is left of it in an unsigned byte."""
-        return Ints(self.builder, self.builder.and_(self.value, ir.Constant(_INTS, [255] * LANES)))
+        return self & 255
 
     def floats(self) -> Floats:
         """As floats."""
@@ -125,14 +139,39 @@ class Ints:
         """Each with a number added."""
         return Ints(self.builder, self.builder.add(self.value, ir.Constant(_INTS, [number] * LANES)))
 
+    def __and__(self, bits: int) -> Ints:
+        return Ints(self.builder, self.builder.and_(self.value, ir.Constant(_INTS, [bits] * LANES)))
+
+    def __or__(self, other: Ints) -> Ints:
+        return Ints(self.builder, self.builder.or_(self.value, other.value))
+
+    def __lshift__(self, bits: int) -> Ints:
+        return Ints(self.builder, self.builder.shl(self.value, ir.Constant(_INTS, [bits] * LANES)))
+
+    def __rshift__(self, bits: int) -> Ints:
+        """For numbers from zero up."""
+        return Ints(self.builder, self.builder.lshr(self.value, ir.Constant(_INTS, [bits] * LANES)))
+
+
+def joined(parts: Sequence[Ints]) -> Ints:
+    """The bits of all of them."""
+    return functools.reduce(operator.or_, parts)
+
 
 def _single(number: float) -> float:
     """The float32 nearest to a number."""
     return ctypes.c_float(number).value
 
 
+def _spread(builder: Any, single: Any) -> Any:  # noqa: ANN401 - values of llvmlite
+    """A float in every lane."""
+    none = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(none, single, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, none, ir.Constant(_INTS, [0] * LANES))
+
+
 class Place:
-    """Vectors in memory, one behind the other."""
+    """Vectors in memory, or single floats, one behind the other."""
 
     def __init__(self, builder: Any, pointer: Any, kind: Any = _FLOATS) -> None:  # noqa: ANN401
         self.builder, self.pointer, self.kind = builder, pointer, kind
@@ -142,7 +181,8 @@ class Place:
         return self.builder.gep(self.pointer, [index], source_etype=self.kind)
 
     def __getitem__(self, index: Index | int) -> Floats:
-        return Floats(self.builder, self.builder.load(self._at(index), typ=self.kind, align=self._align))
+        found = self.builder.load(self._at(index), typ=self.kind, align=self._align)
+        return Floats(self.builder, _spread(self.builder, found) if self.kind == _F32 else found)
 
     def __setitem__(self, index: Index | int, value: Floats | Ints) -> None:
         stored = self.builder.trunc(value.value, _BYTES) if self.kind == _BYTES else value.value
@@ -158,21 +198,22 @@ class Place:
 
 
 class Kernel:
-    """A function of pointers that is called for every tile: `void name(n_tiles, pointers…)`.
+    """A function of pointers that is called for every tile: `void name(n_tiles, n_repeated, pointers…)`.
 
     sizes: vectors that a tile has behind each pointer; of a negative one so many vectors of bytes
     """
 
-    def __init__(self, name: str, sizes: Sequence[int]) -> None:
+    def __init__(self, name: str, sizes: Sequence[int | Singles | Repeated]) -> None:
         self.name, self.sizes = name, sizes
         self.module = ir.Module(name)
-        kind = ir.FunctionType(ir.VoidType(), [_I64, *[_POINTER] * len(sizes)])
+        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64, *[_POINTER] * len(sizes)])
         self.function = ir.Function(self.module, kind, name)
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
 
     def room(self, count: int) -> Place:
         """Vectors of its own."""
-        return Place(self.builder, self.builder.alloca(_FLOATS, ir.Constant(_I32, count)))
+        with self.builder.goto_entry_block():  # once, not with every tile
+            return Place(self.builder, self.builder.alloca(_FLOATS, ir.Constant(_I32, count)))
 
     def constant(self, number: float) -> Floats:
         """The same in every lane."""
@@ -223,19 +264,40 @@ class Kernel:
     def number(self, index: Index) -> Floats:
         """A loop's index as a float, in every lane."""
         single = self.builder.sitofp(self.builder.trunc(index, _I32), _F32)
-        first = self.builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), single, ir.Constant(_I32, 0))
-        lanes = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-        return Floats(self.builder, self.builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), lanes))
+        return Floats(self.builder, _spread(self.builder, single))
+
+    def turned(self, rows: Sequence[Floats]) -> list[Floats]:
+        """LANES vectors as LANES others: lane a of vector b becomes lane b of vector a."""
+        found, width = [row.value for row in rows], 1
+        while width < LANES:  # swaps ever larger squares that lie off the diagonal
+            upper = [lane if not lane & width else LANES + lane - width for lane in range(LANES)]
+            lower = [lane + width if not lane & width else LANES + lane for lane in range(LANES)]
+            for number in range(LANES):
+                if not number & width:
+                    pair = found[number], found[number + width]
+                    found[number], found[number + width] = (
+                        self.builder.shuffle_vector(*pair, ir.Constant(_INTS, lanes)) for lanes in (upper, lower)
+                    )
+            width *= 2
+        return [Floats(self.builder, value) for value in found]
 
     def compiled(self, tile: Callable[..., None]) -> Compiled:
         """tile(*places) does one tile. The function for this processor."""
-        count, *pointers = self.function.args
+        count, repeated, *pointers = self.function.args
 
         def each(index: Index) -> list[Floats]:
             places = []
             for pointer, size in zip(pointers, self.sizes, strict=True):
-                offset = self.builder.mul(index, ir.Constant(_I64, abs(size)))
-                places.append(Place(self.builder, pointer, _BYTES if size < 0 else _FLOATS).from_(offset))
+                number, kind = index, _FLOATS
+                if isinstance(size, Repeated):
+                    number = self.builder.urem(index, repeated)
+                elif isinstance(size, Singles):
+                    kind = _F32
+                elif size < 0:
+                    kind = _BYTES
+                each_has = abs(size) if isinstance(size, int) else size.count
+                offset = self.builder.mul(number, ir.Constant(_I64, each_has))
+                places.append(Place(self.builder, pointer, kind).from_(offset))
             tile(*places)
             return []
 
@@ -264,11 +326,14 @@ class Compiled:
         passes.getModulePassManager().run(module, passes)
         self._engine = llvm.create_mcjit_compiler(module, machine)
         self._engine.finalize_object()
-        kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * pointers)
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * pointers)
         self._function = kind(self._engine.get_function_address(name))
 
-    def __call__(self, n_tiles: int, *arrays: npt.NDArray[Any]) -> None:
-        """Do all tiles. The arrays are C-contiguous and have as many elements as the kernel's sizes say."""
-        if n_tiles < 1:  # a loop has at least one turn
+    def __call__(self, n_tiles: int, *arrays: npt.NDArray[Any], repeated: int = 1) -> None:
+        """Do all tiles. The arrays are C-contiguous and have as many elements as the kernel's sizes say.
+
+        repeated: tiles that there are of what is `Repeated`
+        """
+        if n_tiles < 1 or repeated < 1:  # a loop has at least one turn
             raise ValueError("no tiles")
-        self._function(n_tiles, *(array.ctypes.data for array in arrays))
+        self._function(n_tiles, repeated, *(array.ctypes.data for array in arrays))
