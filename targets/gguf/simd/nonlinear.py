@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Ints, Kernel, Place, Repeated, Singles
+from targets.gguf.simd.lanes import LANES, WIDTH, Compiled, Floats, Index, Ints, Kernel, Place, Repeated, Singles
 from targets.gguf.simd.tiles import (
     BLOCK,
     EPS,
@@ -139,7 +139,7 @@ def _search(*, weighted: bool) -> Compiled:
 @functools.cache
 def _coding() -> Compiled:
     """Kernel, a tile is a sub-block: (values, what they are multiplied by) -> codes, in pairs 16 places apart."""
-    k = Kernel("_coding", [SIZE // LANES, Singles(1), -SIZE // LANES // 2])
+    k = Kernel("_coding", [SIZE // WIDTH, Singles(1), -SIZE // WIDTH // 2], WIDTH)
 
     def tile(x: Place, inverse: Place, out: Place) -> None:
         def code(value: Floats) -> Ints:

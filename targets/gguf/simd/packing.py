@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.lanes import LANES, Compiled, Floats, Ints, Kernel, Place, Singles, joined
+from targets.gguf.simd.lanes import WIDTH, Compiled, Floats, Ints, Kernel, Place, Singles, joined
 from targets.gguf.simd.tiles import BLOCK
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Layout = Callable[..., None]
     """Codes, and places for vectors of bytes."""
 
-VECTORS = BLOCK // LANES
+VECTORS = BLOCK // WIDTH
 
 
 def pack_two(codes: Codes, out: Place) -> None:
@@ -86,7 +86,7 @@ def signed_codes(values: F32, scale: F32, bits: int) -> list[U8]:
 
 
 def _run(kernel: Compiled, values: F32, blocks: int, vectors: Sequence[int], *scales: F32) -> list[U8]:
-    found = [np.empty((blocks, count * LANES), np.uint8) for count in vectors]
+    found = [np.empty((blocks, count * WIDTH), np.uint8) for count in vectors]
     kernel(blocks, values, *map(np.ascontiguousarray, scales), *found)
     return found
 
@@ -95,7 +95,7 @@ def _run(kernel: Compiled, values: F32, blocks: int, vectors: Sequence[int], *sc
 def _shifted(bits: int, parts: int) -> Compiled:
     """Kernel, a tile is a block: (values, scale, minimum) -> packed codes."""
     layout, vectors = SHIFTED[bits]
-    k = Kernel("code_shifted", [VECTORS, Singles(parts), Singles(parts), *(-count for count in vectors)])
+    k = Kernel("code_shifted", [VECTORS, Singles(parts), Singles(parts), *(-count for count in vectors)], WIDTH)
 
     def block(x: Place, scales: Place, minima: Place, *out: Place) -> None:
         def code(value: Floats, part: int) -> Ints:
@@ -113,7 +113,7 @@ def _signed(bits: int, parts: int) -> Compiled:
     """Kernel, a tile is a block: (values, scale) -> packed codes."""
     layout, vectors = SIGNED[bits]
     least = -(2 ** (bits - 1))
-    k = Kernel("code_signed", [VECTORS, Singles(parts), *(-count for count in vectors)])
+    k = Kernel("code_signed", [VECTORS, Singles(parts), *(-count for count in vectors)], WIDTH)
 
     def block(x: Place, scales: Place, *out: Place) -> None:
         def code(value: Floats, part: int) -> Ints:

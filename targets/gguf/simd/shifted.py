@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     F16 = npt.NDArray[np.float16]
     Flags = npt.NDArray[np.bool_]
 
+FARTHEST = 2.0**22
+"""What is below it is rounded as ggml does it in one addition and one subtraction."""
+UNKNOWN = float("inf")
+"""The scale of a sub-block in which something went beyond, by a minimum that came close to the largest value."""
 FLAT = -0.0
 """The scale of a sub-block without any spread: all of its codes are zero."""
 
@@ -83,6 +87,7 @@ def quantize(values: F32, importance: F32 | None, bits: int) -> tuple[U8, Flags]
     codes = shifted_codes(x, scales, minima, bits)
     # Where nothing is left of a scale, the search's own codes stay; without any spread they are zeros.
     spread = (scale != 0) | ~np.signbit(scale)
+    beyond |= (scale == UNKNOWN).any(1)
     return _packed(codes, (ls, d), (lm, dmin), bits), beyond | ((scales == 0) & spread).any(1)
 
 
@@ -96,7 +101,7 @@ def _plain(search: Search) -> Compiled:
         x = turned(k, values, size)
 
         def codes(i: Index, scale: Floats, least: Floats) -> Floats:
-            return (scale * (x[i] - least)).rounded().clipped(0, search.most).floats()
+            return (scale * (x[i] - least)).whole().within(0, search.most)
 
         if search.sizes:
             scales[0], minima[0], _ = fit(x, lambda i: k.abs(x[i]), codes)
@@ -105,7 +110,7 @@ def _plain(search: Search) -> Compiled:
         mean = k.sqrt(squares / size)
         scales[0], minima[0], _ = fit(x, lambda i: mean + k.abs(x[i]), codes)
 
-    fit = _Fit(k, search)
+    fit = _Fit(k, search, bounded=False)
     return k.compiled(tile)
 
 
@@ -120,20 +125,21 @@ def _weighted(search: Search) -> Compiled:
 
         def codes(i: Index, scale: Floats, least: Floats) -> Floats:
             value = scale * (x[i] - least)
-            code = (value < search.most).choose(value, k.constant(search.most)).rounded().floats()
-            return (value > 0).choose(code, k.constant(0))
+            value = (value > 0).choose(value, k.constant(0))
+            return (value < search.most).choose(value, k.constant(search.most)).whole()
 
         scales[0], minima[0], sums[0] = fit(x, lambda i: importance[i] * k.sqrt(sigma[0] + x[i] * x[i]), codes)
 
-    fit = _Fit(k, search)
+    fit = _Fit(k, search, bounded=True)
     return k.compiled(tile)
 
 
 class _Fit:
     """The search in a kernel: every scale that is tried gets the line that fits its codes best."""
 
-    def __init__(self, kernel: Kernel, search: Search) -> None:
-        self.k, self.search = kernel, search
+    def __init__(self, kernel: Kernel, search: Search, *, bounded: bool) -> None:
+        """bounded: what becomes a code is held between zero and the largest one before it is rounded"""
+        self.k, self.search, self.bounded = kernel, search, bounded
         self.size = search.size
         self.weights, self.tried = kernel.room(self.size), kernel.room(self.size)
 
@@ -143,20 +149,22 @@ class _Fit:
         """Scale, minimum and sum of the weights. codes: those of a scale and a least value, as they are tried"""
         k, search = self.k, self.search
         self.weights[0] = weight(0)
-        least, most, sum_w, sum_x = k.loop(
+        lowest, most, sum_w, sum_x = k.loop(
             1, self.size, [x[0], x[0], self.weights[0], self.weights[0] * x[0]], self._first(x, weight)
         )
         zero = k.constant(0)
-        least = (least > 0).choose(zero, least)
+        least = (lowest > 0).choose(zero, lowest)
         flat = least >= most
         inverse = k.constant(search.most) / (most - least)
         scale = k.constant(1) / inverse
 
         def first_codes(i: Index) -> Floats:
-            return (inverse * (x[i] - least)).rounded().clipped(0, search.most).floats()
+            return (inverse * (x[i] - least)).whole().within(0, search.most)
 
-        def attempt(number: Index, scale: Floats, low: Floats, error: Floats) -> Sequence[Floats]:
+        def attempt(number: Index, scale: Floats, low: Floats, error: Floats, far: Floats) -> Sequence[Floats]:
             inverse = (k.number(number) * search.step + search.start + search.most) / (most - low)
+            # The least value and the largest one go farthest.
+            far = far + k.abs(inverse * (lowest - low)) + k.abs(inverse * (most - low))
 
             def add(i: Index, sum_l: Floats, sum_l2: Floats, sum_xl: Floats) -> Sequence[Floats]:
                 code = codes(i, inverse, low)
@@ -172,10 +180,13 @@ class _Fit:
             new_scale, new_low = above.choose(sum_xl / sum_l2, new_scale), above.choose(zero, new_low)
             new_error = self._error(x, lambda i: self.tried[i], new_scale, new_low)
             better = (determinant > 0) & (new_error < error)
-            return better.choose(new_scale, scale), better.choose(new_low, low), better.choose(new_error, error)
+            found = better.choose(new_scale, scale), better.choose(new_low, low), better.choose(new_error, error)
+            return *found, far
 
-        start = [scale, least, self._error(x, first_codes, scale, least)]
-        scale, low, _ = k.loop(0, search.steps + 1, start, attempt)
+        start = [scale, least, self._error(x, first_codes, scale, least), zero]
+        scale, low, _, far = k.loop(0, search.steps + 1, start, attempt)
+        if not self.bounded:
+            scale = (far < FARTHEST).choose(scale, k.constant(UNKNOWN))
         # FLAT is a negative zero, a scale that came out as nothing a positive one.
         return flat.choose(k.constant(FLAT), scale + 0.0), -flat.choose(least, low), sum_w
 

@@ -68,7 +68,7 @@ def fit_signed(
 
     def sums(inverse: Floats) -> tuple[Floats, Floats]:
         def add(i: Index, sum_lx: Floats, sum_l2: Floats) -> Sequence[Floats]:
-            code = (inverse * x[i]).rounded().clipped(-top, top - 1).floats()
+            code = (inverse * x[i]).whole().within(-top, top - 1)  # about `top` at most
             w = weight(i)
             return sum_lx + w * x[i] * code, sum_l2 + w * code * code
 

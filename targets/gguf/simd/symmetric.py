@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Ints, Kernel, Place, Repeated, Singles
+from targets.gguf.simd.lanes import LANES, WIDTH, Compiled, Floats, Index, Ints, Kernel, Place, Repeated, Singles
 from targets.gguf.simd.signed import fit_signed
 from targets.gguf.simd.tiles import importance_tiles, per_lane, sum_of_squares, turned, whole_tiles
 
@@ -71,7 +71,7 @@ def _search(bits: int) -> Compiled:
 def _coding(bits: int) -> Compiled:
     """Kernel, a tile is a block: (values, what makes codes of them) -> lower bits in pairs 16 places apart, fifth."""
     least = -(2 ** (bits - 1))
-    k = Kernel("code_symmetric", [SIZE // LANES, Singles(1), -SIZE // LANES // 2, -SIZE // LANES])
+    k = Kernel("code_symmetric", [SIZE // WIDTH, Singles(1), -SIZE // WIDTH // 2, -SIZE // WIDTH], WIDTH)
 
     def block(x: Place, inverse: Place, low: Place, high: Place) -> None:
         def code(value: Floats) -> Ints:

@@ -127,7 +127,7 @@ def _search() -> Compiled:
         inverse = k.constant(-4) / value
 
         def sums(i: Index, sum_lx: Floats, sum_l2: Floats) -> Sequence[Floats]:
-            code = (inverse * x[i]).rounded().clipped(-4, 3).floats()
+            code = (inverse * x[i]).whole().within(-4, 3)
             codes[i] = code
             w = x[i] * x[i]
             return sum_lx + w * x[i] * code, sum_l2 + w * code * code

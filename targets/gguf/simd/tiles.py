@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Place
+from targets.gguf.simd.lanes import LANES, WIDTH, Compiled, Floats, Index, Kernel, Place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,12 +47,21 @@ def importance_tiles(importance: F32, size: int) -> F32:
 
 def turned(k: Kernel, natural: Place, size: int) -> Place:
     """In a kernel: sub-blocks that lie one behind the other, as a tile."""
-    found = k.room(size)
-    for part in range(size // LANES):
-        rows = [natural[block * (size // LANES) + part] for block in range(LANES)]
-        for lane, value in enumerate(k.turned(rows)):
-            found[part * LANES + lane] = value
+    found, width = k.room(size), size // WIDTH
+    for part in range(width):
+        for place, value in enumerate(columns(k, natural, width, part)):
+            found[part * WIDTH + place] = value
     return found
+
+
+def columns(k: Kernel, natural: Place, width: int, part: Index | int) -> list[Floats]:
+    """In a kernel: of sub-blocks that lie one behind the other, `width` times WIDTH values each, one piece turned."""
+    values = natural.narrow()
+    groups = [
+        k.turned([values.from_((first + block) * width)[part] for block in range(WIDTH)])
+        for first in range(0, k.lanes, WIDTH)
+    ]
+    return [k.beside(parts) for parts in zip(*groups, strict=True)]
 
 
 def untiled(codes: U8, count: int) -> U8:
@@ -106,11 +115,11 @@ def sum_of_squares(values: F32, size: int) -> F32:
 def _sum_of_squares(size: int) -> Compiled:
     """Kernel: (values as they lie) -> the sum of the squares of each block, one added after the other."""
     k = Kernel("sum_of_squares", [size, 1])
-    width = size // LANES
+    width = size // WIDTH
 
     def tile(x: Place, out: Place) -> None:
         def add(part: Index, total: Floats) -> Sequence[Floats]:
-            for value in k.turned([x.from_(block * width)[part] for block in range(LANES)]):
+            for value in columns(k, x, width, part):
                 total = total + value * value
             return (total,)
 
