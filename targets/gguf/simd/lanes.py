@@ -9,7 +9,7 @@ import ctypes
 import functools
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -30,13 +30,15 @@ _ROUND = 12582912.0
 """1.5 * 2**23: what is added to it is rounded to a whole number, in the lowest bits (ggml's nearest_int)."""
 
 
-class Singles(NamedTuple):
+@dataclass(frozen=True)
+class Singles:
     """So many single floats for each tile; read, each is in all lanes."""
 
     count: int
 
 
-class Repeated(NamedTuple):
+@dataclass(frozen=True)
+class Repeated:
     """So many vectors of floats for each of some tiles, which serve again for those behind them."""
 
     count: int

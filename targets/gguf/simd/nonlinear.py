@@ -98,7 +98,7 @@ def quantize(values: F32, importance: F32 | None, *, grouped: bool) -> tuple[U8,
 @functools.cache
 def _search(*, weighted: bool) -> Compiled:
     """Kernel: (values as they lie[, tiles of importance, sigma2 of every sub-block]) -> scale of every sub-block."""
-    k = Kernel("_search", [SIZE, *([Repeated(SIZE), 1] if weighted else []), 1])
+    k = Kernel("_search", [SIZE, Repeated(SIZE), 1, 1] if weighted else [SIZE, 1])
     weights = k.room(SIZE)
 
     def tile(values: Place, *rest: Place) -> None:

@@ -76,19 +76,21 @@ def quantize(values: F32, importance: F32 | None, bits: int) -> tuple[U8, Flags]
         weights = importance_tiles(importance, search.size)
         _weighted(search)(count, x, weights, sigma, *found, repeated=len(weights))
     scale, minimum, *sums = (one[: values.size // search.size].reshape(-1, parts) for one in found)
-    (ls, d), (lm, dmin) = (fitted_steps(one, *sums, top) if sums else plain_steps(one, top) for one in (scale, minimum))
+    (ls, d), (lm, dmin) = (
+        fitted_steps(one, sums[0], top) if sums else plain_steps(one, top) for one in (scale, minimum)
+    )
+    odd = scale == UNKNOWN
     if bits == 2:
-        both = ls | lm << 4  # what is beyond four bits gets into the other one there
-        ls, lm, beyond = both & np.uint8(top), both >> 4, np.zeros(len(ls), np.bool_)
+        both = ls | lm << np.uint8(4)  # what is beyond four bits gets into the other one there
+        ls, lm = both & np.uint8(top), both >> np.uint8(4)
     else:
-        beyond = ((ls > top) | (lm > top)).any(1)
+        odd |= (ls > top) | (lm > top)
         ls, lm = ls & np.uint8(top), lm & np.uint8(top)
     scales, minima = _times(d, ls), _times(dmin, lm)
     codes = shifted_codes(x, scales, minima, bits)
     # Where nothing is left of a scale, the search's own codes stay; without any spread they are zeros.
     spread = (scale != 0) | ~np.signbit(scale)
-    beyond |= (scale == UNKNOWN).any(1)
-    return _packed(codes, (ls, d), (lm, dmin), bits), beyond | ((scales == 0) & spread).any(1)
+    return _packed(codes, (ls, d), (lm, dmin), bits), (odd | (scales == 0) & spread).any(1)
 
 
 @functools.cache
