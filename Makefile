@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-BENCHMARKS := convert_speed kernel_speed kl_parity startup thresholds onnx_peers edge_torch quality_per_byte compression_methods compress_memory training_recipes training_encoders small_files openmp_waiting harness_noise report_image archive
+BENCHMARKS := convert_speed size_curve kernel_speed imatrix_speed kl_parity startup thresholds onnx_peers edge_torch quality_per_byte compression_methods compress_memory training_recipes training_encoders small_files openmp_waiting harness_noise report_image archive
 MODELS := smollm2 offgrid minilm
 PACKAGES := exporter targets runtime
 

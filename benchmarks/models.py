@@ -92,7 +92,7 @@ def _rescale_layer(
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """Sizes of a Llama. The defaults per hidden size are those of Llama-3.2 1B and 3B, but for the vocabulary."""
+    """Sizes of a Llama: by hidden size Llama-3.2's 1B and 3B, but for the vocabulary, and Llama 3's 8B."""
 
     hidden: int
     intermediate: int
@@ -105,7 +105,8 @@ class LlamaShape:
     def for_params(cls, params: float, hidden: int) -> LlamaShape:
         """As many layers as it takes to have at least `params` parameters."""
         heads = hidden // (64 if hidden <= 2048 else 128)
-        one = cls(hidden=hidden, intermediate=8192, heads=heads, kv_heads=8, layers=1)
+        wide = {"intermediate": 14336, "vocab": 128256} if hidden >= 4096 else {"intermediate": 8192}
+        one = cls(hidden=hidden, heads=heads, kv_heads=8, layers=1, **wide)
         per_layer = cls(**{**vars(one), "layers": 2}).params - one.params
         layers = 1 + max(0, math.ceil((params - one.params) / per_layer))
         return cls(**{**vars(one), "layers": layers})
@@ -133,12 +134,13 @@ class LlamaShape:
 def random_llama(out: Path | None = None, params: float = 1e9, hidden: int | None = None, seed: int = 0) -> Path:
     """A Llama of at least `params` random weights, normal(0, 0.02), bf16, in shards; SmolLM2's tokenizer.
 
-    hidden: 2048 below 2 B parameters and 3072 above, unless named. Good for speed and memory, says nothing else.
+    hidden: 2048 below 2 B parameters, 3072 below 6 B and 4096 above, unless named. Good for speed and memory, says
+        nothing else.
     """
     out = out or MODELS / f"random-llama-{params / 1e9:g}B"
     if (out / "config.json").is_file():
         return out
-    shape = LlamaShape.for_params(params, hidden or (2048 if params < 2e9 else 3072))
+    shape = LlamaShape.for_params(params, hidden or (2048 if params < 2e9 else 3072 if params < 6e9 else 4096))
     source = smollm2()
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config |= {

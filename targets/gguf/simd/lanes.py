@@ -6,6 +6,8 @@ No operation is fused or reordered: IEEE 754 single precision, each rounded, as 
 from __future__ import annotations
 
 import ctypes
+import functools
+import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +21,33 @@ if TYPE_CHECKING:
 
 Index = Any
 """Of a loop: a value of llvmlite."""
-LANES = 16
-"""One register of AVX-512; two of AVX2, four of NEON and SSE."""
+WIDTH = 16
+"""Floats of one register of AVX-512; of two of AVX2, four of NEON and SSE."""
+LANES = 2 * WIDTH if llvm.get_host_cpu_features().get("avx512f") else WIDTH
+"""Of kernels that add up one after the other: two registers at least, so that one sum need not wait for itself."""
 _F32, _I32, _I64, _I8, _POINTER = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8), ir.PointerType()
-_FLOATS, _INTS, _BYTES = (ir.VectorType(kind, LANES) for kind in (_F32, _I32, _I8))
 _ROUND = 12582912.0
 """1.5 * 2**23: what is added to it is rounded to a whole number, in the lowest bits (ggml's nearest_int)."""
+
+
+@dataclass(frozen=True)
+class Singles:
+    """So many single floats for each tile; read, each is in all lanes."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """So many vectors of floats for each of some tiles, which serve again for those behind them."""
+
+    count: int
+
+
+def _all(number: float, like: Any) -> Any:  # noqa: ANN401 - values of llvmlite
+    """A number in every lane of a vector like another one."""
+    kind = like.type
+    return ir.Constant(kind, [number if kind.element == _I32 else _single(number)] * kind.count)
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,7 @@ class Floats:
     value: Any
 
     def _other(self, other: Floats | float) -> Any:  # noqa: ANN401 - a value of llvmlite
-        return other.value if isinstance(other, Floats) else ir.Constant(_FLOATS, [_single(other)] * LANES)
+        return other.value if isinstance(other, Floats) else _all(other, self.value)
 
     def __add__(self, other: Floats | float) -> Floats:
         return Floats(self.builder, self.builder.fadd(self.value, self._other(other)))
@@ -86,9 +109,22 @@ class Floats:
 
     def rounded(self) -> Ints:
         """The nearest whole number, halves to even, by ggml's trick: what it gives beyond 2**22 is as odd as there."""
-        bits = self.builder.bitcast((self + _ROUND).value, _INTS)
-        low = self.builder.and_(bits, ir.Constant(_INTS, [0x007FFFFF] * LANES))
-        return Ints(self.builder, self.builder.sub(low, ir.Constant(_INTS, [0x00400000] * LANES)))
+        moved = (self + _ROUND).value
+        bits = Ints(self.builder, self.builder.bitcast(moved, ir.VectorType(_I32, moved.type.count)))
+        return (bits & 0x007FFFFF).plus(-0x00400000)
+
+    def whole(self) -> Floats:
+        """As `rounded`, of what is known to be below 2**22."""
+        return self + _ROUND - _ROUND
+
+    def within(self, least: float, most: float) -> Floats:
+        """Not over `most`, then not under `least`."""
+        value = self
+        for bound, compared in ((most, "<"), (least, ">")):
+            limit = Floats(self.builder, _all(bound, value.value))
+            holds = self.builder.fcmp_ordered(compared, value.value, limit.value)
+            value = Mask(self.builder, holds).choose(value, limit)
+        return value
 
 
 @dataclass(frozen=True)
@@ -102,28 +138,46 @@ class Ints:
         """Not over `most`, then not under `least`."""
         value = self.value
         for bound, compared in ((most, "<"), (least, ">")):
-            limit = ir.Constant(_INTS, [bound] * LANES)
+            limit = _all(bound, value)
             value = self.builder.select(self.builder.icmp_signed(compared, value, limit), value, limit)
         return Ints(self.builder, value)
 
     def at_most(self, most: int) -> Ints:
         """Not over `most`."""
-        limit = ir.Constant(_INTS, [most] * LANES)
+        limit = _all(most, self.value)
         return Ints(
             self.builder, self.builder.select(self.builder.icmp_signed("<", self.value, limit), self.value, limit)
         )
 
     def as_byte(self) -> Ints:
         """What is left of it in an unsigned byte."""
-        return Ints(self.builder, self.builder.and_(self.value, ir.Constant(_INTS, [255] * LANES)))
+        return self & 255
 
     def floats(self) -> Floats:
         """As floats."""
-        return Floats(self.builder, self.builder.sitofp(self.value, _FLOATS))
+        return Floats(self.builder, self.builder.sitofp(self.value, ir.VectorType(_F32, self.value.type.count)))
 
     def plus(self, number: int) -> Ints:
         """Each with a number added."""
-        return Ints(self.builder, self.builder.add(self.value, ir.Constant(_INTS, [number] * LANES)))
+        return Ints(self.builder, self.builder.add(self.value, _all(number, self.value)))
+
+    def __and__(self, bits: int) -> Ints:
+        return Ints(self.builder, self.builder.and_(self.value, _all(bits, self.value)))
+
+    def __or__(self, other: Ints) -> Ints:
+        return Ints(self.builder, self.builder.or_(self.value, other.value))
+
+    def __lshift__(self, bits: int) -> Ints:
+        return Ints(self.builder, self.builder.shl(self.value, _all(bits, self.value)))
+
+    def __rshift__(self, bits: int) -> Ints:
+        """For numbers from zero up."""
+        return Ints(self.builder, self.builder.lshr(self.value, _all(bits, self.value)))
+
+
+def joined(parts: Sequence[Ints]) -> Ints:
+    """The bits of all of them."""
+    return functools.reduce(operator.or_, parts)
 
 
 def _single(number: float) -> float:
@@ -131,52 +185,70 @@ def _single(number: float) -> float:
     return ctypes.c_float(number).value
 
 
-class Place:
-    """Vectors in memory, one behind the other."""
+def _spread(builder: Any, single: Any, lanes: int) -> Any:  # noqa: ANN401 - values of llvmlite
+    """A float in every lane."""
+    none = ir.Constant(ir.VectorType(_F32, lanes), ir.Undefined)
+    first = builder.insert_element(none, single, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, none, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
-    def __init__(self, builder: Any, pointer: Any, kind: Any = _FLOATS) -> None:  # noqa: ANN401
-        self.builder, self.pointer, self.kind = builder, pointer, kind
+
+class Place:
+    """Vectors of floats or bytes in memory, or single floats, one behind the other.
+
+    kind: of an element, or of a vector of them; lanes: of what is read
+    """
+
+    def __init__(self, builder: Any, pointer: Any, kind: Any, lanes: int) -> None:  # noqa: ANN401
+        self.builder, self.pointer, self.kind, self.lanes = builder, pointer, kind, lanes
 
     def _at(self, index: Index | int) -> Any:  # noqa: ANN401 - a value of llvmlite
         index = ir.Constant(_I64, index) if isinstance(index, int) else index
         return self.builder.gep(self.pointer, [index], source_etype=self.kind)
 
     def __getitem__(self, index: Index | int) -> Floats:
-        return Floats(self.builder, self.builder.load(self._at(index), typ=self.kind, align=self._align))
+        found = self.builder.load(self._at(index), typ=self.kind, align=4)
+        return Floats(self.builder, _spread(self.builder, found, self.lanes) if self.kind == _F32 else found)
 
     def __setitem__(self, index: Index | int, value: Floats | Ints) -> None:
-        stored = self.builder.trunc(value.value, _BYTES) if self.kind == _BYTES else value.value
-        self.builder.store(stored, self._at(index), align=self._align)
-
-    @property
-    def _align(self) -> int:
-        return 1 if self.kind == _BYTES else 4
+        if bytes_ := getattr(self.kind, "element", None) == _I8:
+            stored = self.builder.trunc(value.value, self.kind)
+        else:
+            stored = value.value
+        self.builder.store(stored, self._at(index), align=1 if bytes_ else 4)
 
     def from_(self, index: Index | int) -> Place:
         """What lies from there on."""
-        return Place(self.builder, self._at(index), self.kind)
+        return Place(self.builder, self._at(index), self.kind, self.lanes)
+
+    def narrow(self) -> Place:
+        """The same floats as vectors of WIDTH."""
+        return Place(self.builder, self.pointer, ir.VectorType(_F32, WIDTH), WIDTH)
 
 
 class Kernel:
-    """A function of pointers that is called for every tile: `void name(n_tiles, pointers…)`.
+    """A function of pointers that is called for every tile: `void name(n_tiles, n_repeated, pointers…)`.
 
     sizes: vectors that a tile has behind each pointer; of a negative one so many vectors of bytes
+    lanes: of a vector
     """
 
-    def __init__(self, name: str, sizes: Sequence[int]) -> None:
-        self.name, self.sizes = name, sizes
+    def __init__(self, name: str, sizes: Sequence[int | Singles | Repeated], lanes: int = LANES) -> None:
+        self.name, self.sizes, self.lanes = name, sizes, lanes
+        self.floats, self.bytes = ir.VectorType(_F32, lanes), ir.VectorType(_I8, lanes)
         self.module = ir.Module(name)
-        kind = ir.FunctionType(ir.VoidType(), [_I64, *[_POINTER] * len(sizes)])
+        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64, *[_POINTER] * len(sizes)])
         self.function = ir.Function(self.module, kind, name)
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
 
     def room(self, count: int) -> Place:
         """Vectors of its own."""
-        return Place(self.builder, self.builder.alloca(_FLOATS, ir.Constant(_I32, count)))
+        with self.builder.goto_entry_block():  # once, not with every tile
+            room = self.builder.alloca(self.floats, ir.Constant(_I32, count))
+        return Place(self.builder, room, self.floats, self.lanes)
 
     def constant(self, number: float) -> Floats:
         """The same in every lane."""
-        return Floats(self.builder, ir.Constant(_FLOATS, [_single(number)] * LANES))
+        return Floats(self.builder, ir.Constant(self.floats, [_single(number)] * self.lanes))
 
     def sqrt(self, of: Floats) -> Floats:
         """Square roots."""
@@ -187,8 +259,8 @@ class Kernel:
         return self._call("llvm.fabs", of)
 
     def _call(self, name: str, of: Floats) -> Floats:
-        full = f"{name}.v{LANES}f32"
-        declared = self.module.globals.get(full) or ir.Function(self.module, ir.FunctionType(_FLOATS, [_FLOATS]), full)
+        full, kind = f"{name}.v{self.lanes}f32", ir.FunctionType(self.floats, [self.floats])
+        declared = self.module.globals.get(full) or ir.Function(self.module, kind, full)
         return Floats(self.builder, self.builder.call(declared, [of.value]))
 
     def loop(
@@ -206,7 +278,7 @@ class Kernel:
         builder.position_at_end(block)
         index = builder.phi(_I64)
         index.add_incoming(ir.Constant(_I64, start), before)
-        phis = [builder.phi(_FLOATS) for _ in values]
+        phis = [builder.phi(self.floats) for _ in values]
         for phi, value in zip(phis, values, strict=True):
             phi.add_incoming(value.value, before)
         found = list(body(index, *(Floats(builder, phi) for phi in phis)))
@@ -223,19 +295,49 @@ class Kernel:
     def number(self, index: Index) -> Floats:
         """A loop's index as a float, in every lane."""
         single = self.builder.sitofp(self.builder.trunc(index, _I32), _F32)
-        first = self.builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), single, ir.Constant(_I32, 0))
-        lanes = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-        return Floats(self.builder, self.builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), lanes))
+        return Floats(self.builder, _spread(self.builder, single, self.lanes))
+
+    def turned(self, rows: Sequence[Floats]) -> list[Floats]:
+        """WIDTH vectors of WIDTH as WIDTH others: lane a of vector b becomes lane b of vector a."""
+        found, width = [row.value for row in rows], 1
+        while width < WIDTH:  # swaps ever larger squares that lie off the diagonal
+            upper = [lane if not lane & width else WIDTH + lane - width for lane in range(WIDTH)]
+            lower = [lane + width if not lane & width else WIDTH + lane for lane in range(WIDTH)]
+            for number in range(WIDTH):
+                if not number & width:
+                    pair = found[number], found[number + width]
+                    found[number], found[number + width] = (self._shuffled(*pair, lanes) for lanes in (upper, lower))
+            width *= 2
+        return [Floats(self.builder, value) for value in found]
+
+    def beside(self, parts: Sequence[Floats]) -> Floats:
+        """Vectors as a longer one: one as it is, or two."""
+        if len(parts) == 1:
+            return parts[0]
+        first, second = (part.value for part in parts)
+        return Floats(self.builder, self._shuffled(first, second, range(2 * first.type.count)))
+
+    def _shuffled(self, first: Any, second: Any, lanes: Sequence[int]) -> Any:  # noqa: ANN401 - values of llvmlite
+        kind = ir.VectorType(_I32, len(lanes))
+        return self.builder.shuffle_vector(first, second, ir.Constant(kind, list(lanes)))
 
     def compiled(self, tile: Callable[..., None]) -> Compiled:
         """tile(*places) does one tile. The function for this processor."""
-        count, *pointers = self.function.args
+        count, repeated, *pointers = self.function.args
 
         def each(index: Index) -> list[Floats]:
             places = []
             for pointer, size in zip(pointers, self.sizes, strict=True):
-                offset = self.builder.mul(index, ir.Constant(_I64, abs(size)))
-                places.append(Place(self.builder, pointer, _BYTES if size < 0 else _FLOATS).from_(offset))
+                number, kind = index, self.floats
+                if isinstance(size, Repeated):
+                    number = self.builder.urem(index, repeated)
+                elif isinstance(size, Singles):
+                    kind = _F32
+                elif size < 0:
+                    kind = self.bytes
+                each_has = abs(size) if isinstance(size, int) else size.count
+                offset = self.builder.mul(number, ir.Constant(_I64, each_has))
+                places.append(Place(self.builder, pointer, kind, self.lanes).from_(offset))
             tile(*places)
             return []
 
@@ -264,11 +366,14 @@ class Compiled:
         passes.getModulePassManager().run(module, passes)
         self._engine = llvm.create_mcjit_compiler(module, machine)
         self._engine.finalize_object()
-        kind = ctypes.CFUNCTYPE(None, ctypes.c_int64, *[ctypes.c_void_p] * pointers)
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * pointers)
         self._function = kind(self._engine.get_function_address(name))
 
-    def __call__(self, n_tiles: int, *arrays: npt.NDArray[Any]) -> None:
-        """Do all tiles. The arrays are C-contiguous and have as many elements as the kernel's sizes say."""
-        if n_tiles < 1:  # a loop has at least one turn
+    def __call__(self, n_tiles: int, *arrays: npt.NDArray[Any], repeated: int = 1) -> None:
+        """Do all tiles. The arrays are C-contiguous and have as many elements as the kernel's sizes say.
+
+        repeated: tiles that there are of what is `Repeated`
+        """
+        if n_tiles < 1 or repeated < 1:  # a loop has at least one turn
             raise ValueError("no tiles")
-        self._function(n_tiles, *(array.ctypes.data for array in arrays))
+        self._function(n_tiles, repeated, *(array.ctypes.data for array in arrays))

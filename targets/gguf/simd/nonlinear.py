@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Place
+from targets.gguf.simd.lanes import LANES, WIDTH, Compiled, Floats, Index, Ints, Kernel, Place, Repeated, Singles
 from targets.gguf.simd.tiles import (
     BLOCK,
     EPS,
@@ -18,8 +18,8 @@ from targets.gguf.simd.tiles import (
     of_largest,
     per_lane,
     sigma_squared,
-    tiles,
-    untiled,
+    turned,
+    whole_tiles,
 )
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ def quantize(values: F32, importance: F32 | None, *, grouped: bool) -> tuple[U8,
     """Blocks of IQ4_XS (grouped) or IQ4_NL, shape (blocks, bytes); none is left to ggml. As `shifted.quantize`."""
     block = BLOCK if grouped else SIZE
     count = values.size // SIZE
-    x = tiles(values, SIZE)
-    scales = np.empty(len(x) * LANES, np.float32)
+    tiles, x = whole_tiles(values, SIZE)
+    scales = np.empty(tiles * LANES, np.float32)
     if importance is None:
-        _search(weighted=False)(len(x), x, scales)
+        _search(weighted=False)(tiles, x, scales)
     else:
-        wide = importance_tiles(importance, values.shape, SIZE)
-        sigma = per_lane(np.repeat(sigma_squared(values, block), block // SIZE))
-        _search(weighted=True)(len(x), x, wide, sigma, scales)
+        weights = importance_tiles(importance, SIZE)
+        sigma = per_lane(np.repeat(sigma_squared(values, block, 2.0), block // SIZE))
+        _search(weighted=True)(tiles, x, weights, sigma, scales, repeated=len(weights))
     scale = scales[:count].reshape(-1, block // SIZE)
     zero, one = np.float32(0), np.float32(1)
     if grouped:
@@ -84,10 +84,8 @@ def quantize(values: F32, importance: F32 | None, *, grouped: bool) -> tuple[U8,
         d, step = scale, scale
     inverse = np.where(step != 0, one / step, zero)
     stored = d.astype(np.float16)
-    codes = np.empty(x.shape, np.uint8)
-    _coding()(len(x), x, per_lane(inverse), codes)
-    q = untiled(codes, count)
-    packed = (q[:, :16] | q[:, 16:] << 4).reshape(len(scale), -1)
+    packed = np.empty((len(scale), block // 2), np.uint8)
+    _coding()(count, x, np.ascontiguousarray(inverse), packed)
     none = np.zeros(len(scale), np.bool_)
     if not grouped:
         return np.concatenate([stored.view(np.uint8), packed], axis=1), none
@@ -99,12 +97,12 @@ def quantize(values: F32, importance: F32 | None, *, grouped: bool) -> tuple[U8,
 
 @functools.cache
 def _search(*, weighted: bool) -> Compiled:
-    """Kernel: (tiles of values[, of importance, sigma2 of every sub-block]) -> scale of every sub-block."""
-    k = Kernel("_search", [SIZE, *([SIZE, 1] if weighted else []), 1])
+    """Kernel: (values as they lie[, tiles of importance, sigma2 of every sub-block]) -> scale of every sub-block."""
+    k = Kernel("_search", [SIZE, Repeated(SIZE), 1, 1] if weighted else [SIZE, 1])
     weights = k.room(SIZE)
 
-    def tile(x: Place, *rest: Place) -> None:
-        scales, zero = rest[-1], k.constant(0)
+    def tile(values: Place, *rest: Place) -> None:
+        x, scales, zero = turned(k, values, SIZE), rest[-1], k.constant(0)
 
         def weigh(i: Index) -> Sequence[Floats]:
             square = x[i] * x[i]
@@ -140,19 +138,16 @@ def _search(*, weighted: bool) -> Compiled:
 
 @functools.cache
 def _coding() -> Compiled:
-    """Kernel: (tiles of values, what they are multiplied by) -> codes."""
-    k = Kernel("_coding", [SIZE, 1, -SIZE])
+    """Kernel, a tile is a sub-block: (values, what they are multiplied by) -> codes, in pairs 16 places apart."""
+    k = Kernel("_coding", [SIZE // WIDTH, Singles(1), -SIZE // WIDTH // 2], WIDTH)
 
     def tile(x: Place, inverse: Place, out: Place) -> None:
-        factor = inverse[0]
-
-        def store(i: Index) -> Sequence[Floats]:
-            scaled, code = factor * x[i], k.constant(0)
+        def code(value: Floats) -> Ints:
+            scaled, found = inverse[0] * value, k.constant(0)
             for bound in thresholds():
-                code = code + (scaled >= bound).choose(k.constant(1), k.constant(0))
-            out[i] = code.rounded()
-            return ()
+                found = found + (scaled >= bound).choose(k.constant(1), k.constant(0))
+            return found.rounded()
 
-        k.loop(0, SIZE, [], store)
+        out[0] = code(x[0]) | code(x[1]) << 4
 
     return k.compiled(tile)

@@ -1,4 +1,4 @@
-"""Q3_K: weight = scale * code, codes from -4 to 3, in sub-blocks of 16 (make_q3_quants of ggml-quants.c)."""
+"""Q3_K: weight = scale * code, codes from -4 to 3, in sub-blocks of 16 (make_q3_quants, make_qx_quants)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Place
-from targets.gguf.simd.tiles import BLOCK, EPS, largest_of, nearest, of_largest, per_lane, signed_codes, tiles, untiled
+from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Place, Repeated
+from targets.gguf.simd.packing import signed_codes
+from targets.gguf.simd.signed import PARTS, SIZE, fit_signed
+from targets.gguf.simd.tiles import (
+    BLOCK,
+    EPS,
+    importance_tiles,
+    largest_of,
+    nearest,
+    of_largest,
+    per_lane,
+    sigma_squared,
+    tiles,
+    turned,
+    untiled,
+    whole_tiles,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,52 +32,102 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
     U8 = npt.NDArray[np.uint8]
+    F16 = npt.NDArray[np.float16]
     Flags = npt.NDArray[np.bool_]
 
-SIZE, PARTS = 16, 16
-"""Weights of a sub-block, and sub-blocks of a block."""
 NOTHING = -0.0
 """The scale of a sub-block of zeros, whose codes are the least one; another that comes out as zero is positive."""
+STEPS = 32
+"""Codes of scales go from -STEPS to STEPS - 1."""
 
 
 def quantize(values: F32, importance: F32 | None) -> tuple[U8, Flags]:
-    """Blocks of Q3_K, shape (blocks, 110), and which of them ggml has to do itself; importance: None."""
-    if importance is not None:
-        raise ValueError("Q3_K with importance is ggml's work")
-    count = values.size // SIZE
-    x = tiles(values, SIZE)
-    scales = np.empty(len(x) * LANES, np.float32)
-    _search()(len(x), x, scales)
-    scale = scales[:count].reshape(-1, PARTS)
-    largest = of_largest(scale)
-    inverse = np.float32(-32) / largest
-    whole = np.where(largest != 0, np.clip(nearest(inverse * scale).astype(np.int8), -32, 31) + 32, 0)
-    ls = whole.astype(np.uint8)
-    d = np.where(largest != 0, np.float32(1) / inverse, np.float32(0)).astype(np.float16)
-    step = d.astype(np.float32) * (whole - 32).astype(np.float32)
-    codes = np.empty(x.shape, np.uint8)
-    signed_codes(SIZE, -4)(len(x), x, per_lane(step), codes)
-    by_block = untiled(codes, count).reshape(-1, PARTS, SIZE)
-    without, zeros = step == 0, (scale == 0) & np.signbit(scale)
-    by_block[without] = 0
+    """Blocks of Q3_K, shape (blocks, 110), and which of them ggml has to do itself; as `shifted.quantize`."""
+    count, x = whole_tiles(values, SIZE)
+    found = [np.empty(count * LANES, np.float32) for _ in range(1 if importance is None else 2)]
+    if importance is None:
+        _search()(count, x, *found)
+    else:
+        sigma = per_lane(np.repeat(sigma_squared(values, BLOCK, 2.0), PARTS))
+        weights = importance_tiles(importance, SIZE)
+        _weighted()(count, x, weights, sigma, *found, repeated=len(weights))
+    scale, *sums = (one[: values.size // SIZE].reshape(-1, PARTS) for one in found)
+    ls, d = _fitted(scale, *sums) if sums else _largest(scale)
+    step = d.astype(np.float32)[:, None] * (ls.astype(np.float32) - STEPS)
+    zeros = (scale == 0) & np.signbit(scale)
     # Where nothing is left of a scale, the search's own codes stay; of zeros they are the least.
-    return _packed(by_block.reshape(-1, BLOCK), ls, d), (without & ~zeros).any(1)
+    return _packed(signed_codes(x, step, 3), ls, d), ((step == 0) & ~zeros).any(1)
+
+
+def _largest(scale: F32) -> tuple[U8, F16]:
+    """Codes of scales and their step: the largest one gets the largest code."""
+    largest = of_largest(scale)
+    inverse = np.float32(-STEPS) / largest
+    codes = np.clip(nearest(inverse * scale).astype(np.int8), -STEPS, STEPS - 1) + STEPS
+    d = np.where(largest != 0, np.float32(1) / inverse, np.float32(0)).astype(np.float16)
+    return np.where(largest != 0, codes, 0).astype(np.uint8), d[:, 0]
+
+
+def _fitted(scale: F32, weights: F32) -> tuple[U8, F16]:
+    """As `_largest`, with the step that fits them best."""
+    x, w = tiles(scale, PARTS), tiles(weights, PARTS)
+    codes, steps = np.empty(x.shape, np.uint8), np.empty(len(x) * LANES, np.float32)
+    _steps()(len(x), x, w, codes, steps)
+    return untiled(codes, len(scale)), steps[: len(scale)].astype(np.float16)
+
+
+@functools.cache
+def _weighted() -> Compiled:
+    """Kernel: (values as they lie, tiles of importance, sigma2 of every sub-block) -> scale, sum of the weights."""
+    k = Kernel("search_three_weighted", [SIZE, Repeated(SIZE), 1, 1, 1])
+    weights = k.room(SIZE)
+
+    def tile(values: Place, importance: Place, sigma: Place, scales: Place, sums: Place) -> None:
+        x = turned(k, values, SIZE)
+
+        def weigh(i: Index, total: Floats) -> Sequence[Floats]:
+            weights[i] = importance[i] * k.sqrt(sigma[0] + x[i] * x[i])
+            return (total + weights[i],)
+
+        (sums[0],) = k.loop(0, SIZE, [k.constant(0)], weigh)
+        scale, _, none = fit_signed(k, x, lambda i: weights[i], SIZE, 4)
+        scales[0] = none.choose(k.constant(NOTHING), scale + 0.0)
+
+    return k.compiled(tile)
+
+
+@functools.cache
+def _steps() -> Compiled:
+    """Kernel: (tiles of scales, weights) -> their codes from zero up, and their step."""
+    k = Kernel("steps_three", [PARTS, PARTS, -PARTS, 1])
+
+    def tile(x: Place, weights: Place, out: Place, steps: Place) -> None:
+        step, inverse, none = fit_signed(k, x, lambda i: weights[i], PARTS, STEPS)
+        steps[0] = none.choose(k.constant(0), step)
+
+        def store(i: Index) -> Sequence[Floats]:
+            value = none.choose(k.constant(-STEPS), inverse * x[i])
+            out[i] = value.rounded().clipped(-STEPS, STEPS - 1).plus(STEPS)
+            return ()
+
+        k.loop(0, PARTS, [], store)
+
+    return k.compiled(tile)
 
 
 @functools.cache
 def _search() -> Compiled:
-    """Kernel: (tiles of values) -> scale: codes are moved, one after the other, while the fit gets better."""
+    """Kernel: (values as they lie) -> scale: codes are moved, one after the other, while the fit gets better."""
     k = Kernel("search_three", [SIZE, 1])
     codes = k.room(SIZE)
 
-    def tile(x: Place, scales: Place) -> None:
-        zero = k.constant(0)
-
+    def tile(values: Place, scales: Place) -> None:
+        x, zero = turned(k, values, SIZE), k.constant(0)
         most, value = largest_of(k, x, SIZE)
         inverse = k.constant(-4) / value
 
         def sums(i: Index, sum_lx: Floats, sum_l2: Floats) -> Sequence[Floats]:
-            code = (inverse * x[i]).rounded().clipped(-4, 3).floats()
+            code = (inverse * x[i]).whole().within(-4, 3)
             codes[i] = code
             w = x[i] * x[i]
             return sum_lx + w * x[i] * code, sum_l2 + w * code * code
@@ -87,13 +152,9 @@ def _search() -> Compiled:
     return k.compiled(tile)
 
 
-def _packed(codes: U8, scales: U8, d: npt.NDArray[np.float16]) -> U8:
+def _packed(codes: list[U8], scales: U8, d: F16) -> U8:
     """The bytes of blocks (block_q3_K of ggml-common.h): high bits, low bits, scales of six bits, their step."""
-    eighths = codes.reshape(len(codes), 8, 32)
-    high = np.bitwise_or.reduce((eighths >> 2) << np.arange(8, dtype=np.uint8)[:, None], 1)
-    quarters = (codes & np.uint8(3)).reshape(-1, 2, 4, 32)
-    low = quarters[:, :, 0] | quarters[:, :, 1] << 2 | quarters[:, :, 2] << 4 | quarters[:, :, 3] << 6
     first = (scales[:, :8] & 15) | (scales[:, 8:] & 15) << 4
     fours = (scales >> 4).reshape(-1, 4, 4)
     second = fours[:, 0] | fours[:, 1] << 2 | fours[:, 2] << 4 | fours[:, 3] << 6
-    return np.concatenate([high, low.reshape(len(codes), -1), first, second, d.view(np.uint8)], axis=1)
+    return np.concatenate([*codes, first, second, d[:, None].view(np.uint8)], axis=1)

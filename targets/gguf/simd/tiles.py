@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Place
+from targets.gguf.simd.lanes import LANES, WIDTH, Compiled, Floats, Index, Kernel, Place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +32,36 @@ def tiles(values: F32, size: int) -> F32:
     return np.ascontiguousarray(blocks.reshape(-1, LANES, size).transpose(0, 2, 1))
 
 
-def importance_tiles(importance: F32, shape: tuple[int, ...], size: int) -> F32:
-    """As `tiles`, of (columns,) that hold for every row of (rows, columns)."""
-    return tiles(np.ascontiguousarray(np.broadcast_to(importance, shape)), size)
+def whole_tiles(values: F32, size: int) -> tuple[int, F32]:
+    """Tiles of sub-blocks of `size` values, and the values as they lie; zeros fill up the last tile."""
+    flat = values.reshape(-1)
+    if short := -flat.size % (LANES * size):
+        flat = np.concatenate([flat, np.zeros(short, np.float32)])
+    return flat.size // (LANES * size), flat
+
+
+def importance_tiles(importance: F32, size: int) -> F32:
+    """As `tiles`, of (columns,) that hold for every row: as many as there are until a row begins with a tile again."""
+    return tiles(np.tile(importance, math.lcm(len(importance), LANES * size) // len(importance)), size)
+
+
+def turned(k: Kernel, natural: Place, size: int) -> Place:
+    """In a kernel: sub-blocks that lie one behind the other, as a tile."""
+    found, width = k.room(size), size // WIDTH
+    for part in range(width):
+        for place, value in enumerate(columns(k, natural, width, part)):
+            found[part * WIDTH + place] = value
+    return found
+
+
+def columns(k: Kernel, natural: Place, width: int, part: Index | int) -> list[Floats]:
+    """In a kernel: of sub-blocks that lie one behind the other, `width` times WIDTH values each, one piece turned."""
+    values = natural.narrow()
+    groups = [
+        k.turned([values.from_((first + block) * width)[part] for block in range(WIDTH)])
+        for first in range(0, k.lanes, WIDTH)
+    ]
+    return [k.beside(parts) for parts in zip(*groups, strict=True)]
 
 
 def untiled(codes: U8, count: int) -> U8:
@@ -70,37 +98,31 @@ def largest_of(k: Kernel, x: Place, size: int) -> tuple[Floats, Floats]:
     return most, value
 
 
-@functools.cache
-def signed_codes(size: int, least: int) -> Compiled:
-    """Kernel: (tiles of values, scale) -> codes from `least` to -least - 1, a byte each, from zero up."""
-    k = Kernel("signed_codes", [size, 1, -size])
-
-    def tile(x: Place, scales: Place, out: Place) -> None:
-        scale = scales[0]
-
-        def store(i: Index) -> Sequence[Floats]:
-            out[i] = (x[i] / scale).rounded().clipped(least, -least - 1).plus(-least)
-            return ()
-
-        k.loop(0, size, [], store)
-
-    return k.compiled(tile)
+def sigma_squared(values: F32, block: int, times: float) -> F32:
+    """The mean square of every block, `times` it; the size of a block is a power of two."""
+    return sum_of_squares(values, block) * np.float32(times / block)
 
 
-def sigma_squared(values: F32, block: int) -> F32:
-    """Twice the mean square of every block."""
-    whole = tiles(values, block)
-    found = np.empty(len(whole) * LANES, np.float32)
-    _sum_of_squares(block)(len(whole), whole, found)
-    return found[: values.size // block] * np.float32(2.0 / block)
+def sum_of_squares(values: F32, size: int) -> F32:
+    """Of every `size` values, one added after the other."""
+    count, whole = whole_tiles(values, size)
+    found = np.empty(count * LANES, np.float32)
+    _sum_of_squares(size)(count, whole, found)
+    return found[: values.size // size]
 
 
 @functools.cache
 def _sum_of_squares(size: int) -> Compiled:
-    """Kernel: (tiles of values) -> the sum of their squares, one after the other."""
+    """Kernel: (values as they lie) -> the sum of the squares of each block, one added after the other."""
     k = Kernel("sum_of_squares", [size, 1])
+    width = size // WIDTH
 
     def tile(x: Place, out: Place) -> None:
-        (out[0],) = k.loop(0, size, [k.constant(0)], lambda i, s: [s + x[i] * x[i]])
+        def add(part: Index, total: Floats) -> Sequence[Floats]:
+            for value in columns(k, x, width, part):
+                total = total + value * value
+            return (total,)
+
+        (out[0],) = k.loop(0, width, [k.constant(0)], add)
 
     return k.compiled(tile)

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     """The same to blocks (blocks, bytes of a block), and which of them ggml has to do itself."""
 
 _PLACES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Q4_K": ("shifted", {"bits": 4}), "Q5_K": ("shifted", {"bits": 5}), "Q6_K": ("signed", {}),
-    "IQ4_NL": ("nonlinear", {"grouped": False}), "IQ4_XS": ("nonlinear", {"grouped": True}), "Q3_K": ("three", {}),
+    "Q2_K": ("shifted", {"bits": 2}), "Q3_K": ("three", {}), "Q4_K": ("shifted", {"bits": 4}),
+    "Q5_K": ("shifted", {"bits": 5}), "Q6_K": ("signed", {}),
+    "IQ4_NL": ("nonlinear", {"grouped": False}), "IQ4_XS": ("nonlinear", {"grouped": True}),
+    "Q4_0": ("symmetric", {"bits": 4}), "Q5_0": ("symmetric", {"bits": 5}),
 }  # fmt: skip
 NAMES = tuple(_PLACES)
 """Types that have a kernel."""
-_PLAIN = ("Q3_K",)
-"""Those without a kernel for importance."""
+ONLY_WEIGHTED = ("Q4_0", "Q5_0")
+"""Those that have it for importance alone: without, there is nothing to search."""
 _LOCK = threading.Lock()
 _TRIED: dict[tuple[str, bool], Quantizer | None] = {}
 
@@ -66,7 +68,7 @@ def _tried(name: str, weighted: bool, reference: Reference) -> Quantizer | None:
     if key not in _TRIED:
         with _LOCK:
             if key not in _TRIED:
-                quantizer = None if weighted and name in _PLAIN else _find(name)
+                quantizer = None if name in ONLY_WEIGHTED and not weighted else _find(name)
                 _TRIED[key] = quantizer if quantizer is not None and _agrees(quantizer, weighted, reference) else None
     return _TRIED[key]
 

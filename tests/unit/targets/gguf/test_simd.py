@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from targets.gguf import kernels
 from targets.gguf.kernels import quantize_rows
 from targets.gguf.simd import nonlinear, verified
-from targets.gguf.simd.lanes import LANES, Kernel, Place
-from targets.gguf.simd.tiles import nearest, per_lane, tiles, untiled
+from targets.gguf.simd.lanes import LANES, WIDTH, Kernel, Place, Repeated, Singles
+from targets.gguf.simd.tiles import importance_tiles, nearest, per_lane, tiles, turned, untiled, whole_tiles
 from targets.gguf.types import TYPES
 
 if TYPE_CHECKING:
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-NAMES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
-UNWEIGHTED = ("Q3_K",)
+NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q5_0")
 HERE = platform.machine() in ("x86_64", "AMD64")
 """ggml is built without fused products here; elsewhere a compiler may fuse, and ggml is used."""
-KINDS = ("weights", "sparse", "levels", "tails", "shifted", "runs", "scales", "outliers", "tiny")
+KINDS = ("weights", "sparse", "levels", "tails", "shifted", "runs", "scales", "outliers", "tiny", "near")
 
 
 def ggml(name: str) -> verified.Reference:
@@ -51,6 +50,8 @@ def values_of(kind: str, rng: np.random.Generator, rows: int, columns: int) -> F
         x *= (10.0 ** rng.integers(-8, 3, (rows, columns // 16))).repeat(16, 1)
     elif kind == "outliers":
         x[:, :: rng.integers(3, 99)] *= 1000
+    elif kind == "near":  # to each other beside their distance from zero: minima come close to the largest
+        x = rng.choice([-1, 1]) * 10.0 ** rng.integers(-3, 3) + x * 10.0 ** rng.integers(-7, 1)
     elif kind == "tiny":
         x *= 10.0 ** rng.integers(-38, -4)
     return np.ascontiguousarray(x, np.float32)
@@ -60,26 +61,27 @@ def values_of(kind: str, rng: np.random.Generator, rows: int, columns: int) -> F
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=40, deadline=None)
 @given(
-    kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 6), blocks=st.integers(1, 4),
+    kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 6), blocks=st.integers(1, 5),
     holes=st.booleans(),
 )  # fmt: skip
 def test_the_bytes_are_ggmls(
     name: str, weighted: bool, kind: str, seed: int, rows: int, blocks: int, holes: bool
 ) -> None:
     rng = np.random.default_rng(seed)
-    values = values_of(kind, rng, rows, 256 * blocks)
-    importance = rng.random(256 * blocks, np.float32) if weighted else None
+    columns = TYPES[name].block_size * blocks
+    values = values_of(kind, rng, rows, columns)
+    importance = rng.random(columns, np.float32) if weighted else None
     if importance is not None and holes:
         importance[rng.random(len(importance)) < 0.3] = 0
     found = verified.quantize(name, values, importance, ggml(name))
     if HERE:
-        assert (found is not None) == (not weighted or name not in UNWEIGHTED)
+        assert (found is None) == (name in verified.ONLY_WEIGHTED and not weighted)
     if found is not None:
         assert np.array_equal(found, ggml(name)(values, importance))
 
 
 @pytest.mark.skipif(not HERE, reason="elsewhere ggml's compiler may fuse products")
-@pytest.mark.parametrize("name", ["Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 def test_blocks_of_which_a_scale_vanishes_are_ggmls_work(name: str) -> None:
     values = values_of("weights", np.random.default_rng(0), 2, 512)
     values[0, 64:96] *= 1e-6  # beside others its scale is rounded to nothing
@@ -129,7 +131,7 @@ def test_no_rows_are_no_work() -> None:
 
 def test_types_without_a_kernel_are_left_to_ggml() -> None:
     values = values_of("weights", np.random.default_rng(0), 4, 256)
-    assert verified.quantize("Q2_K", values, None, ggml("Q2_K")) is None
+    assert verified.quantize("Q4_1", values, None, ggml("Q4_1")) is None
 
 
 def test_a_level_changes_where_ggmls_comparison_does() -> None:
@@ -144,28 +146,74 @@ def test_a_level_changes_where_ggmls_comparison_does() -> None:
 
 
 def test_tiles_and_back() -> None:
-    values = np.arange(20 * 32, dtype=np.float32)
+    count = LANES + 4
+    values = np.arange(count * 32, dtype=np.float32)
     laid = tiles(values, 32)
     assert laid.shape == (2, 32, LANES)
     assert laid[1, 5, 3] == (LANES + 3) * 32 + 5
     assert not laid[1, :, 4:].any()
-    assert np.array_equal(untiled(laid.astype(np.uint8), 20), values.reshape(20, 32).astype(np.uint8))
-    assert len(per_lane(values[:20])) == 32
+    assert np.array_equal(untiled(laid.astype(np.uint8), count), values.reshape(count, 32).astype(np.uint8))
+    assert len(per_lane(values[:count])) == 2 * LANES
+    n_tiles, whole = whole_tiles(values, 32)
+    assert (n_tiles, len(whole)) == (2, 2 * LANES * 32)
+    assert np.array_equal(whole[: count * 32], values)
+    assert not whole[count * 32 :].any()
+
+
+@pytest.mark.parametrize("lanes", [WIDTH, 2 * WIDTH])
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_values_as_they_lie_are_turned_into_tiles(size: int, lanes: int) -> None:
+    kernel = Kernel("turn", [size, size], lanes)
+
+    def tile(natural: Place, out: Place) -> None:
+        x = turned(kernel, natural, size)
+        kernel.loop(0, size, [], lambda i: out.__setitem__(i, x[i]) or ())
+
+    values = np.arange(3 * lanes * size, dtype=np.float32)
+    out = np.empty((3, size, lanes), np.float32)
+    kernel.compiled(tile)(3, values, out)
+    assert np.array_equal(out, values.reshape(3, lanes, size).transpose(0, 2, 1))
+
+
+def test_what_is_repeated_and_what_is_single() -> None:
+    kernel = Kernel("repeat", [Repeated(1), Singles(2), 1])
+
+    def tile(again: Place, single: Place, out: Place) -> None:
+        out[0] = again[0] * single[1] + single[0]
+
+    again = np.arange(2 * LANES, dtype=np.float32).reshape(2, LANES)
+    single = np.arange(10, dtype=np.float32).reshape(5, 2)
+    out = np.empty((5, LANES), np.float32)
+    compiled = kernel.compiled(tile)
+    compiled(5, again, single, out, repeated=2)
+    assert np.array_equal(out, again[[0, 1, 0, 1, 0]] * single[:, 1:] + single[:, :1])
+    with pytest.raises(ValueError, match="no tiles"):
+        compiled(5, again, single, out, repeated=0)
+
+
+@pytest.mark.parametrize("columns", [32, 96, 320, 2048])
+def test_importance_of_a_row_goes_with_every_row(columns: int) -> None:
+    importance = np.random.default_rng(0).random(columns, np.float32)
+    laid = importance_tiles(importance, 32)
+    rows = np.tile(importance, 5 * LANES)  # more than one round of the tiles
+    n_tiles, _ = whole_tiles(rows, 32)
+    assert np.array_equal(tiles(rows, 32), laid[np.arange(n_tiles) % len(laid)])
 
 
 def test_expressions_are_single_precision_and_in_order() -> None:
-    kernel = Kernel("expression", [1, 1, 3, -1])
+    kernel = Kernel("expression", [1, 1, 4, -1])
 
     def tile(x: Place, y: Place, out: Place, codes: Place) -> None:
         (total,) = kernel.loop(0, 3, [x[0]], lambda i, t: [t * y[0] + kernel.number(i)])
         out[0] = total
         out[1] = kernel.sqrt(kernel.abs(x[0])) / 3
         out[2] = ((x[0] > 0) & (y[0] >= 0.5)).choose(-x[0], x[0] - y[0])
-        codes[0] = (x[0] * 10).rounded().clipped(-3, 7).plus(3)
+        out[3] = (x[0] * 10).whole().within(-3, 7)
+        codes[0] = (x[0] * 10).rounded().clipped(-3, 7).plus(3) & 7 | (y[0] * 0).rounded().plus(1) << 3
 
     rng = np.random.default_rng(0)
     x, y = (rng.standard_normal((4, LANES)).astype(np.float32) for _ in range(2))
-    out, codes = np.empty((4, 3, LANES), np.float32), np.empty((4, 1, LANES), np.uint8)
+    out, codes = np.empty((4, 4, LANES), np.float32), np.empty((4, 1, LANES), np.uint8)
     kernel.compiled(tile)(4, x, y, out, codes)
     total = x
     for i in range(3):
@@ -173,5 +221,7 @@ def test_expressions_are_single_precision_and_in_order() -> None:
     assert np.array_equal(out[:, 0], total)
     assert np.array_equal(out[:, 1], np.sqrt(np.abs(x)) / np.float32(3))
     assert np.array_equal(out[:, 2], np.where((x > 0) & (y >= 0.5), -x, x - y))
-    assert np.array_equal(codes[:, 0], np.clip(np.rint(x * np.float32(10)), -3, 7) + 3)
+    clipped = np.clip(np.rint(x * np.float32(10)), -3, 7)
+    assert np.array_equal(out[:, 3], clipped)
+    assert np.array_equal(codes[:, 0], (clipped.astype(np.uint8) + 3 & 7) | 8)
     assert np.array_equal(nearest(x * np.float32(10)), np.rint(x * np.float32(10)))
