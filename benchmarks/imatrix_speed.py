@@ -1,6 +1,6 @@
 """`packlight imatrix` against llama-imatrix: wall time, peak memory, and what files quantized with either keep.
 
-    python -m benchmarks.imatrix_speed [--runs 3] [--chunks 16] [--presets q4_k_m iq4_xs iq3_xxs]
+    python -m benchmarks.imatrix_speed [--runs 3] [--chunks 32] [--presets q4_k_m iq4_xs iq3_xxs]
 
 On the off-grid copy of SmolLM2, the same text and pieces of 512 tokens. Whole processes on two processors, one after
 the other in turn, medians over the runs. llama-imatrix reads a BF16 and an F32 file, since which it runs faster differs
@@ -118,7 +118,7 @@ def main() -> None:
     """Run, print the tables, write the result; exit status 1 where a limit does not hold."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--chunks", type=int, default=16)
+    parser.add_argument("--chunks", type=int, default=32)
     parser.add_argument("--presets", nargs="+", default=["q4_k_m", "iq4_xs", "iq3_xxs"])
     args = parser.parse_args()
     from targets.text import default_text

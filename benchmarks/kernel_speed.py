@@ -2,8 +2,8 @@
 
     python -m benchmarks.kernel_speed [--rounds 7]
 
-Rows like weights, half a million at once, as a conversion has them. Both in turn, medians over the rounds, and the
-bytes compared.
+Rows like weights, half a million at once, as a conversion has them. Both in turn, a tenth of a second each, since a
+processor takes a while to get used to wide vectors; medians over the rounds, and the bytes compared.
 """
 
 from __future__ import annotations
@@ -33,11 +33,17 @@ NAME = "kernel_speed"
 ROWS, COLUMNS = 256, 2048
 
 
+LEAST = 0.1
+"""Seconds of calls that a turn takes at least."""
+
+
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    """Of one call, the mean of a turn."""
+    start, calls = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < LEAST or not calls:
+        work()
+        calls += 1
+    return passed / calls
 
 
 def measure(name: str, weighted: bool, rounds: int) -> dict[str, Any] | None:
