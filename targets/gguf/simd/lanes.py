@@ -32,7 +32,7 @@ _ROUND = 12582912.0
 
 @dataclass(frozen=True)
 class Singles:
-    """So many single floats for each tile; read, each is in all lanes."""
+    """So many single floats for each tile, none for those that all have in common; read, each is in all lanes."""
 
     count: int
 
@@ -60,9 +60,17 @@ class Mask:
     def __and__(self, other: Mask) -> Mask:
         return Mask(self.builder, self.builder.and_(self.value, other.value))
 
+    def __invert__(self) -> Mask:
+        return Mask(self.builder, self.builder.not_(self.value))
+
     def choose(self, yes: Floats, no: Floats) -> Floats:
         """`yes` where it holds, else `no`."""
         return Floats(self.builder, self.builder.select(self.value, yes.value, no.value))
+
+    def bit(self, number: int) -> Ints:
+        """That bit where it holds, else none."""
+        kind = ir.VectorType(_I32, self.value.type.count)
+        return Ints(self.builder, self.builder.zext(self.value, kind)) << number
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,9 @@ class Ints:
     def __or__(self, other: Ints) -> Ints:
         return Ints(self.builder, self.builder.or_(self.value, other.value))
 
+    def __xor__(self, other: Ints) -> Ints:
+        return Ints(self.builder, self.builder.xor(self.value, other.value))
+
     def __lshift__(self, bits: int) -> Ints:
         return Ints(self.builder, self.builder.shl(self.value, _all(bits, self.value)))
 
@@ -244,6 +255,7 @@ class Kernel:
         """Vectors of its own."""
         with self.builder.goto_entry_block():  # once, not with every tile
             room = self.builder.alloca(self.floats, ir.Constant(_I32, count))
+        room.type = _POINTER  # of anything: single floats are stored there too
         return Place(self.builder, room, self.floats, self.lanes)
 
     def constant(self, number: float) -> Floats:
@@ -278,7 +290,7 @@ class Kernel:
         builder.position_at_end(block)
         index = builder.phi(_I64)
         index.add_incoming(ir.Constant(_I64, start), before)
-        phis = [builder.phi(self.floats) for _ in values]
+        phis = [builder.phi(value.value.type) for value in values]
         for phi, value in zip(phis, values, strict=True):
             phi.add_incoming(value.value, before)
         found = list(body(index, *(Floats(builder, phi) for phi in phis)))
@@ -306,7 +318,7 @@ class Kernel:
             for number in range(WIDTH):
                 if not number & width:
                     pair = found[number], found[number + width]
-                    found[number], found[number + width] = (self._shuffled(*pair, lanes) for lanes in (upper, lower))
+                    found[number], found[number + width] = (self.shuffled(*pair, lanes) for lanes in (upper, lower))
             width *= 2
         return [Floats(self.builder, value) for value in found]
 
@@ -315,9 +327,14 @@ class Kernel:
         if len(parts) == 1:
             return parts[0]
         first, second = (part.value for part in parts)
-        return Floats(self.builder, self._shuffled(first, second, range(2 * first.type.count)))
+        return Floats(self.builder, self.shuffled(first, second, range(2 * first.type.count)))
 
-    def _shuffled(self, first: Any, second: Any, lanes: Sequence[int]) -> Any:  # noqa: ANN401 - values of llvmlite
+    def spread(self, single: Any, lanes: int) -> Any:  # noqa: ANN401 - values of llvmlite
+        """A float in every lane of a vector."""
+        return _spread(self.builder, single, lanes)
+
+    def shuffled(self, first: Any, second: Any, lanes: Sequence[int]) -> Any:  # noqa: ANN401 - values of llvmlite
+        """Lanes of two vectors, those of the second counted behind those of the first."""
         kind = ir.VectorType(_I32, len(lanes))
         return self.builder.shuffle_vector(first, second, ir.Constant(kind, list(lanes)))
 

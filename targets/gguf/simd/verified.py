@@ -26,6 +26,7 @@ _PLACES: dict[str, tuple[str, dict[str, Any]]] = {
     "Q5_K": ("shifted", {"bits": 5}), "Q6_K": ("signed", {}),
     "IQ4_NL": ("nonlinear", {"grouped": False}), "IQ4_XS": ("nonlinear", {"grouped": True}),
     "Q4_0": ("symmetric", {"bits": 4}), "Q5_0": ("symmetric", {"bits": 5}),
+    "IQ3_XXS": ("lattice", {"name": "IQ3_XXS"}), "IQ3_S": ("lattice", {"name": "IQ3_S"}),
 }  # fmt: skip
 NAMES = tuple(_PLACES)
 """Types that have a kernel."""

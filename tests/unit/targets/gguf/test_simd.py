@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from targets.gguf import kernels
 from targets.gguf.kernels import quantize_rows
-from targets.gguf.simd import nonlinear, verified
+from targets.gguf.simd import grid, nonlinear, verified
 from targets.gguf.simd.lanes import LANES, WIDTH, Kernel, Place, Repeated, Singles
 from targets.gguf.simd.tiles import importance_tiles, nearest, per_lane, tiles, turned, untiled, whole_tiles
 from targets.gguf.types import TYPES
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q5_0")
+NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q5_0", "IQ3_XXS", "IQ3_S")
 HERE = platform.machine() in ("x86_64", "AMD64")
 """ggml is built without fused products here; elsewhere a compiler may fuse, and ggml is used."""
 KINDS = ("weights", "sparse", "levels", "tails", "shifted", "runs", "scales", "outliers", "tiny", "near")
@@ -126,7 +126,30 @@ def test_without_llvmlite_ggml_does_the_work(monkeypatch: pytest.MonkeyPatch) ->
 def test_no_rows_are_no_work() -> None:
     for name in NAMES:
         assert verified.quantize(name, np.zeros((0, 256), np.float32), None, ggml(name)) is None
-        assert quantize_rows(np.zeros((0, 256), np.float32), TYPES[name]).shape == (0, TYPES[name].row_bytes(256))
+        weights = np.ones(256, np.float32)
+        assert quantize_rows(np.zeros((0, 256), np.float32), TYPES[name], weights).shape == (
+            0,
+            TYPES[name].row_bytes(256),
+        )
+
+
+@pytest.mark.parametrize("name", ["IQ3_S", "IQ3_XXS"])
+def test_groups_off_the_grid_have_the_nearest_points_as_neighbours(name: str) -> None:
+    known = grid.grid(name)
+    points = (np.arange(4096)[:, None] >> np.arange(0, 12, 3)) & 7
+    on_grid = points[np.argsort(known.index)[(known.index < 0).sum() :]]  # by their place on the grid
+    assert len(on_grid) == {"IQ3_S": 512, "IQ3_XXS": 256}[name]
+    for point in np.random.default_rng(0).choice(4096, 60, replace=False):
+        chunks, first = int(known.chunks[point]), int(known.first[point])
+        assert (chunks == 0) == (known.index[point] >= 0)
+        if not chunks:
+            continue
+        found = (known.neighbours[first : first + chunks].transpose(0, 2, 1).reshape(-1, 4) - 1) / 2
+        distances = ((on_grid - points[point]) ** 2).sum(1)
+        least = np.unique(distances)[: grid.DISTANCES[name]]
+        own = ((found - points[point]) ** 2).sum(1)
+        assert {tuple(one) for one in found} == {tuple(one) for one in on_grid[np.isin(distances, least)]}
+        assert (np.diff(own) >= 0).all()  # the nearer one counts where both fit alike
 
 
 def test_types_without_a_kernel_are_left_to_ggml() -> None:
