@@ -1,7 +1,7 @@
-"""The grids of IQ3_XXS and IQ3_S: which groups of four codes there are, and which stand for those that there are not.
+"""The grids of IQ2 and IQ3: which groups of codes there are, and which stand for those that there are not.
 
 ggml takes for a group off the grid one of its neighbours: the points of the grid at the least distances
-(iq3xs_init_impl of ggml-quants.c). The grids themselves are gguf-py's.
+(iq2xs_init_impl, iq3xs_init_impl of ggml-quants.c). The grids themselves are gguf-py's.
 """
 
 from __future__ import annotations
@@ -21,27 +21,47 @@ if TYPE_CHECKING:
     from targets.gguf.simd.lanes import Kernel, Place
 
     F32 = npt.NDArray[np.float32]
+    Ints = npt.NDArray[np.int32]
 
-GROUP, LEVELS = 4, 8
-"""Codes of a group, and how many there are of each."""
-POINTS = LEVELS**GROUP
-DISTANCES = {"IQ3_XXS": 2, "IQ3_S": 3}
+DISTANCES = {"IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 1, "IQ3_XXS": 2, "IQ3_S": 3}
 """So many different distances count as the least."""
-_F32, _I64 = ir.FloatType(), ir.IntType(64)
+_F32, _I64, _I8 = ir.FloatType(), ir.IntType(64), ir.IntType(8)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Groups of `codes` codes, each of `levels` values, that `bits` bits hold."""
+
+    codes: int
+    levels: int
+    bits: int
+
+    @property
+    def shifts(self) -> Ints:
+        """Of each code in a group's number."""
+        return self.bits * np.arange(self.codes, dtype=np.int32)
+
+    def points(self) -> Ints:
+        """All groups, (points, codes)."""
+        return np.indices([self.levels] * self.codes, np.int32).reshape(self.codes, -1).T
+
+
+THREES, TWOS = Form(4, 8, 3), Form(8, 3, 2)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """index: by the number of a group of codes its place on the grid, -1 where it is not
+    """index: by the number of a group its place on the grid, -1 where it is not
 
-    chunks, first: how many chunks of WIDTH neighbours a group off the grid has, and the first of them
-    neighbours: 2 * code + 1 of each, (chunks, GROUP, WIDTH); the last chunk is filled up with its last neighbour
+    chunks, first: how many chunks of WIDTH neighbours a group off the grid has, and the first of them, as floats
+    neighbours: 2 * code + 1 of each, (chunks, codes, WIDTH); the last chunk is filled up with its last neighbour
     """
 
-    index: npt.NDArray[np.int32]
+    form: Form
+    index: Ints
     chunks: F32
     first: F32
-    neighbours: F32
+    neighbours: npt.NDArray[np.int8]
 
 
 @functools.cache
@@ -51,42 +71,58 @@ def grid(name: str) -> Grid:
 
     kind: Any = getattr(gguf.quants, name)
     kind.init_grid()
-    codes = np.searchsorted(np.asarray(kind.grid_map, np.float32), kind.grid.reshape(-1, GROUP))
-    shifts = 3 * np.arange(GROUP)
-    index = np.full(POINTS, -1, np.int32)
-    index[(codes << shifts).sum(1)] = np.arange(len(codes), dtype=np.int32)
-    points = (np.arange(POINTS)[:, None] >> shifts) & (LEVELS - 1)
-    distances = (4 * (points[:, None] - codes) ** 2).sum(2)
-    order = np.argsort(distances, axis=1, kind="stable")  # equal ones by their place on the grid
-    ranked = np.take_along_axis(distances, order, 1)
-    steps = (np.diff(ranked, axis=1, prepend=ranked[:, :1]) > 0).cumsum(1)
-    counts = np.where(index < 0, (steps < DISTANCES[name]).sum(1), 0)
-    chunks = -(-counts // WIDTH)
-    first = np.concatenate([[0], chunks.cumsum()[:-1]])
-    found = np.zeros((chunks.sum() + 1, WIDTH), np.int64)  # one more: nothing beyond is read, whatever is compared
-    for point in np.flatnonzero(chunks):
-        own = order[point, : counts[point]]
-        filled = np.concatenate([own, np.repeat(own[-1:], chunks[point] * WIDTH - len(own))])
-        found[first[point] : first[point] + chunks[point]] = filled.reshape(-1, WIDTH)
-    neighbours = (2 * codes[found] + 1).transpose(0, 2, 1)
-    as_floats = [np.ascontiguousarray(one, np.float32) for one in (chunks, first, neighbours)]
-    return Grid(index, *as_floats)
+    form = THREES if name.startswith("IQ3") else TWOS
+    codes = np.searchsorted(np.asarray(kind.grid_map, np.float32), kind.grid.reshape(-1, form.codes)).astype(np.int32)
+    index = np.full(1 << form.bits * form.codes, -1, np.int32)
+    index[(codes << form.shifts).sum(1)] = np.arange(len(codes), dtype=np.int32)
+    points = form.points()
+    numbers = (points << form.shifts).sum(1)
+    points, numbers = points[index[numbers] < 0], numbers[index[numbers] < 0]
+    owner, near = _nearest(points, codes, DISTANCES[name])
+    counts = np.bincount(owner, minlength=len(points))
+    chunks, first = np.zeros((2, len(index)), np.float32)
+    own_chunks = -(-counts // WIDTH)
+    chunks[numbers] = own_chunks
+    first[numbers] = begins = np.concatenate([[0], own_chunks.cumsum()[:-1]])
+    found = np.zeros(((own_chunks.sum() + 1) * WIDTH), np.int64)  # one more: nothing beyond is read, whatever compares
+    starts = np.concatenate([[0], counts.cumsum()[:-1]])
+    found[np.repeat(begins * WIDTH - starts, counts) + np.arange(len(near))] = near
+    spare = own_chunks * WIDTH - counts
+    filled = np.repeat(begins * WIDTH + counts - (spare.cumsum() - spare), spare) + np.arange(spare.sum())
+    found[filled] = np.repeat(near[starts + counts - 1], spare)
+    neighbours = (2 * codes[found.reshape(-1, WIDTH)] + 1).transpose(0, 2, 1).astype(np.int8)
+    return Grid(form, index, chunks, first, np.ascontiguousarray(neighbours))
+
+
+def _nearest(points: Ints, codes: Ints, distances: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Pairs of a point and a neighbour on the grid, by point; of each the nearer first, then by their place."""
+    pairs = []
+    for start in range(0, len(points), 128):  # memory stays small
+        squares = ((points[start : start + 128, None] - codes) ** 2).sum(2)
+        bound = squares.min(1)
+        for _ in range(distances - 1):
+            bound = np.where(squares > bound[:, None], squares, np.iinfo(np.int32).max).min(1)
+        owner, near = np.nonzero(squares <= bound[:, None])
+        order = np.lexsort((near, squares[owner, near], owner))
+        pairs.append((owner[order] + start, near[order]))
+    owners, nears = zip(*pairs, strict=True)
+    return np.concatenate(owners), np.concatenate(nears)
 
 
 class Search:
     """In a kernel: puts the nearest neighbour in the place of every group off the grid (iq3_find_best_neighbour).
 
-    tables: places of a grid's chunks, first and neighbours; groups: of a tile
+    tables: places of a grid's chunks, first and neighbours; groups: of a tile; codes: of a group
     """
 
-    def __init__(self, kernel: Kernel, tables: tuple[Place, Place, Place], groups: int) -> None:
-        self.k, self.builder, self.groups = kernel, kernel.builder, groups
+    def __init__(self, kernel: Kernel, tables: tuple[Place, Place, Place], groups: int, codes: int) -> None:
+        self.k, self.builder, self.groups, self.codes = kernel, kernel.builder, groups, codes
         self.chunks, self.first, self.neighbours = (table.pointer for table in tables)
 
     def __call__(self, number: Place, x: Place, weights: Place, scale: Place, codes: Place, on_grid: Place) -> None:
         """Change `codes` and `on_grid` of groups off the grid.
 
-        number: of the group, as a float, a vector each; x, weights, codes: GROUP vectors each; scale: a vector
+        number: of the group, as a float, a vector each; x, weights, codes: a vector for each code; scale: a vector
         """
         k, builder = self.k, self.builder
         lanes = ir.Constant(_I64, k.lanes)
@@ -96,13 +132,15 @@ class Search:
             chunks = builder.fptoui(self._load(self.chunks, which), _I64)
             with builder.if_then(builder.icmp_unsigned(">", chunks, ir.Constant(_I64, 0))):
                 lane = builder.urem(index, lanes)
-                group = builder.mul(builder.sub(index, lane), ir.Constant(_I64, GROUP))
-                at = [builder.add(group, builder.add(lane, ir.Constant(_I64, i * k.lanes))) for i in range(GROUP)]
+                group = builder.mul(builder.sub(index, lane), ir.Constant(_I64, self.codes))
+                at = [builder.add(group, builder.add(lane, ir.Constant(_I64, i * k.lanes))) for i in range(self.codes)]
                 first = builder.fptoui(self._load(self.first, which), _I64)
                 values = [(self._spread(x.pointer, place), self._spread(weights.pointer, place)) for place in at]
                 best = self._best(first, chunks, values, self._spread(scale.pointer, lane))
-                for i, place in enumerate(at):
-                    level = self._load(self.neighbours, builder.add(best, ir.Constant(_I64, i * WIDTH)))
+                for place in at:
+                    pointer = builder.gep(self.neighbours, [best], source_etype=_I8)
+                    best = builder.add(best, ir.Constant(_I64, WIDTH))
+                    level = builder.sitofp(builder.load(pointer, typ=_I8), _F32)
                     code = builder.fmul(builder.fsub(level, ir.Constant(_F32, 1.0)), ir.Constant(_F32, 0.5))
                     builder.store(code, builder.gep(codes.pointer, [place], source_etype=_F32), align=4)
                 flag = builder.gep(on_grid.pointer, [index], source_etype=_F32)
@@ -113,15 +151,17 @@ class Search:
 
     def _best(self, first: Any, chunks: Any, values: list[tuple[Floats, Floats]], scale: Floats) -> Any:  # noqa: ANN401
         """Where the first level of the best neighbour lies."""
-        builder, kind = self.builder, ir.VectorType(_F32, WIDTH)
+        builder = self.builder
+        levels, floats = ir.VectorType(_I8, WIDTH), ir.VectorType(_F32, WIDTH)
 
         def chunk(number: Any, least: Floats, best: Floats) -> tuple[Floats, Floats]:  # noqa: ANN401
-            start = builder.mul(builder.add(first, number), ir.Constant(_I64, GROUP * WIDTH))
+            start = builder.mul(builder.add(first, number), ir.Constant(_I64, self.codes * WIDTH))
             total: Floats | None = None
             for i, (x, weight) in enumerate(values):
                 place = builder.add(start, ir.Constant(_I64, i * WIDTH))
-                pointer = builder.gep(self.neighbours, [place], source_etype=_F32)
-                off = scale * Floats(builder, builder.load(pointer, typ=kind, align=4)) - x
+                pointer = builder.gep(self.neighbours, [place], source_etype=_I8)
+                level = builder.sitofp(builder.load(pointer, typ=levels, align=1), floats)
+                off = scale * Floats(builder, level) - x
                 part = weight * off * off
                 total = part if total is None else total + part
             assert total is not None

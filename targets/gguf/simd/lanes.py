@@ -60,6 +60,9 @@ class Mask:
     def __and__(self, other: Mask) -> Mask:
         return Mask(self.builder, self.builder.and_(self.value, other.value))
 
+    def __or__(self, other: Mask) -> Mask:
+        return Mask(self.builder, self.builder.or_(self.value, other.value))
+
     def __invert__(self) -> Mask:
         return Mask(self.builder, self.builder.not_(self.value))
 

@@ -1,4 +1,4 @@
-"""IQ3_XXS and IQ3_S: weight = sign * scale * (2 * code + 1), codes on a grid in fours (quantize_row_iq3_*_impl)."""
+"""IQ2 and IQ3: weight = sign * scale * (2 * code + 1), groups of codes on a grid (quantize_row_iq2_*, _iq3_*_impl)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.grid import GROUP, LEVELS, Search, grid
+from targets.gguf.simd.grid import THREES, TWOS, Form, Search, grid
 from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Ints, Kernel, Mask, Place, Repeated, Singles, joined
+from targets.gguf.simd.lattice_packing import PACKED
+from targets.gguf.simd.steps import fit_steps
 from targets.gguf.simd.tiles import (
     BLOCK,
+    EPS,
     importance_tiles,
     nearest,
     per_lane,
@@ -31,104 +34,117 @@ if TYPE_CHECKING:
     U8 = npt.NDArray[np.uint8]
     Flags = npt.NDArray[np.bool_]
 
-SIZE, PARTS, GROUPS = 32, 8, 8
-"""Weights of a sub-block, sub-blocks of a block, groups of a sub-block."""
-EIGHTS = SIZE // 8
-TOP = 2 * LEVELS - 1
-
 
 @dataclass(frozen=True)
 class Kind:
-    """What is different between the two.
+    """What is different between the types.
 
-    reach: of the scales that are tried, to both sides of the middle one
+    size: weights of a sub-block
+    reach, step: of the scales that are tried, to both sides of the middle one
     even: signs of eight weights multiply to plus, and only seven of them are stored
+    again: which groups get codes by the scale that was found: "off" the grid, "all" where one is off it, or "always"
     nothing: values below it count as zero; factor: that the stored scale is multiplied by
+    sigma: what the mean square of a block counts in the weights; plain: and what without importance
+    fitted: what is tried begins at a step that is fitted without a grid
     """
 
-    name: str
+    form: Form
+    size: int
     reach: int
+    step: float
     even: bool
+    again: str
     nothing: float
-    factor: float
+    factor: float = 1.0
+    sigma: float = 1.0
+    plain: float = 0.0
+    fitted: bool = False
+
+    @property
+    def groups(self) -> int:
+        """Of a sub-block."""
+        return self.size // self.form.codes
+
+    @property
+    def top(self) -> int:
+        """The largest level."""
+        return 2 * self.form.levels - 1
 
 
-KINDS = {"IQ3_XXS": Kind("IQ3_XXS", 15, True, 1e-8, 1.0125), "IQ3_S": Kind("IQ3_S", 9, False, 0.0, 1.033)}
+KINDS = {
+    "IQ2_XXS": Kind(TWOS, 32, 6, 0.1, True, "always", EPS, fitted=True),
+    "IQ2_XS": Kind(TWOS, 16, 9, 0.1, True, "off", EPS),
+    "IQ2_S": Kind(TWOS, 16, 9, 0.1, False, "off", 1e-8, 0.9875, 2.0, 0.25),
+    "IQ3_XXS": Kind(THREES, 32, 15, 0.2, True, "off", 1e-8, 1.0125, 2.0),
+    "IQ3_S": Kind(THREES, 32, 9, 0.2, False, "all", 0.0, 1.033, 2.0),
+}
 
 
 def quantize(values: F32, importance: F32 | None, name: str) -> tuple[U8, Flags]:
-    """Blocks of IQ3_XXS or IQ3_S, shape (blocks, bytes), and those that are ggml's; as `shifted.quantize`."""
-    kind, known, count = KINDS[name], grid(name), values.size // SIZE
-    tiles, x = whole_tiles(values, SIZE)
-    scales, codes = np.empty(tiles * LANES, np.float32), np.empty((tiles, SIZE, LANES), np.uint8)
-    signs = np.empty((tiles, EIGHTS, LANES), np.uint8)
-    tables = known.chunks, known.first, known.neighbours
+    """Blocks of a type, shape (blocks, bytes), and those that are ggml's; as `shifted.quantize`."""
+    kind, known = KINDS[name], grid(name)
+    count, parts, eights = values.size // kind.size, BLOCK // kind.size, kind.size // 8
+    tiles, x = whole_tiles(values, kind.size)
+    scales, codes = np.empty(tiles * LANES, np.float32), np.empty((tiles, kind.size, LANES), np.uint8)
+    signs = np.empty((tiles, eights, LANES), np.uint8)
+    found = known.chunks, known.first, known.neighbours, scales, codes, signs
+    sigma = per_lane(np.repeat(sigma_squared(values, BLOCK, kind.sigma), parts))
     if importance is None:
-        _search(kind, weighted=False)(tiles, x, *tables, scales, codes, signs)
+        _search(name, weighted=False)(tiles, x, sigma, *found)
     else:
-        weights = importance_tiles(importance, SIZE)
-        sigma = per_lane(np.repeat(sigma_squared(values, BLOCK, 2.0), PARTS))
-        _search(kind, weighted=True)(tiles, x, weights, sigma, *tables, scales, codes, signs, repeated=len(weights))
-    scale = scales[:count].reshape(-1, PARTS)
-    fours = untiled(codes, count).reshape(-1, GROUP).astype(np.uint16)
-    index = known.index[(fours << (3 * np.arange(GROUP, dtype=np.uint16))).sum(1)].reshape(-1, PARTS, GROUPS)
-    by_eight = untiled(signs, count).reshape(-1, PARTS, EIGHTS)
+        weights = importance_tiles(importance, kind.size)
+        _search(name, weighted=True)(tiles, x, sigma, weights, *found, repeated=len(weights))
+    scale = scales[:count].reshape(-1, parts)
+    numbers = untiled(codes, count).reshape(-1, kind.form.codes).astype(np.int32) << kind.form.shifts
+    index = known.index[numbers.sum(1)].reshape(-1, parts, kind.groups)
     odd = ~(scale >= 0).all(1) | (index < 0).any((1, 2))
-    if not kind.even:
+    if name == "IQ3_S":
         odd |= (scale == 0).any(1)  # where a sub-block is skipped there, what follows moves up
     step = scale.max(1) / np.float32(31)
     inverse = np.float32(1) / step
     ls = np.clip(nearest(np.float32(0.5) * (inverse[:, None] * scale - np.float32(1))), 0, 15).astype(np.uint8)
     d = (step * np.float32(kind.factor)).astype(np.float16)
-    return (_packed_even if kind.even else _packed)(d, index, by_eight, ls), odd
-
-
-def _packed_even(d: npt.NDArray[np.float16], index: npt.NDArray[np.int32], signs: U8, scales: U8) -> U8:
-    """The bytes of blocks of IQ3_XXS (block_iq3_xxs of ggml-common.h): four times seven signs and a scale a word."""
-    sevens = signs.astype(np.uint32) << (7 * np.arange(EIGHTS, dtype=np.uint32))
-    words = np.bitwise_or.reduce(sevens, 2) | scales.astype(np.uint32) << np.uint32(28)
-    low = index.reshape(len(d), -1).astype(np.uint8)
-    return np.concatenate([d[:, None].view(np.uint8), low, words.astype("<u4").view(np.uint8)], axis=1)
-
-
-def _packed(d: npt.NDArray[np.float16], index: npt.NDArray[np.int32], signs: U8, scales: U8) -> U8:
-    """The bytes of blocks of IQ3_S (block_iq3_s)."""
-    low = index.reshape(len(d), -1).astype(np.uint8)
-    high = np.bitwise_or.reduce((index >> 8).astype(np.uint8) << np.arange(GROUPS, dtype=np.uint8), 2)
-    pairs = scales[:, 0::2] | scales[:, 1::2] << np.uint8(4)
-    return np.concatenate([d[:, None].view(np.uint8), low, high, signs.reshape(len(d), -1), pairs], axis=1)
+    return PACKED[name](d, index, untiled(signs, count).reshape(-1, parts, eights), ls), odd
 
 
 @functools.cache
-def _search(kind: Kind, *, weighted: bool) -> Compiled:
-    """Kernel: (values as they lie[, tiles of importance, sigma2], tables) -> scale, codes, signs of eight in a byte."""
-    rest: list[int | Singles | Repeated] = [Singles(0), Singles(0), Singles(0), 1, -SIZE, -EIGHTS]
-    k = Kernel("search_grid", [SIZE, Repeated(SIZE), 1, *rest] if weighted else [SIZE, *rest])
-    rooms = _Rooms(k)
+def _search(name: str, *, weighted: bool) -> Compiled:
+    """Kernel: (values as they lie, sigma2[, tiles of importance], tables) -> scale, codes, signs of eight in a byte."""
+    kind = KINDS[name]
+    size, eights = kind.size, kind.size // 8
+    rest: list[int | Singles | Repeated] = [Singles(0), Singles(0), Singles(0), 1, -size, -eights]
+    k = Kernel("search_grid", [size, 1, Repeated(size), *rest] if weighted else [size, 1, *rest])
+    rooms = _Rooms(k, kind)
 
-    def tile(values: Place, *rest: Place) -> None:
-        x = turned(k, values, SIZE)
+    def tile(values: Place, sigma: Place, *rest: Place) -> None:
+        x = turned(k, values, size)
         tables, (scales, out, signs) = rest[-6:-3], rest[-3:]
 
         def weigh(i: Index) -> Sequence[Floats]:
             square = x[i] * x[i]
-            rooms.weights[i] = rest[0][i] * k.sqrt(rest[1][0] + square) if weighted else square
+            plain = sigma[0] * kind.plain + square if kind.plain else square
+            rooms.weights[i] = rest[0][i] * k.sqrt(sigma[0] + square) if weighted else plain
             rooms.roots[i] = k.sqrt(rooms.weights[i])
             rooms.best[i] = k.constant(0)
             return ()
 
-        k.loop(0, SIZE, [], weigh)
-        bits = [_sizes(k, rooms, x, eight, even=kind.even) for eight in range(EIGHTS)]
-        (most,) = k.loop(1, SIZE, [rooms.sizes[0]], rooms.larger)
+        k.loop(0, size, [], weigh)
+        bits = [_sizes(k, rooms, x, eight, even=kind.even) for eight in range(eights)]
+        (most,) = k.loop(1, size, [rooms.sizes[0]], rooms.larger)
         nothing = most < kind.nothing if kind.nothing else most.same(0)
-        search = Search(k, (tables[0], tables[1], tables[2]), GROUPS)
-        scales[0] = nothing.choose(k.constant(0), _Fit(k, rooms, kind, search)(most))
+        middle, scale = most, most / kind.top
+        if kind.fitted:
+            scale, _ = fit_steps(k, rooms.sizes, rooms.weights, rooms.tried, size, kind.form.levels + 1)
+            middle = scale * kind.form.levels
+            nothing = nothing | ~(middle > 0)
+        search = Search(k, (tables[0], tables[1], tables[2]), kind.groups, kind.form.codes)
+        scales[0] = nothing.choose(k.constant(0), _Fit(k, rooms, kind, search)(middle, scale))
 
         def store(i: Index) -> Sequence[Floats]:
             out[i] = nothing.choose(k.constant(0), rooms.best[i]).rounded()
             return ()
 
-        k.loop(0, SIZE, [], store)
+        k.loop(0, size, [], store)
         for eight, found in enumerate(bits):
             signs[eight] = nothing.choose(k.constant(0), (found & 127 if kind.even else found).floats()).rounded()
 
@@ -138,9 +154,9 @@ def _search(kind: Kind, *, weighted: bool) -> Compiled:
 class _Rooms:
     """Of a tile: weights and their roots, sizes of values, codes that are tried and the best, what goes with groups."""
 
-    def __init__(self, k: Kernel) -> None:
-        self.weights, self.roots, self.sizes, self.tried, self.best = (k.room(SIZE) for _ in range(5))
-        self.numbers, self.on_grid, self.best_on_grid = (k.room(GROUPS) for _ in range(3))
+    def __init__(self, k: Kernel, kind: Kind) -> None:
+        self.weights, self.roots, self.sizes, self.tried, self.best = (k.room(kind.size) for _ in range(5))
+        self.numbers, self.on_grid, self.best_on_grid = (k.room(kind.groups) for _ in range(3))
         self.scale = k.room(1)
 
     def larger(self, i: Index, most: Floats) -> Sequence[Floats]:
@@ -179,51 +195,56 @@ class _Fit:
     def __init__(self, k: Kernel, rooms: _Rooms, kind: Kind, search: Search) -> None:
         self.k, self.rooms, self.kind, self.search = k, rooms, kind, search
 
-    def __call__(self, most: Floats) -> Floats:
-        """The best scale; its codes are in rooms.best. most: the largest value"""
+    def __call__(self, most: Floats, scale: Floats) -> Floats:
+        """The best scale; its codes are in rooms.best.
+
+        most: the largest value, for the scales that are tried; scale: where none of these is better than nothing
+        """
         k, rooms, kind = self.k, self.rooms, self.kind
         zero, one = k.constant(0), k.constant(1)
-        for group in range(GROUPS):
-            rooms.best_on_grid[group] = one if kind.even else zero
+        for group in range(kind.groups):
+            rooms.best_on_grid[group] = one if kind.again == "off" else zero
 
         def attempt(number: Index, scale: Floats, best: Floats) -> Sequence[Floats]:
-            inverse = ((k.number(number) - kind.reach) * 0.2 + TOP) / most
+            inverse = ((k.number(number) - kind.reach) * kind.step + kind.top) / most
             self._codes(inverse, one / inverse)
             sum_qx, sum_q2 = self._sums(rooms.tried)
             better = (sum_q2 > 0) & (sum_qx * sum_qx > best * sum_q2)
-            for room, tried, count in ((rooms.best, rooms.tried, SIZE), (rooms.best_on_grid, rooms.on_grid, GROUPS)):
-                self._keep(better, room, tried, count)
+            self._keep(better, rooms.best, rooms.tried, kind.size)
+            self._keep(better, rooms.best_on_grid, rooms.on_grid, kind.groups)
             found = sum_qx / sum_q2
             return better.choose(found, scale), better.choose(found * sum_qx, best)
 
-        scale, _ = k.loop(0, 2 * kind.reach + 1, [most / TOP, zero], attempt)
-        on_grid = functools.reduce(operator.mul, [rooms.best_on_grid[group] for group in range(GROUPS)])
-        again = on_grid.same(0) & (scale > 0)  # with the scale itself instead of one that was tried
+        scale, _ = k.loop(0, 2 * kind.reach + 1, [scale, zero], attempt)
+        again = scale > 0  # with the scale itself instead of one that was tried
+        if kind.again != "always":
+            on_grid = functools.reduce(operator.mul, [rooms.best_on_grid[group] for group in range(kind.groups)])
+            again = again & on_grid.same(0)
         self._codes(one / scale, scale)
-        for group in range(GROUPS):
-            changed = again & rooms.best_on_grid[group].same(0) if kind.even else again
-            first = GROUP * group
-            self._keep(changed, rooms.best.from_(first), rooms.tried.from_(first), GROUP)
+        for group in range(kind.groups):
+            changed = again & rooms.best_on_grid[group].same(0) if kind.again == "off" else again
+            first = kind.form.codes * group
+            self._keep(changed, rooms.best.from_(first), rooms.tried.from_(first), kind.form.codes)
         sum_qx, sum_q2 = self._sums(rooms.best)
         return (again & (sum_q2 > 0)).choose(sum_qx / sum_q2, scale)
 
     def _codes(self, inverse: Floats, scale: Floats) -> None:
         """Those of a scale into rooms.tried, on the grid."""
-        k, rooms = self.k, self.rooms
+        k, rooms, form = self.k, self.rooms, self.kind.form
 
         def of_group(group: Index) -> Sequence[Floats]:
-            first = k.builder.mul(group, group.type(GROUP))
+            first = k.builder.mul(group, group.type(form.codes))
             found = []
-            for i in range(GROUP):
+            for i in range(form.codes):
                 place = k.builder.add(first, group.type(i))
-                code = ((inverse * rooms.sizes[place] - 1) * 0.5).rounded().clipped(0, LEVELS - 1)
+                code = ((inverse * rooms.sizes[place] - 1) * 0.5).rounded().clipped(0, form.levels - 1)
                 rooms.tried[place] = code.floats()
-                found.append(code << 3 * i)
+                found.append(code << form.bits * i)
             rooms.numbers[group] = joined(found).floats()
             rooms.on_grid[group] = k.constant(1)
             return ()
 
-        k.loop(0, GROUPS, [], of_group)
+        k.loop(0, self.kind.groups, [], of_group)
         rooms.scale[0] = scale
         self.search(rooms.numbers, rooms.sizes, rooms.roots, rooms.scale, rooms.tried, rooms.on_grid)
 
@@ -234,7 +255,7 @@ class _Fit:
             w, q = rooms.weights[i], codes[i] * 2 + 1
             return sum_qx + w * rooms.sizes[i] * q, sum_q2 + w * q * q
 
-        return self.k.loop(0, SIZE, [self.k.constant(0), self.k.constant(0)], add)
+        return self.k.loop(0, self.kind.size, [self.k.constant(0), self.k.constant(0)], add)
 
     def _keep(self, where: Mask, room: Place, tried: Place, count: int) -> None:
         def one(i: Index) -> Sequence[Floats]:

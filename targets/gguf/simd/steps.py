@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Place
+from targets.gguf.simd.lanes import LANES, Compiled, Floats, Index, Kernel, Mask, Place
 from targets.gguf.simd.tiles import EPS, nearest, tiles, untiled
 
 if TYPE_CHECKING:
@@ -49,41 +49,49 @@ def _search(size: int, top: int) -> Compiled:
     codes = k.room(size)
 
     def tile(x: Place, weights: Place, out: Place, steps: Place) -> None:
-        zero = k.constant(0)
-        (most,) = k.loop(0, size, [zero], lambda i, most: [(most > x[i]).choose(most, x[i])])
-        inverse = _inverse(k, x, weights, most, size, top)
-
-        def sums(i: Index, sum_lx: Floats, sum_l2: Floats) -> Sequence[Floats]:
-            code = (inverse * x[i]).rounded().at_most(top)
-            codes[i] = code.as_byte().floats()
-            number, w = code.floats(), weights[i]
-            return sum_lx + w * x[i] * number, sum_l2 + w * number * number
-
-        def improve(i: Index, sum_lx: Floats, sum_l2: Floats) -> Sequence[Floats]:
-            w, code = weights[i], codes[i]
-            lx, l2 = sum_lx - w * x[i] * code, sum_l2 - w * code * code
-            whole = (x[i] * l2 / lx).rounded().at_most(top)
-            new = whole.floats()
-            more_lx, more_l2 = lx + w * x[i] * new, l2 + w * new * new
-            better = (lx > 0) & (l2 > 0) & new.differs(code)
-            better = better & (more_lx * more_lx * sum_l2 > sum_lx * sum_lx * more_l2)
-            codes[i] = better.choose(whole.as_byte().floats(), code)
-            return better.choose(more_lx, sum_lx), better.choose(more_l2, sum_l2)
-
-        found = k.loop(0, size, [zero, zero], sums)
-        for _ in range(5):  # a turn that changes nothing is the last one there, and changes nothing here
-            found = k.loop(0, size, found, improve)
-        sum_lx, sum_l2 = found
-        nothing = most < EPS
-        steps[0] = (sum_l2 > 0).choose(nothing.choose(zero, sum_lx / sum_l2), zero)
+        steps[0], nothing = fit_steps(k, x, weights, codes, size, top)
 
         def store(i: Index) -> Sequence[Floats]:
-            out[i] = nothing.choose(zero, codes[i]).rounded()
+            out[i] = nothing.choose(k.constant(0), codes[i]).rounded()
             return ()
 
         k.loop(0, size, [], store)
 
     return k.compiled(tile)
+
+
+def fit_steps(k: Kernel, x: Place, weights: Place, codes: Place, size: int, top: int) -> tuple[Floats, Mask]:
+    """In a kernel: the step of `size` values, and where all count as zero; their codes from zero to `top` into a room.
+
+    make_qp_quants of ggml-quants.c.
+    """
+    zero = k.constant(0)
+    (most,) = k.loop(0, size, [zero], lambda i, most: [(most > x[i]).choose(most, x[i])])
+    inverse = _inverse(k, x, weights, most, size, top)
+
+    def sums(i: Index, sum_lx: Floats, sum_l2: Floats) -> Sequence[Floats]:
+        code = (inverse * x[i]).rounded().at_most(top)
+        codes[i] = code.as_byte().floats()
+        number, w = code.floats(), weights[i]
+        return sum_lx + w * x[i] * number, sum_l2 + w * number * number
+
+    def improve(i: Index, sum_lx: Floats, sum_l2: Floats) -> Sequence[Floats]:
+        w, code = weights[i], codes[i]
+        lx, l2 = sum_lx - w * x[i] * code, sum_l2 - w * code * code
+        whole = (x[i] * l2 / lx).rounded().at_most(top)
+        new = whole.floats()
+        more_lx, more_l2 = lx + w * x[i] * new, l2 + w * new * new
+        better = (lx > 0) & (l2 > 0) & new.differs(code)
+        better = better & (more_lx * more_lx * sum_l2 > sum_lx * sum_lx * more_l2)
+        codes[i] = better.choose(whole.as_byte().floats(), code)
+        return better.choose(more_lx, sum_lx), better.choose(more_l2, sum_l2)
+
+    found = k.loop(0, size, [zero, zero], sums)
+    for _ in range(5):  # a turn that changes nothing is the last one there, and changes nothing here
+        found = k.loop(0, size, found, improve)
+    sum_lx, sum_l2 = found
+    nothing = most < EPS
+    return (sum_l2 > 0).choose(nothing.choose(zero, sum_lx / sum_l2), zero), nothing
 
 
 def _inverse(k: Kernel, x: Place, weights: Place, most: Floats, size: int, top: int) -> Floats:

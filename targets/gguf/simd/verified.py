@@ -26,12 +26,12 @@ _PLACES: dict[str, tuple[str, dict[str, Any]]] = {
     "Q5_K": ("shifted", {"bits": 5}), "Q6_K": ("signed", {}),
     "IQ4_NL": ("nonlinear", {"grouped": False}), "IQ4_XS": ("nonlinear", {"grouped": True}),
     "Q4_0": ("symmetric", {"bits": 4}), "Q5_0": ("symmetric", {"bits": 5}),
-    "IQ3_XXS": ("lattice", {"name": "IQ3_XXS"}), "IQ3_S": ("lattice", {"name": "IQ3_S"}),
+    **{name: ("lattice", {"name": name}) for name in ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")},
 }  # fmt: skip
 NAMES = tuple(_PLACES)
 """Types that have a kernel."""
-ONLY_WEIGHTED = ("Q4_0", "Q5_0")
-"""Those that have it for importance alone: without, there is nothing to search."""
+ONLY_WEIGHTED = ("Q4_0", "Q5_0", "IQ2_XXS", "IQ2_XS")
+"""Those that have it for importance alone: without, there is nothing to search, or ggml does not do it."""
 _LOCK = threading.Lock()
 _TRIED: dict[tuple[str, bool], Quantizer | None] = {}
 

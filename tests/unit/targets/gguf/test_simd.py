@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
-NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q5_0", "IQ3_XXS", "IQ3_S")
+NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0", "Q5_0", *grid.DISTANCES)
 HERE = platform.machine() in ("x86_64", "AMD64")
 """ggml is built without fused products here; elsewhere a compiler may fuse, and ggml is used."""
 KINDS = ("weights", "sparse", "levels", "tails", "shifted", "runs", "scales", "outliers", "tiny", "near")
@@ -133,18 +133,20 @@ def test_no_rows_are_no_work() -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["IQ3_S", "IQ3_XXS"])
+@pytest.mark.parametrize("name", ["IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_S", "IQ3_XXS"])
 def test_groups_off_the_grid_have_the_nearest_points_as_neighbours(name: str) -> None:
     known = grid.grid(name)
-    points = (np.arange(4096)[:, None] >> np.arange(0, 12, 3)) & 7
+    form = known.form
+    points = (np.arange(len(known.index))[:, None] >> form.shifts) & (2**form.bits - 1)
     on_grid = points[np.argsort(known.index)[(known.index < 0).sum() :]]  # by their place on the grid
-    assert len(on_grid) == {"IQ3_S": 512, "IQ3_XXS": 256}[name]
-    for point in np.random.default_rng(0).choice(4096, 60, replace=False):
+    assert len(on_grid) == {"IQ2_XXS": 256, "IQ2_XS": 512, "IQ2_S": 1024, "IQ3_XXS": 256, "IQ3_S": 512}[name]
+    possible = np.flatnonzero((points < form.levels).all(1))
+    for point in np.random.default_rng(0).choice(possible, 60, replace=False):
         chunks, first = int(known.chunks[point]), int(known.first[point])
         assert (chunks == 0) == (known.index[point] >= 0)
         if not chunks:
             continue
-        found = (known.neighbours[first : first + chunks].transpose(0, 2, 1).reshape(-1, 4) - 1) / 2
+        found = (known.neighbours[first : first + chunks].transpose(0, 2, 1).reshape(-1, form.codes) - 1) / 2
         distances = ((on_grid - points[point]) ** 2).sum(1)
         least = np.unique(distances)[: grid.DISTANCES[name]]
         own = ((found - points[point]) ** 2).sum(1)
