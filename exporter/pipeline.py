@@ -20,7 +20,7 @@ from runtime.errors import ArtifactError, PacklightError, UserError
 from runtime.host import host_facts
 from runtime.hosts import LOCAL
 from runtime.measurement import KV_BLOCK, KV_FLOATS
-from runtime.sessions.base import task_of
+from runtime.sessions.base import ENCODER_TASKS, FEATURE_EXTRACTION, is_encoder, task_of
 from targets import get_target
 from targets.base import Calibration, EmitOptions, TypeChoice
 from targets.gguf.architectures.base import head_dim
@@ -131,7 +131,7 @@ def kv_type_of(request: ExportRequest, facts: ModelFacts) -> str | None:
     """
     by = request.recipe.recipe.kv_cache if request.recipe is not None else None
     kv_type = request.running.options.kv_type or by or recorded_kv_type(facts.path)
-    if kv_type is None or request.format != "gguf":
+    if kv_type is None or request.format != "gguf" or task_of_source(facts) in ENCODER_TASKS:
         return None
     width = head_dim(facts.config) if facts.config.get("num_attention_heads") else 0
     if kv_type not in KV_FLOATS and width % KV_BLOCK:
@@ -236,20 +236,14 @@ def write_documents(
     A page that cannot be drawn is left out and noted in the report that is returned: the conversion is not lost for it.
     """
     from exporter.report.card import model_card
-    from exporter.report.modelfile import Chat, modelfile
     from exporter.report.page import PAGE, page_of
 
     artifact = report.artifact
     if artifact.format == "gguf":
-        from targets.gguf.reading import read_gguf_metadata
-
-        metadata = {entry.key: entry.value for entry in read_gguf_metadata(room / artifact.entry)}
-        kv_type = artifact.contract.get("kv_type")
-        if len(artifact.files) == 1:
-            write_text(room / "Modelfile", modelfile(artifact.entry, context, Chat.of_gguf(metadata), kv_type))
-        else:
-            said = "no Modelfile: Ollama takes a model in one file; leave out --split-max-size for it"
-            report = dataclasses.replace(report, notes=(*report.notes, said))
+        text, said = _modelfile(artifact, room, context)
+        if text:
+            write_text(room / "Modelfile", text)
+        report = dataclasses.replace(report, notes=(*report.notes, *said))
     try:
         write_text(room / PAGE, page_of(report, dataclasses.replace(artifact, root=room)))
     except ArtifactError as error:
@@ -258,6 +252,22 @@ def write_documents(
     write_json(room / "report.json", report.to_json())
     write_manifest(dataclasses.replace(artifact, root=room), {**report.manifest_extra(), **(extra or {})})
     return report
+
+
+def _modelfile(artifact: Artifact, room: Path, context: int) -> tuple[str, tuple[str, ...]]:
+    """The text of a Modelfile for a GGUF in `room`, "" where Ollama does not take it, with a note that says why."""
+    from exporter.report.modelfile import Chat, embedding_modelfile, modelfile
+    from targets.gguf.reading import read_gguf_metadata
+
+    if len(artifact.files) != 1:
+        return "", ("no Modelfile: Ollama takes a model in one file; leave out --split-max-size for it",)
+    if is_encoder(artifact):
+        embeds = task_of(artifact) == FEATURE_EXTRACTION
+        return (
+            (embedding_modelfile(artifact.entry), ()) if embeds else ("", ("no Modelfile: Ollama classifies nothing",))
+        )
+    metadata = {entry.key: entry.value for entry in read_gguf_metadata(room / artifact.entry)}
+    return modelfile(artifact.entry, context, Chat.of_gguf(metadata), artifact.contract.get("kv_type")), ()
 
 
 def _refuse_types(request: ExportRequest) -> None:

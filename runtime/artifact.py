@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.atomic import write_json
 from runtime.errors import ArtifactError
+from runtime.gguf_kind import task_of_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,7 +160,7 @@ def _manifest_of(path: Path) -> Artifact | None:
 
 
 def _bare(path: Path) -> Artifact:
-    """An artifact without a manifest, known by its suffix only."""
+    """An artifact without a manifest, known by its suffix and by what its header says it is for."""
     if path.suffix != ".gguf":
         raise ArtifactError(f"{path}: no {MANIFEST} beside it and not a .gguf file; name an exported directory")
     part = _SHARD.fullmatch(path.name)
@@ -169,6 +170,7 @@ def _bare(path: Path) -> Artifact:
     return Artifact(
         root=path.parent, format="gguf", entry=path.name, name=path.stem, quant="", n_params=0,
         bits_per_weight=0.0, context_length=0, source=str(path),
+        contract={"task": task} if (task := task_of_file(path)) else {},
     )  # fmt: skip
 
 

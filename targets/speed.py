@@ -88,6 +88,8 @@ class HostSpeed:
         engine, work = self.engines.get(outline.format), outline.work()
         if engine is None or not set(work.weights) <= set(engine.prefill_s):
             return None
+        if outline.encoder and outline.format == "gguf":
+            return None  # what was measured of llama.cpp is a decoder's prompt
         attention_s = engine.prompt_attention_s.get(kv_type)
         if attention_s is None:
             return None

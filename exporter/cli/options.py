@@ -65,7 +65,8 @@ class Job:
         str | None,
         option(
             "--quant",
-            "Quantization preset; default q4_k_m, onnx int4, torchscript int8; encoders dynamic-int8; executorch int8.",
+            "Quantization preset; default q4_k_m, onnx int4, torchscript int8; encoders q8_0, onnx and torchscript "
+            "dynamic-int8; executorch int8.",
             JOB,
             NAME,
         ),

@@ -72,6 +72,7 @@ def model_card(report: Report, facts: ModelFacts, context: int) -> str:
         drift=report.drift,
         host=measured.host if measured else report.provenance.host,
         is_encoder=is_encoder(report.artifact),
+        longest=min(context, report.artifact.context_length or context),
         **_how_to_run(report.artifact, facts),
     )
 

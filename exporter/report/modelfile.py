@@ -166,6 +166,11 @@ def modelfile(entry: str, context: int, chat: Chat, kv_type: str | None = None) 
     return "\n".join(lines) + "\n"
 
 
+def embedding_modelfile(entry: str) -> str:
+    """The text of a Modelfile for an encoder that gives embeddings."""
+    return f"FROM ./{entry}\n# An encoder: the server gives its embeddings at /api/embed.\n"
+
+
 def _quoted(text: str) -> str:
     """A parameter's value in double quotes; Ollama reads no escapes, so a text with a quote takes three."""
     return f'"""{text}"""' if '"' in text else f'"{text}"'

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from exporter.verify.reference import TorchSource
+from runtime.artifact import open_artifact
+from runtime.errors import ModelError
+from runtime.sessions.base import is_encoder
+from runtime.sessions.llamacpp_encoder import LlamaCppEncoderSession
 from targets.pooling import read_pooling
 
 if TYPE_CHECKING:
@@ -13,6 +17,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+
+    from runtime.measurement import RunOptions
 
 AUTO_CLASSES = {
     "feature-extraction": "AutoModel",
@@ -46,6 +52,32 @@ class EncoderReference(Protocol):
 
     def close(self) -> None:
         """Free everything."""
+
+
+class GgufEncoder:
+    """A .gguf source of an encoder in llama.cpp. Its embeddings are of length 1, as llama.cpp's tools make them."""
+
+    def __init__(self, path: Path, options: RunOptions) -> None:
+        artifact = open_artifact(path)
+        if not is_encoder(artifact):
+            raise ModelError(f"{path}: is no encoder's; name the model that the artifact was made from")
+        self._session = LlamaCppEncoderSession.open(artifact, options)
+        self.description = f"{path.name} in {self._session.engine}"
+        self.max_tokens, self.n_vocab = self._session.max_tokens, self._session.n_vocab
+        texts = (self._session.special_text(which) for which in ("bos", "eos"))
+        self.special_tokens = self.added_tokens = tuple(dict.fromkeys(text for text in texts if text))
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """See `EncoderReference`."""
+        return self._session.tokenize(text, add_special=add_special)
+
+    def encode(self, ids: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
+        """See `EncoderReference`."""
+        return self._session.encode(ids)
+
+    def close(self) -> None:
+        """See `EncoderReference`."""
+        self._session.close()
 
 
 class TransformersEncoder(TorchSource):

@@ -71,6 +71,12 @@ ENGINE_HABITS = {
     " token ids only after composing",
     "spaced": "the engine puts a space before text that starts with one or follows a special token and the source's"
     " tokenizer does not: {n} texts have its token ids only with that space",
+    "kept": "the source's tokenizer takes the spaces before some special tokens away and the engine does not: {n} texts"
+    " have equal token ids only without them",
+    "shortened": "where the engine takes accents away it takes all marks (vowel signs of Indic scripts) and keeps the"
+    " first letter of a Korean syllable: {n} texts have the token ids of what is left",
+    "dotted": "the engine makes one small letter of the Turkish capital with a dot and the source's tokenizer two:"
+    " {n} texts have other token ids",
 }
 """What an engine does differently with every file, however it was made: a note and not a fault of the artifact."""
 
@@ -149,14 +155,41 @@ def _mismatches(
         theirs = session.tokenize(text, add_special=add_special)
         if ours == theirs:
             continue
-        composed, spaced = unicodedata.normalize("NFC", text), _spaced(text, reference.added_tokens)
-        if composed != text and ours == session.tokenize(composed, add_special=add_special):
-            habits["composed"] += 1
-        elif spaced != text and theirs == reference.tokenize(spaced, add_special=add_special):
-            habits["spaced"] += 1
+        habit = _habit(text, (reference, ours), (session, theirs), add_special=add_special)
+        if habit:
+            habits[habit] += 1
         else:
             found.append(TokenMismatch(text, add_special, tuple(ours), tuple(theirs)))
     return found
+
+
+def _habit(
+    text: str, source: tuple[SourceTokenizer, list[int]], engine: tuple[Tokenizes, list[int]], *, add_special: bool
+) -> str:
+    """The one of ENGINE_HABITS that explains the ids of the two sides, or ""."""
+    (reference, ours), (session, theirs) = source, engine
+
+    def is_ours(written: str, *, by: Tokenizes = reference) -> bool:
+        """The text means the same to the source (to the engine: `by`) when it is written so."""
+        return by.tokenize(written, add_special=add_special) == ours
+
+    def is_theirs(written: str) -> bool:
+        """What the engine made of the text is what the source makes of this one."""
+        return written != text and reference.tokenize(written, add_special=add_special) == theirs
+
+    composed, bare = unicodedata.normalize("NFC", text), _bare(text, reference.added_tokens)
+    if composed != text and is_ours(composed, by=session):
+        return "composed"
+    if is_theirs(_spaced(text, reference.added_tokens)):
+        return "spaced"
+    if bare != text and is_ours(bare, by=session):
+        return "kept"
+    # The source takes accents away too, or makes two letters of a capital: else the engine must not change them.
+    if is_theirs(shorten(text)) and is_ours(_without_accents(text)):
+        return "shortened"
+    if is_theirs(text.replace("\u0130", "i")) and is_ours(text.replace("\u0130", "i\u0307")):
+        return "dotted"
+    return ""
 
 
 def _spaced(text: str, added_tokens: Iterable[str]) -> str:
@@ -170,6 +203,23 @@ def _spaced(text: str, added_tokens: Iterable[str]) -> str:
         # Nothing goes between two added tokens nor behind the last one.
         text = re.sub(f"\0(?=({'|'.join(map(re.escape, longest_first))})|$)", "", text)
     return (" " if text.startswith(" ") else "") + text.replace("\0", " ")
+
+
+def shorten(text: str) -> str:
+    """What llama.cpp's WordPiece makes of a text where accents go: of what falls apart the first part, and no marks."""
+    parts = (unicodedata.normalize("NFD", letter)[0] for letter in text)
+    return "".join(part for part in parts if not unicodedata.category(part).startswith("M"))
+
+
+def _without_accents(text: str) -> str:
+    """The text as BERT's tokenizer has it where accents go: apart, without the marks that take no room."""
+    return "".join(part for part in unicodedata.normalize("NFD", text) if unicodedata.category(part) != "Mn")
+
+
+def _bare(text: str, added_tokens: Iterable[str]) -> str:
+    """The text without the spaces before added tokens, which those with `lstrip` take away."""
+    longest_first = sorted(added_tokens, key=len, reverse=True)
+    return re.sub(rf"\s+(?={'|'.join(map(re.escape, longest_first))})", "", text) if longest_first else text
 
 
 def _check_chat(reference: Reference, session: Session, habits: Counter[str]) -> tuple[bool | None, str | None]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from exporter.verify.encoder import compare_encoders
-from exporter.verify.encoder_reference import TransformersEncoder
+from exporter.verify.encoder_reference import GgufEncoder, TransformersEncoder
 from exporter.verify.parity import check_parity
 from exporter.verify.reference import GgufReference, TransformersReference
 from exporter.verify.tensors import dead_tensors
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from exporter.verify.encoder_reference import EncoderReference
     from exporter.verify.reference import Reference
     from runtime.artifact import Artifact
     from runtime.sessions.base import EncoderSession, Session
@@ -108,20 +109,25 @@ def verify(artifact: Artifact, facts: ModelFacts, options: VerifyOptions, progre
 def _verify_encoder(
     artifact: Artifact, facts: ModelFacts, options: VerifyOptions, text: EvalText, progress: Progress
 ) -> EncoderDrift:
-    if facts.source == "gguf":
-        raise ModelError(f"{facts.path}: cannot stand for the source of an encoder; name the model's directory")
-    task = task_of(artifact)
+    task, run = task_of(artifact), RunOptions(threads=options.threads)
     progress("loading", 0, 2)
     with contextlib.ExitStack() as stack:
-        session = cast("EncoderSession", open_session(artifact, RunOptions(threads=options.threads)))
+        session = cast("EncoderSession", open_session(artifact, run))
         stack.callback(session.close)
         progress("loading", 1, 2)
-        reference = TransformersEncoder(
-            facts.path, task, dtype=options.dtype, threads=options.threads, trust_remote_code=options.trust_remote_code
-        )
+        reference = _open_encoder(facts, task, options, run)
         stack.callback(reference.close)
         progress("loading", 2, 2)
         return compare_encoders(session, reference, text, options.chunks, progress, task=task)
+
+
+def _open_encoder(facts: ModelFacts, task: str, options: VerifyOptions, run: RunOptions) -> EncoderReference:
+    """The source of `facts`: in llama.cpp for a .gguf file, else in torch."""
+    if facts.source == "gguf":
+        return GgufEncoder(facts.path, run)
+    return TransformersEncoder(
+        facts.path, task, dtype=options.dtype, threads=options.threads, trust_remote_code=options.trust_remote_code
+    )
 
 
 def bits_per_weight(artifact: Artifact, facts: ModelFacts) -> float:

@@ -23,6 +23,7 @@ SESSIONS = {
 }
 ENCODER_SESSIONS = {
     "executorch": "runtime.sessions.executorch:ExecuTorchEncoderSession",
+    "gguf": "runtime.sessions.llamacpp_encoder:LlamaCppEncoderSession",
     "onnx": "runtime.sessions.onnxruntime:OnnxEncoderSession",
     "ort": "runtime.sessions.onnxruntime:OnnxEncoderSession",
     "ptl": "runtime.sessions.torchscript:TorchScriptEncoderSession",

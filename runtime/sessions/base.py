@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 TEXT_GENERATION = "text-generation"
-ENCODER_TASKS = ("feature-extraction", "text-classification", "token-classification")
+FEATURE_EXTRACTION = "feature-extraction"
+ENCODER_TASKS = (FEATURE_EXTRACTION, "text-classification", "token-classification")
 """Tasks of models that read a text once and generate nothing: their artifacts open as an `EncoderSession`."""
 
 
 def task_of(artifact: Artifact) -> str:
-    """The task that the artifact's contract names; one that names none (GGUF) generates text."""
+    """The task that the artifact's contract names; one that names none (a decoder's GGUF) generates text."""
     return str(artifact.contract.get("task", TEXT_GENERATION))
 
 

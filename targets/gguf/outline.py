@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from runtime.gguf_kind import ENCODERS
 from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPE, KV_TYPES, RunOptions
 from targets.damage import damage_in
 from targets.gguf.header import align
@@ -55,7 +56,7 @@ class Dimensions:
 
     window: cells that a sliding layer looks at; sliding: which layers slide
     experts, used: of a layer, and of those a token's; 0 without
-    fitted: the fitted constants hold for it
+    fitted: the fitted constants hold for it; encoder: it generates nothing, and keeps no cache
     """
 
     hidden: int
@@ -72,6 +73,7 @@ class Dimensions:
     experts: int = 0
     used: int = 0
     fitted: bool = True
+    encoder: bool = False
 
     @classmethod
     def of(cls, metadata: dict[str, Any]) -> Dimensions:
@@ -115,6 +117,7 @@ class Dimensions:
             experts=get("expert_count", 0),
             used=get("expert_used_count", 0),
             fitted=arch in FITTED and not get("expert_count", 0),
+            encoder=arch in ENCODERS,
         )
 
 
@@ -134,8 +137,12 @@ class GgufOutline:
     tensors: Sequence[Placed]
     dimensions: Dimensions
     format: str = "gguf"
-    encoder: bool = False
     exact: bool = True
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it reads texts and generates none."""
+        return self.dimensions.encoder
 
     @property
     def data_bytes(self) -> int:
@@ -240,9 +247,9 @@ class GgufOutline:
     def work(self) -> Work:
         """Every matrix once; a table that is also the head is multiplied by, one that is not is looked up in.
 
-        Of the experts' matrices those that a token uses.
+        Of the experts' matrices those that a token uses. An encoder has no head: its table is looked up in.
         """
-        head_name = TABLE if self._tied else "output.weight"
+        head_name = "" if self.encoder else TABLE if self._tied else "output.weight"
         weights: Counter[str] = Counter()
         head: Counter[str] = Counter()
         n_bytes, size = 0, self.dimensions

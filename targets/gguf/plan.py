@@ -15,6 +15,7 @@ from targets.gguf.architectures import architecture_of, uneven
 from targets.gguf.architectures.base import OutTensor, dimensions, full_config, plan_tensors
 from targets.gguf.choice import choose
 from targets.gguf.content import Content, count_params, model_shape
+from targets.gguf.encoders import EncoderTask, encoder_task
 from targets.gguf.general import ModelName, general_metadata, model_name
 from targets.gguf.importance import Importance, importance_for, missing, uncounted
 from targets.gguf.keyvalue import KeyValue, uint32
@@ -154,15 +155,18 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         return None, problems
     with damage_in(facts.path / "config.json"):
         hyper_parameters = architecture.hyper_parameters(config)
+    task = encoder_task(facts, architecture.gguf) if architecture.encoder else EncoderTask()
     with damage_in(facts.path / "tokenizer.json"):
         tokenizer = tokenizer_metadata(facts.path, config, dimensions(config)["vocab"])
     name = model_name(facts.name, count_params(tensors))
     metadata = [
         *general_metadata(facts.path, architecture.gguf, name),
         *hyper_parameters,
+        *task.entries,
         *tokenizer.entries,
     ]
-    notes = [*architecture.notes(config), *tokenizer.notes, *_compressed(tensors), *merged_notes(facts.path)]
+    notes = [*architecture.notes(config), *task.notes, *tokenizer.notes]
+    notes += [*_compressed(tensors), *merged_notes(facts.path)]
     shape = model_shape({entry.key: entry.value for entry in metadata}, [tensor.name for tensor in tensors])
     return Content(name, metadata, tensors, shape, tuple(notes), from_checkpoint=True), []
 

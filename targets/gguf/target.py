@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from runtime.artifact import Artifact
 from runtime.host import usable_cores
+from targets.gguf.architectures import ARCHITECTURES
+from targets.gguf.encoders import contract_of
 from targets.gguf.files import cut_problems, files_of
 from targets.gguf.plan import Plan, make_plan
 from targets.gguf.presets import PRESETS
@@ -31,8 +33,9 @@ class GgufTarget(PlannedTarget[Plan]):
         return {preset.name: f"{preset.help}{needed[preset.weighted]}" for preset in PRESETS.values()}
 
     def default_quant(self, facts: ModelFacts) -> str:
-        """See `Target`: what the model was compressed for, else what most GGUF files on a hub have."""
-        return recorded_preset(facts.path, self.name) or "q4_k_m"
+        """See `Target`: what the model was compressed for, else what most GGUF files of its kind on a hub have."""
+        known = ARCHITECTURES.get(facts.architecture)
+        return recorded_preset(facts.path, self.name) or ("q8_0" if known is not None and known.encoder else "q4_k_m")
 
     def make_plan(self, facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
         """See `PlannedTarget`."""
@@ -63,6 +66,7 @@ class GgufTarget(PlannedTarget[Plan]):
                 "engine": "llama.cpp",
                 "tensors": _type_counts(plan),
                 "notes": list(plan.notes),
+                **contract_of(facts, {entry.key: entry.value for entry in plan.metadata}),
                 **({"model_files": names} if len(names) > 1 else {}),
             },
             files=files,

@@ -30,6 +30,7 @@ class Kind:
 
     hidden, ffn: columns of matrices; experts: of a layer, beside one that is always asked; 0 for none
     fused: q, k and v are one matrix; every: so manieth layer has attention
+    encoder: with tables of positions and types, norms behind, and a classifier's head
     """
 
     arch: str = "llama"
@@ -42,6 +43,7 @@ class Kind:
     tied: bool = True
     fused: bool = False
     every: int = 1
+    encoder: bool = False
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes in torch order, by name."""
@@ -49,6 +51,9 @@ class Kind:
         found: dict[str, tuple[int, ...]] = {"token_embd.weight": wide, "output_norm.weight": (self.hidden,)}
         if not self.tied:
             found["output.weight"] = wide
+        if self.encoder:
+            found |= {"position_embd.weight": wide, "token_types.weight": wide, "token_embd_norm.weight": wide[1:]}
+            found |= {"cls.weight": wide, "cls.bias": wide[:1], "cls.output.weight": wide}
         attention = ("attn_qkv",) if self.fused else ("attn_q", "attn_k", "attn_v")
         for layer in range(self.layers):
             own: dict[str, tuple[int, ...]] = {}
@@ -60,6 +65,9 @@ class Kind:
                 own |= {"ffn_down_exps": (self.experts, *narrow), "ffn_down_shexp": narrow, "ffn_up_shexp": wide}
             else:
                 own |= {"ffn_gate": wide, "ffn_up": wide, "ffn_down": narrow}
+            if self.encoder:
+                own |= {"attn_output_norm": wide[1:], "layer_output_norm": wide[1:]}
+                found[f"blk.{layer}.attn_q.bias"] = wide[:1]
             found |= {f"blk.{layer}.{name}.weight": shape for name, shape in own.items()}
             found[f"blk.{layer}.attn_norm.weight"] = (self.hidden,)
         return found
@@ -76,6 +84,8 @@ KINDS = {
     "fused": Kind(arch="phi2", kv_heads=8, tied=False, fused=True),
     "falcon": Kind(arch="falcon", layers=32, kv_heads=1, tied=False, fused=True),
     "hybrid": Kind(layers=20, tied=False, every=3),
+    "bert": Kind(arch="bert", layers=6, hidden=384, ffn=1536, heads=12, kv_heads=12, encoder=True),
+    "modern-bert": Kind(arch="modern-bert", layers=22, hidden=768, ffn=1024, kv_heads=8, fused=True, encoder=True),
     "qwen2-70b": Kind(arch="qwen2", layers=80, kv_heads=8),
 }
 

@@ -24,17 +24,24 @@ POSITIONS = 64
 
 
 def make_tiny_encoder(
-    directory: Path, family: str = "Bert", task: str = "feature-extraction", *, seed: int = 0, **overrides: Any
+    directory: Path,
+    family: str = "Bert",
+    task: str = "feature-extraction",
+    *,
+    seed: int = 0,
+    original: bool = True,
+    **overrides: Any,
 ) -> Path:
     """An encoder of width 32 with two layers, 64 positions (Roberta's: for tokens) and 3 labels in `directory`.
 
+    original: with the names of the hub's checkpoints, where transformers has others
     overrides: fields of the transformers config. Every tensor is random, norms and biases too, and large enough that a
     wrong or missing one shows in the outputs.
     """
     import torch
     import transformers
 
-    bert_like = family in ("Bert", "DistilBert")
+    bert_like = family in ("Bert", "DistilBert", "ModernBert", "NomicBert")
     tokenizer = _word_pieces() if bert_like else _byte_level()
     fields: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size(), "num_labels": 3, "initializer_range": 0.3}
     if family == "DistilBert":
@@ -52,7 +59,7 @@ def make_tiny_encoder(
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases away from their neutral values
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, save_original_format=original)
     tokenizer.save(str(directory / "tokenizer.json"))
     names = dict(zip(("pad", "unk", "cls", "sep", "mask"), WORDS, strict=True))
     if not bert_like:

@@ -6,6 +6,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 from runtime.errors import UnsupportedError
+from targets.gguf.architectures.bert import BERT, DISTILBERT, ROBERTA
 from targets.gguf.architectures.cohere import COHERE, COHERE2
 from targets.gguf.architectures.fused import BLOOM, FALCON, GPT2, GPT_BIGCODE, GPT_NEOX, MPT
 from targets.gguf.architectures.gemma import GEMMA, GEMMA2, GEMMA3
@@ -20,6 +21,7 @@ from targets.gguf.architectures.olmo import OLMO, OLMO2, OLMO3, OLMOE
 from targets.gguf.architectures.phi import PHI2, PHI3
 from targets.gguf.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from targets.gguf.architectures.recurrent import FALCON_MAMBA, MAMBA, MAMBA2
+from targets.gguf.architectures.rotary_encoders import JINA_V3, MODERN_BERT, NOMIC_BERT
 
 if TYPE_CHECKING:
     from targets.gguf.architectures.base import Architecture
@@ -29,12 +31,14 @@ _ALL = (
     GRANITE, GRANITE_MOE, OLMO, OLMO2, OLMO3, OLMOE, STABLELM, STARCODER2, NEMOTRON, GPT2, GPT_BIGCODE, GPT_NEOX,
     FALCON, BLOOM, MPT, COHERE, COHERE2, GLM, GLM4, EXAONE4, SEED_OSS, GPT_OSS, MAMBA, FALCON_MAMBA,
     MAMBA2, LFM2, LFM2_MOE, GRANITE_HYBRID,
+    BERT, ROBERTA, DISTILBERT, MODERN_BERT, NOMIC_BERT, JINA_V3,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {name: entry for entry in _ALL for name in entry.classes}
 
 _NO_CLASS = "transformers 5 has no such class, so nothing says what the file should compute"
-_NO_DECODER = "packlight measures and verifies decoders in llama.cpp only"
+_TWO_PARTS = "an encoder and a decoder in one: packlight runs either of them in llama.cpp, not both"
+_NO_TOKEN_HEAD = "llama.cpp has heads for a text, none for each of its tokens"
 
 UNSUPPORTED: dict[str, str] = {
     "InternLM2ForCausalLM": _NO_CLASS,
@@ -45,13 +49,17 @@ UNSUPPORTED: dict[str, str] = {
     "BitnetForCausalLM": _NO_CLASS,
     "PhimoeForCausalLM": "transformers chooses its experts by SparseMixer, llama.cpp by softmax",
     "PhiMoEForCausalLM": "transformers chooses its experts by SparseMixer, llama.cpp by softmax",
-    "T5ForConditionalGeneration": _NO_DECODER,
-    "BertModel": _NO_DECODER,
-    "RobertaModel": _NO_DECODER,
-    "XLMRobertaModel": _NO_DECODER,
-    "NomicBertModel": _NO_DECODER,
-    "ModernBertModel": _NO_DECODER,
-    "JinaBertModel": _NO_DECODER,
+    "T5ForConditionalGeneration": _TWO_PARTS,
+    "MT5ForConditionalGeneration": _TWO_PARTS,
+    "DistilBertForSequenceClassification": "its head has a ReLU, llama.cpp's a tanh",
+    "BertForTokenClassification": _NO_TOKEN_HEAD,
+    "RobertaForTokenClassification": _NO_TOKEN_HEAD,
+    "XLMRobertaForTokenClassification": _NO_TOKEN_HEAD,
+    "CamembertForTokenClassification": _NO_TOKEN_HEAD,
+    "DistilBertForTokenClassification": _NO_TOKEN_HEAD,
+    "ModernBertForTokenClassification": _NO_TOKEN_HEAD,
+    "JinaBertModel": f"{_NO_CLASS}; its successor JinaEmbeddingsV3Model is known",
+    "NeoBERT": _NO_CLASS,
 }
 """Model classes that are known and cannot be written, and why."""
 

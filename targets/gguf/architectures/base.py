@@ -124,6 +124,7 @@ class Architecture:
     instead: config -> the entry that it is written by, where that is another one; None for this one
     prefixes: "stored -> plain" beginnings of names in multimodal wrappers
     ignore: patterns of stored names that are not weights of the text model
+    encoder: reads a text at once and generates nothing: its task decides how the file pools (`targets.gguf.encoders`)
     """
 
     classes: tuple[str, ...]
@@ -141,6 +142,7 @@ class Architecture:
     prefixes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
     uneven: str = ""
+    encoder: bool = False
 
 
 def required(config: Config, key: str) -> object:

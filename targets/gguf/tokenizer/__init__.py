@@ -1,7 +1,8 @@
 """The tokenizer of a Hugging Face directory as GGUF key/values, read from its files alone: no transformers, no torch.
 
-`tokenizer_metadata` decides between the two kinds that llama.cpp calls "gpt2" (byte-level BPE, `bpe`) and "llama"
-(SentencePiece BPE, `sentencepiece`), and adds the special tokens (`special`) and the chat templates (`chat`).
+`tokenizer_metadata` decides between the kinds that llama.cpp calls "gpt2" (byte-level BPE, `bpe`), "llama"
+(SentencePiece BPE, `sentencepiece`), "bert" (`wordpiece`) and "t5" (SentencePiece Unigram, `unigram`), and adds the
+special tokens (`special`) and the chat templates (`chat`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from targets.gguf.tokenizer.chat import chat_entries
 from targets.gguf.tokenizer.files import read_files
 from targets.gguf.tokenizer.sentencepiece import is_sentencepiece, spm_entries
 from targets.gguf.tokenizer.special import special_entries
+from targets.gguf.tokenizer.unigram import unigram_entries
+from targets.gguf.tokenizer.wordpiece import wordpiece_entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from targets.gguf.keyvalue import KeyValue
 
 __all__ = ["TokenizerMetadata", "tokenizer_metadata"]
+
+
+_KINDS = {"WordPiece": wordpiece_entries, "Unigram": unigram_entries}
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def tokenizer_metadata(directory: Path, config: dict[str, Any], vocab_rows: int)
     notes: list[str] = []
     with _without_collector():
         files = read_files(directory)
-        kind = spm_entries if is_sentencepiece(files) else bpe_entries
+        kind = _KINDS.get(str(files.model.get("type"))) or (spm_entries if is_sentencepiece(files) else bpe_entries)
         vocabulary, entries = kind(files, vocab_rows, notes)
         entries = [*entries, *special_entries(files, config, vocabulary, notes), *chat_entries(files)]
     return TokenizerMetadata(entries, notes)

@@ -25,7 +25,7 @@ def bpe_entries(files: TokenizerFiles, vocab_rows: int, notes: list[str]) -> tup
     tokenizer, where = files.tokenizer, files.where
     if tokenizer is None or files.model.get("type") != "BPE":
         kind = files.model.get("type")
-        raise UnsupportedError(f"{where}: a tokenizer of the kind '{kind}'; only BPE can be written as GGUF so far")
+        raise UnsupportedError(f"{where}: a tokenizer of the kind '{kind}'; llama.cpp has BPE, WordPiece and Unigram")
     _check_model(files.model, where)
     _check_normalizer(tokenizer.get("normalizer"), where, notes)
     pre = find_pre(tokenizer, cleans=bool(files.config.get("clean_up_tokenization_spaces")), where=where)

@@ -45,6 +45,12 @@ def special_entries(
     # llama.cpp adds the token that bos_token_id names, so that has to be the one that the tokenizer adds.
     found["bos"] = before[0] if before else found["bos"]
     found["eos"] = after[0] if after else found["eos"]
+    between: list[KeyValue] = []
+    if files.model.get("type") in _OF_ENCODERS or _is_framed(files):
+        # llama.cpp's own defaults for these are ids of BERT's and T5's.
+        found["unk"] = found["unk"] if found["unk"] is not None else _unknown(files, vocabulary)
+        found["sep"] = after[0] if after else found["sep"]
+        between = _between(files, before, after)
     for name, added in (("bos", add_bos), ("eos", add_eos)):
         if added and found[name] is None:
             raise UnsupportedError(
@@ -56,7 +62,38 @@ def special_entries(
         *entries,
         boolean("tokenizer.ggml.add_bos_token", add_bos),
         boolean("tokenizer.ggml.add_eos_token", add_eos),
+        *between,
     ]
+
+
+_OF_ENCODERS = ("WordPiece", "Unigram")
+
+
+def _is_framed(files: TokenizerFiles) -> bool:
+    """Whether BERT's or RoBERTa's own post-processor puts a token before a text and one behind it."""
+    return _find(files, *_FRAMES) is not None
+
+
+def _unknown(files: TokenizerFiles, vocabulary: Vocabulary) -> int | None:
+    """The id of the unknown token by tokenizer.json's model."""
+    by_id = files.model.get("unk_id")
+    return by_id if isinstance(by_id, int) else vocabulary.ids.get(str(files.model.get("unk_token")))
+
+
+def _between(files: TokenizerFiles, before: list[int] | None, after: list[int] | None) -> list[KeyValue]:
+    """Whether a second separator stands between two texts, as RoBERTa has it (llama.cpp's servers rank pairs).
+
+    Raises UnsupportedError for WordPiece without a token on each side, which llama.cpp always adds.
+    """
+    if files.model.get("type") == "WordPiece" and not (before and after):
+        raise UnsupportedError(f"{files.where}: adds no token before and after a text, and llama.cpp always does")
+    template = _find(files, "TemplateProcessing")
+    if template is None:
+        twice = _find(files, "RobertaProcessing") is not None
+    else:
+        pair = [part.get("Sequence", {}).get("id") for part in template.get("pair", [])]
+        twice = "A" in pair and "B" in pair and pair.index("B") - pair.index("A") > 2
+    return [boolean("tokenizer.ggml.add_sep_token", twice)]
 
 
 def stop_ids(generation: dict[str, Any], config: dict[str, Any]) -> list[int]:
@@ -123,14 +160,19 @@ def _added(files: TokenizerFiles, name: str, by_template: list[int] | None, note
     return bool(by_template)
 
 
+_FRAMES = ("BertProcessing", "RobertaProcessing")
+
+
 def _template_tokens(files: TokenizerFiles, vocabulary: Vocabulary) -> tuple[list[int] | None, list[int] | None]:
     """Ids that the post-processor puts before and after a text; None, None where it has no template.
 
     Raises UnsupportedError for more than one on a side.
     """
-    template = _find_template((files.tokenizer or {}).get("post_processor"))
+    template = _find(files, "TemplateProcessing", *_FRAMES)
     if template is None:
         return None, None
+    if template["type"] in _FRAMES:
+        return [int(template["cls"][1])], [int(template["sep"][1])]
     sides: tuple[list[int], list[int]] = ([], [])
     side = 0
     for part in template.get("single", []):
@@ -146,11 +188,15 @@ def _template_tokens(files: TokenizerFiles, vocabulary: Vocabulary) -> tuple[lis
     return sides
 
 
-def _find_template(node: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The TemplateProcessing in a post-processor, also inside a Sequence; BERT's and RoBERTa's kinds count as none."""
+def _find(files: TokenizerFiles, *kinds: str) -> dict[str, Any] | None:
+    """The first post-processor of one of these kinds, also inside a Sequence."""
+    return _find_in((files.tokenizer or {}).get("post_processor"), kinds)
+
+
+def _find_in(node: dict[str, Any] | None, kinds: tuple[str, ...]) -> dict[str, Any] | None:
     if node is None:
         return None
     if node.get("type") == "Sequence":
-        found = (_find_template(part) for part in node.get("processors", []))
-        return next((template for template in found if template is not None), None)
-    return node if node.get("type") == "TemplateProcessing" else None
+        found = (_find_in(part, kinds) for part in node.get("processors", []))
+        return next((part for part in found if part is not None), None)
+    return node if node.get("type") in kinds else None

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 from support.doubles import TEMPLATE, FakeReference, FakeSession
 
-from exporter.verify.parity import HARD_STRINGS, check_parity, describe, special_strings
+from exporter.verify.parity import HARD_STRINGS, check_parity, describe, shorten, special_strings
 from targets.drift import TokenMismatch
 
 
@@ -72,6 +72,58 @@ def test_an_engine_that_adds_spaces_gets_a_note_but_a_wrong_prefix_flag_fails() 
     assert ["puts a space" in note for note in notes] == [True]
     parity, _ = check_parity(FakeReference(), Spacing(at_letters=True))
     assert "Hello, world!" in {mismatch.text for mismatch in parity.mismatches}
+
+
+class Unaccented(FakeReference):
+    """Takes accents away, as an uncased BERT does."""
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        parts = (part for part in unicodedata.normalize("NFD", text) if unicodedata.category(part) != "Mn")
+        return super().tokenize("".join(parts), add_special=add_special)
+
+
+class Shortening(FakeSession):
+    """Takes more than that away, as llama.cpp's WordPiece does."""
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return super().tokenize(shorten(text), add_special=add_special)
+
+
+def test_an_engine_that_takes_more_than_accents_gets_a_note_but_not_where_the_source_keeps_them() -> None:
+    assert shorten("ộ क\u093fé 각a") == "o क" + "e ᄀa"
+    parity, notes = check_parity(Unaccented(), Shortening())
+    assert parity.mismatches == ()
+    assert ["Korean" in note for note in notes] == [True]
+    parity, _ = check_parity(FakeReference(), Shortening())
+    assert "café naïve Å ộ ﬁ ﬀ" in {mismatch.text for mismatch in parity.mismatches}
+
+
+def test_an_engine_that_keeps_spaces_before_a_special_token_gets_a_note() -> None:
+    class Stripping(FakeReference):
+        def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+            return super().tokenize(re.sub(r"\s+(?=<s>|</s>)", "", text), add_special=add_special)
+
+    parity, notes = check_parity(Stripping(), FakeSession())
+    assert parity.mismatches == ()
+    assert ["takes the spaces before" in note for note in notes] == [True]
+    parity, _ = check_parity(FakeReference(), FakeSession())
+    assert parity.mismatches == ()
+
+
+def test_a_capital_that_becomes_two_letters_gets_a_note() -> None:
+    class Lower(FakeReference):
+        def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+            return super().tokenize(text.lower(), add_special=add_special)
+
+    class LowerOneByOne(FakeSession):
+        def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+            return super().tokenize(text.replace("İ", "i").lower(), add_special=add_special)
+
+    parity, notes = check_parity(Lower(), LowerOneByOne())
+    assert (parity.mismatches, len(notes)) == ((), 1)
+    assert "Turkish" in notes[0]
+    parity, _ = check_parity(FakeReference(), LowerOneByOne())
+    assert parity.mismatches
 
 
 def test_the_chat_template_is_compared_by_what_it_renders() -> None:

@@ -51,6 +51,7 @@ def test_what_was_not_measured_is_not_made_up():
     assert HOST.decode(Outlined(asked=unknown), 1, "f16") is None
     assert HOST.prefill(Outlined(asked=unknown), 1, "f16") is None
     assert HOST.decode(Outlined(encoder=True), 1, "f16") is None
+    assert HOST.prefill(Outlined(encoder=True), 1, "f16") is None  # of llama.cpp: its prompts are decoders'
     assert HOST.decode(Outlined(), 1, "q4_0") is None
     assert HOST.prefill(Outlined(), 1, "q4_0") is None
 

@@ -11,9 +11,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import EngineError
+from runtime.errors import EngineError, HostError
 from runtime.hosts.adb.engines.base import WORD, Figures
 from runtime.measurement import KV_TYPE, Stat
+from runtime.sessions.base import is_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +45,11 @@ class LlamaCppTools:
             return [tool for tool in found if tool in (BENCH, COMPLETIONS[0])]
         return [tool for tool in COMPLETIONS if tool in found][:1]
 
-    def refuse(self, _artifact: Artifact, /) -> None:
-        """Nothing: the tools themselves say what they do not open."""
+    def refuse(self, artifact: Artifact, /) -> None:
+        """An encoder, which these tools do not time. The tools themselves say what else they do not open."""
+        if is_encoder(artifact):
+            what = f"{BENCH} and {COMPLETIONS[0]} measure models that generate, not encoders"
+            raise HostError(f"{artifact.entry_path}: {what}; measure it here or over ssh")
 
     def measure(self, bench: Bench) -> Figures:
         """See `Engine`."""

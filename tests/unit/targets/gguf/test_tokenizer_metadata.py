@@ -240,7 +240,7 @@ def _unigram(content: dict[str, Any]) -> None:
         ("llama", _prefix_space, UnsupportedError, "add_prefix_space=True"),
         ("llama", _lowercase, UnsupportedError, "normalizer Lowercase"),
         ("llama2", _lowercase, UnsupportedError, "as this does: Lowercase"),
-        ("llama", _unigram, UnsupportedError, "of the kind 'Unigram'"),
+        ("llama", _unigram, UnsupportedError, "no precompiled map of characters"),
     ],
 )
 def test_errors(family: str, change: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
