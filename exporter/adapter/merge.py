@@ -166,7 +166,7 @@ def _plan(adapter: Adapter, base: ModelFacts, *, keep_dtype: bool) -> _Planned:
 
 
 def _out(name: str, fact: TensorFact, low: LowRank | None, keep_dtype: bool) -> _Out:
-    if low is None and fact.scaling is None:
+    if low is None and fact.scaling is None and fact.grouping is None:
         return _Out(name, fact, fact.dtype)
     if fact.dtype not in FLOAT_BYTES:
         raise ModelError(f"{fact.file}: {shown(name)} is stored as {fact.dtype}; name the original with --base")

@@ -22,6 +22,7 @@ from targets.gguf.ongrid import problems as block_problems
 from targets.gguf.ongrid import stored_blocks
 from targets.gguf.presets import ALIASES, PRESETS, Preset
 from targets.gguf.types import TYPES, GgmlType
+from targets.grouped import AWQ, GPTQ
 from targets.ongrid import GGML, foreign_grids, other_preset
 from targets.weights import FLOAT_BYTES
 
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 
 QUANTIZATION_VERSION = 2
 """Version of ggml's block layouts; general.quantization_version."""
+
+
+ROUNDED = {
+    GPTQ: "GPTQ, 4 bits", AWQ: "AWQ, 4 bits", "I4_OFFSET": "integers, 4 bits", "I8_OFFSET": "integers, 8 bits",
+}  # fmt: skip
+"""Element types of checkpoints that were rounded after their training, and what they are called."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,13 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
 
 def _compressed(tensors: list[OutTensor]) -> list[str]:
     """That the source was compressed before, where it was."""
+    rounded = {fact.dtype for tensor in tensors for fact in tensor.sources} & ROUNDED.keys()
+    if rounded:
+        kinds = ", ".join(sorted({ROUNDED[dtype] for dtype in rounded}))
+        return [
+            f"the source is quantized already ({kinds}): what that lost stays lost, and drift is measured against it, "
+            "not against the original model"
+        ]
     if not any(_block_type(tensor) for tensor in tensors):
         return []
     return [
