@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,12 @@ from support.parity import emit, worst_difference
 from support.tiny_architectures import CASES, make_tiny_architecture
 
 from exporter.checkpoint import resolve
-from runtime.errors import ModelError, UnsupportedError
+from exporter.imatrix.job import ImatrixRequest, compute
+from exporter.progress import SilentReporter
+from runtime.errors import ModelError, UnsupportedError, UserError
 from targets.base import EmitOptions
 from targets.gguf import stream
+from targets.gguf.imatrix import read_imatrix
 from targets.gguf.target import GgufTarget
 from targets.mxfp4 import CODES, ggml_blocks
 from targets.scaled import values_of
@@ -160,6 +164,21 @@ def test_codes_are_copied_where_the_file_has_them_in_mxfp4(
             low, high = halves[..., 0, :], halves[..., 1, :]
             stored_codes = tensor.data.reshape(*own.shape[:2], -1, 17)[..., 1:]
             np.testing.assert_array_equal(stored_codes, low + 16 * high)  # the sign of a zero too
+
+
+def test_its_experts_have_an_importance_matrix_but_not_from_a_mapped_file(
+    model: tuple[Path, Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over 12 lazy dogs. " * 40, encoding="utf-8")
+    request = ImatrixRequest(str(model[0]), tmp_path / "imatrix.gguf", text, tokens=64)
+    compute(request, SilentReporter())
+    sums = read_imatrix(request.out).sums
+    assert {
+        f"blk.{layer}.ffn_{part}_exps.weight" for layer in range(3) for part in ("gate", "up", "down")
+    } < sums.keys()
+    with pytest.raises(UserError, match=r"its experts are in MXFP4, .* save it in bf16"):
+        compute(dataclasses.replace(request, low_memory=True, overwrite=True), SilentReporter())
 
 
 @pytest.mark.parametrize("preset", ["f32", "mxfp4_moe"])
