@@ -22,7 +22,7 @@ from runtime.hosts import LOCAL
 from runtime.measurement import KV_BLOCK, KV_FLOATS
 from runtime.sessions.base import ENCODER_TASKS, FEATURE_EXTRACTION, is_encoder, task_of
 from targets import get_target
-from targets.base import Calibration, EmitOptions, TypeChoice
+from targets.base import TYPES_OF_GGUF, Calibration, EmitOptions, TypeChoice
 from targets.gguf.architectures.base import head_dim
 from targets.ongrid import recorded_kv_type
 
@@ -275,8 +275,7 @@ def _refuse_types(request: ExportRequest) -> None:
     if request.types == TypeChoice():
         return
     if request.format != "gguf":
-        what = "--imatrix, --rule, --pure, --output-type and --embedding-type are for gguf"
-        raise UserError(f"--format {request.format}: {what}; leave them out")
+        raise UserError(f"--format {request.format}: {TYPES_OF_GGUF}; leave them out")
     if request.recipe is not None and request.recipe.recipe.preset is not None:
         what = "chooses the types itself, and writes what it has chosen"
         raise UserError(

@@ -19,6 +19,7 @@ from runtime.home import home
 from runtime.host import default_threads, host_facts
 from runtime.measurement import KV_BLOCK, KV_TYPE, KV_TYPES, PROMPT_TOKENS, TEXT_TOKENS, RunOptions
 from runtime.units import format_bytes
+from targets.base import TYPES_OF_GGUF, TypeChoice
 from targets.gguf.tokenizer.files import read_once
 from targets.ongrid import recorded_kv_type
 from targets.outline import Outlined
@@ -55,6 +56,7 @@ class PlanRequest:
 
     formats, quants: None for all; contexts, kv_types: None for one that is usual
     speed: of this host, where it was measured; it says nothing of another device
+    types: of tensors, beside the preset's; gguf alone is planned then
     """
 
     model: str
@@ -70,6 +72,7 @@ class PlanRequest:
     revision: str | None = None
     trust_remote_code: bool = False
     speed: HostSpeed | None = None
+    types: TypeChoice = field(default_factory=TypeChoice)
 
     @cached_property
     def processor(self) -> Processor:
@@ -196,12 +199,15 @@ def _formats(request: PlanRequest) -> list[str]:
     """The formats that are wanted, known beforehand, and run on the device."""
     from targets import TARGETS
 
-    wanted = request.formats or list(USUAL)
+    typed = request.types != TypeChoice()
+    wanted = request.formats or (["gguf"] if typed else list(USUAL))
     for name in wanted:
         if name not in TARGETS:
             raise UserError(f"unknown format '{name}'; known: {', '.join(TARGETS)}")
         if name not in PLANNED:
             raise UserError(f"{name} is not planned yet, only {', '.join(PLANNED)}; 'packlight export' measures it")
+        if typed and name != "gguf":
+            raise UserError(f"--format {name}: {TYPES_OF_GGUF}; leave them out")
         if request.formats and request.device is not None and name not in request.device.formats:
             runs = ", ".join(request.device.formats)
             raise UserError(f"{request.device.id} runs no {name}; its profile names {runs}")
@@ -222,9 +228,10 @@ def _outlined(name: str, facts: ModelFacts, request: PlanRequest) -> Outlined:
     if name == "onnx" and not request.mmap:
         return Outlined((), dict.fromkeys(quants or presets, "ONNX Runtime maps its weights always, also --no-mmap"))
     engine = request.device.onnxruntime if request.device is not None and name == "onnx" else None
+    named = {"types": request.types} if request.types != TypeChoice() else {}
     try:
         module, function = PLANNED[name].split(":")
-        found: Outlined = getattr(importlib.import_module(module), function)(facts, quants, engine)
+        found: Outlined = getattr(importlib.import_module(module), function)(facts, quants, engine, **named)
     except UnsupportedError as error:  # this format, of this kind of model
         return Outlined((), dict.fromkeys(quants or presets, str(error)))
     return found

@@ -55,6 +55,10 @@ class Calibration:
             raise UserError(f"'{self.method}' is not a calibration; known: {', '.join(CALIBRATION_METHODS)}")
 
 
+TYPES_OF_GGUF = "--imatrix, --rule, --pure, --output-type and --embedding-type are for gguf"
+"""What is said to who names types for another format."""
+
+
 @dataclass(frozen=True)
 class TypeChoice:
     """Types of tensors beside what a preset gives them, for gguf.

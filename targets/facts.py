@@ -23,6 +23,20 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class Grouping:
+    """What belongs to the 4-bit codes of a matrix whose inputs are its rows, as GPTQ and AWQ store it.
+
+    zeros, scales: of each group of inputs and each output; index: the group of every input, None for one behind the
+    other; less: by how much zero points are stored too small
+    """
+
+    zeros: TensorFact
+    scales: TensorFact
+    index: TensorFact | None = None
+    less: int = 0
+
+
+@dataclass(frozen=True)
 class TensorFact:
     """One stored tensor.
 
@@ -31,6 +45,7 @@ class TensorFact:
     file, offset, n_bytes: where its bytes lie: absolute offset in `file`, little-endian, row-major
     stored: the larger tensor in the file whose first rows and columns this is; None where it is whole
     scaling: of a matrix in 8 bits; None where its elements are its values
+    grouping: of a matrix in 4 bits by GPTQ or AWQ, whose shape is (outputs, inputs) all the same; read as a whole
     strides: elements from row to row and from column to column of a matrix whose values do not lie one behind the
         other; None for row-major
     """
@@ -44,11 +59,21 @@ class TensorFact:
     stored: TensorFact | None = None
     strides: tuple[int, int] | None = None
     scaling: Scaling | None = None
+    grouping: Grouping | None = None
 
     @property
     def is_float(self) -> bool:
         """Whether its values can be read: floats, or codes with their scales."""
-        return self.dtype in FLOATS or self.scaling is not None
+        return self.dtype in FLOATS or self.scaling is not None or self.grouping is not None
+
+    @property
+    def files(self) -> set[Path]:
+        """What it is read from: scales may lie in another file."""
+        beside = [self.scaling.fact] if self.scaling is not None else []
+        if self.grouping is not None:
+            index = [self.grouping.index] if self.grouping.index is not None else []
+            beside += [self.grouping.zeros, self.grouping.scales, *index]
+        return {self.file, *(fact.file for fact in beside)}
 
     @property
     def n_elements(self) -> int:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 from runtime.errors import ModelError
 from targets.facts import ModelFacts, TensorFact, several, shown
+from targets.grouped import with_groups
+from targets.mxfp4 import with_blocks
 from targets.pickled import conversion_command, pickled_weights
-from targets.scaled import with_scales
+from targets.scaled import with_packed, with_scales
 from targets.widths import narrowed
 
 if TYPE_CHECKING:
@@ -60,12 +62,19 @@ def read_facts(
                 f"{directory / CONFIG}: 'auto_map' asks to run Python code that came with the model; "
                 "read that code, then allow it with --trust-remote-code"
             )
-        config, tensors = with_scales(config, _read_weights(directory, config))
+        config, tensors = explained(config, _read_weights(directory, config))
         tensors = narrowed(config, tensors)
     except OSError as error:
         raise ModelError(f"{error.filename or directory}: cannot be read ({error.strerror}); {_AGAIN}") from error
     own_name = directory.name if directory.name not in ("", "..") else directory.resolve().name
     return ModelFacts("huggingface", directory, name or own_name, requested, config, tensors)
+
+
+def explained(config: dict[str, Any], tensors: dict[str, TensorFact]) -> tuple[dict[str, Any], dict[str, TensorFact]]:
+    """config.json without `quantization_config`, and weights that can be read, where the layout of codes is known."""
+    for explain in (with_packed, with_scales, with_blocks, with_groups):
+        config, tensors = explain(config, tensors)
+    return config, tensors
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Checkpoints whose weights have 8 bits and scales beside them (fp8 of the hub, int8 with a scale a row).
+"""Checkpoints whose weights are codes with scales beside them: fp8 of the hub, int8 with a scale a row, packed codes.
 
 A weight NAME in 8-bit floats or integers goes with NAME_scale_inv (one scale for a block of weight_block_size,
 DeepSeek's and Qwen's way) or NAME_scale (one for all, or one a row: compressed-tensors, FBGEMM, ModelOpt). Weight =
-code * scale in all of them. Sources: the quantizers of transformers, and compressed-tensors' documentation.
+code * scale in all of them. compressed-tensors also packs integers of 4 or 8 bits into I32, plus half their range, the
+first in the lowest bits: NAME_packed (rows, columns / 8 or / 4), with NAME_scale (rows, groups) and NAME_shape.
+Sources: the quantizers of transformers, and compressed-tensors' documentation and code.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ METHODS = ("fp8", "compressed-tensors", "fbgemm_fp8", "modelopt")
 """`quant_method` of config.json."""
 CODES = ("F8_E4M3", "F8_E5M2", "I8")
 SCALES = ("F32", "F16", "BF16", "F8_E8M0")
-EIGHT_BITS = (*CODES, "F8_E8M0")
+EIGHT_BITS = (*CODES, "F8_E8M0", "I8_OFFSET")
+FOUR_BITS = ("F4_E2M1", "I4_OFFSET")
+"""Two codes in a byte, the first in its lower half."""
+_PACKED, _PACKED_FORMAT = "_packed", "pack-quantized"
+_POSITIVE_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _ENDS = ("_scale_inv", "_scale")
 _OF_INPUTS = (".input_scale", ".output_scale", ".activation_scale")
 """What activations would be rounded by: no weight."""
@@ -55,6 +61,48 @@ def with_scales(config: dict[str, Any], tensors: dict[str, TensorFact]) -> tuple
     return {key: value for key, value in config.items() if key != "quantization_config"}, found
 
 
+def with_packed(config: dict[str, Any], tensors: dict[str, TensorFact]) -> tuple[dict[str, Any], dict[str, TensorFact]]:
+    """The weights that compressed-tensors has packed, under their own names; for `with_scales` to go on with.
+
+    What is not symmetric, or was ordered by activations, stays as it is.
+    """
+    bits = _bits_of(config.get("quantization_config"))
+    if not bits:
+        return config, tensors
+    found = dict(tensors)
+    for name, fact in tensors.items():
+        stem = name.removesuffix(_PACKED)
+        scales = tensors.get(f"{stem}_scale")
+        if stem == name or fact.dtype != "I32" or len(fact.shape) != 2 or scales is None:
+            continue
+        shape = (fact.shape[0], fact.shape[1] * 32 // bits)
+        whole = len(scales.shape) == 2 and scales.shape[0] == shape[0] and scales.dtype in SCALES
+        if not whole or shape[1] % scales.shape[1]:
+            continue
+        for end in (_PACKED, "_scale", "_shape"):
+            found.pop(f"{stem}{end}", None)
+        scaling = Scaling(scales, 1, shape[1] // scales.shape[1])
+        found[stem] = dataclasses.replace(fact, name=stem, shape=shape, dtype=f"I{bits}_OFFSET", scaling=scaling)
+    return config, found
+
+
+def _bits_of(quantization: object) -> int:
+    """Of every weight that compressed-tensors has packed; 0 where it is not that, or not that alone."""
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "compressed-tensors":
+        return 0
+    groups = quantization.get("config_groups")
+    if quantization.get("format") != _PACKED_FORMAT or not isinstance(groups, dict):
+        return 0
+    said = [group.get("weights") if isinstance(group, dict) else None for group in groups.values()]
+    bits = {
+        one.get("num_bits") if one.get("type") == "int" and one.get("symmetric") is True else 0
+        for one in said
+        if isinstance(one, dict)
+    }
+    (found,) = bits if len(bits) == 1 and len(said) == len(groups) else (0,)
+    return found if found in (4, 8) else 0
+
+
 def _scaling(fact: TensorFact, scales: TensorFact, block: object) -> Scaling | None:
     """How the scales lie over a matrix; None where they do not."""
     if len(fact.shape) != 2 or scales.dtype not in SCALES:
@@ -73,8 +121,17 @@ def _scaling(fact: TensorFact, scales: TensorFact, block: object) -> Scaling | N
 
 @functools.cache
 def values_of(dtype: str) -> npt.NDArray[np.float32]:
-    """The number that each of the 256 codes is, shape (256,); NaN and infinities as they are."""
+    """The number that each of the 256 codes is, shape (256,); of 4-bit types both of a byte, (256, 2).
+
+    NaN and infinities as they are.
+    """
     codes = np.arange(256, dtype=np.uint8)
+    if dtype in FOUR_BITS:
+        positive = np.array(_POSITIVE_E2M1)
+        single = np.concatenate([positive, -positive]) if dtype == "F4_E2M1" else np.arange(16.0) - 8
+        return single[np.stack([codes & 15, codes >> 4], axis=1)].astype(np.float32)
+    if dtype == "I8_OFFSET":
+        return codes.astype(np.float32) - 128
     if dtype == "I8":
         return codes.view(np.int8).astype(np.float32)
     if dtype == "F8_E8M0":  # a power of two; 255 is NaN

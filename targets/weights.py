@@ -7,14 +7,17 @@ process until the kernel takes it back; reading into a small buffer keeps peak m
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.errors import ModelError
-from targets.scaled import EIGHT_BITS, scale_rows, spread, values_of
+from targets.grouped import read_matrix
+from targets.scaled import EIGHT_BITS, FOUR_BITS, scale_rows, spread, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from targets.facts import Scaling, TensorFact
+    from targets.grouped import Matrix
 
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one element of the float types that are read without any decoding table."""
@@ -31,11 +35,12 @@ FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 class WeightReader:
     """Reads rows of stored tensors; opens each file once.
 
-    Safe to use from several threads once `open` was called for every file.
+    Safe to use from several threads once `open` was called for every file, or `open_all` for every tensor.
     """
 
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}
+        self._held = threading.local()
 
     def __enter__(self) -> WeightReader:
         return self
@@ -56,6 +61,11 @@ class WeightReader:
             raise ModelError(
                 f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
             ) from error
+
+    def open_all(self, fact: TensorFact) -> None:
+        """Open every file that the tensor is read from, as `open` does."""
+        for path in fact.files:
+            self.open(path)
 
     def read_bytes(self, fact: TensorFact, offset: int, into: npt.NDArray[np.uint8]) -> None:
         """Fill `into` with the tensor's bytes from `offset` on. Raises ModelError where the file is shorter."""
@@ -80,13 +90,12 @@ class WeightReader:
         if fact.stored is not None:
             return np.ascontiguousarray(self.read_rows(fact.stored, start, stop)[:, : fact.shape[-1]])
         columns = fact.shape[-1] if fact.shape else 1
-        if fact.strides is not None:
+        if fact.grouping is not None:
+            values = self._matrix(fact).rows(start, stop)
+        elif fact.strides is not None and fact.strides[1] != 1:
             values = self._read_strided(fact, fact.strides, start, stop)
         else:
-            row_bytes = fact.n_bytes // (fact.n_elements // columns)
-            raw = np.empty((stop - start) * row_bytes, np.uint8)
-            self.read_bytes(fact, start * row_bytes, raw)
-            values = _to_float32(raw, fact).reshape(stop - start, columns)
+            values = _to_float32(self.read_raw(fact, start, stop).reshape(-1), fact).reshape(stop - start, columns)
         if fact.scaling is not None:
             values *= self._scales(fact.scaling, (start, stop), columns)
         if not np.isfinite(values).all():
@@ -97,13 +106,40 @@ class WeightReader:
             )
         return values
 
+    def read_raw(self, fact: TensorFact, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows start..stop of a tensor as they are stored, (stop - start, bytes of a row).
+
+        Its columns lie one behind the other; its rows may have others between them. Raises ModelError for a short file.
+        """
+        columns = fact.shape[-1] if fact.shape else 1
+        row = fact.n_bytes // (fact.n_elements // columns)
+        step = row if fact.strides is None else fact.strides[0] * fact.n_bytes // fact.n_elements
+        raw = np.empty((stop - start, step), np.uint8)
+        # nothing may lie behind the last row
+        self.read_bytes(fact, start * step, raw.reshape(-1)[: (stop - start - 1) * step + row])
+        return raw if step == row else np.ascontiguousarray(raw[:, :row])
+
+    def _matrix(self, fact: TensorFact) -> Matrix:
+        """One that can be read as a whole only; the last one stays with its thread, which reads on in it."""
+        held: tuple[TensorFact, Matrix] | None = getattr(self._held, "matrix", None)
+        if held is None or held[0] != fact:
+            self._held.matrix = None  # before the next is there
+            held = fact, read_matrix(fact, self._all_bytes, lambda one: self.read_rows(one, 0, one.shape[0]))
+            self._held.matrix = held
+        return held[1]
+
+    def _all_bytes(self, fact: TensorFact) -> npt.NDArray[np.uint8]:
+        raw = np.empty(fact.n_bytes, np.uint8)
+        self.read_bytes(fact, 0, raw)
+        return raw
+
     def _scales(self, scaling: Scaling, rows: tuple[int, int], columns: int) -> npt.NDArray[np.float32]:
         """What the codes of these rows are multiplied by, (rows, columns) or (rows, 1)."""
         each = math.prod(scaling.fact.shape[1:])
         first, last = scale_rows(scaling, rows)
-        raw = np.empty((last - first) * scaling.fact.n_bytes // (scaling.fact.n_elements // each), np.uint8)
-        self.read_bytes(scaling.fact, first * (len(raw) // (last - first)), raw)
-        return spread(_to_float32(raw, scaling.fact).reshape(last - first, each), scaling, rows, columns)
+        matrix = dataclasses.replace(scaling.fact, shape=(scaling.fact.n_elements // each, each))
+        raw = self.read_raw(matrix, first, last).reshape(-1)
+        return spread(_to_float32(raw, matrix).reshape(last - first, each), scaling, rows, columns)
 
     def _read_strided(
         self, fact: TensorFact, strides: tuple[int, int], start: int, stop: int
@@ -135,8 +171,8 @@ def _to_float32(raw: npt.NDArray[np.uint8], fact: TensorFact) -> npt.NDArray[np.
         wide = raw.view("<u2").astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
-    if fact.dtype in EIGHT_BITS:
-        return values_of(fact.dtype)[raw]
+    if fact.dtype in (*EIGHT_BITS, *FOUR_BITS):
+        return values_of(fact.dtype)[raw].reshape(-1)
     return _dequantize_ggml(raw, fact)
 
 

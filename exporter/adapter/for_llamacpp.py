@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.adapter.merge import MergeRequest, read_with_base
+from exporter.adapter.reading import TABLE
 from runtime.atomic import replacing
 from runtime.errors import ModelError, UnsupportedError, UserError
 from targets.facts import several, shown
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from targets.gguf.architectures.base import OutTensor
 
     Floats = npt.NDArray[np.float32]
+
+TABLE_IN_FILE = "token_embd.weight"
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,13 @@ def _places(adapter: Adapter, base: ModelFacts) -> dict[str, OutTensor]:
     content, problems = read_content(base)
     if content is None or problems:
         raise UnsupportedError(f"{base.requested}: {problems[0]}")
-    by_source = {tensor.source.name: tensor for tensor in content.tensors if tensor.source is not None}
+    by_source: dict[str, OutTensor] = {}
+    for tensor in content.tensors:
+        if tensor.source is not None:
+            by_source.setdefault(tensor.source.name, tensor)  # a table may be in the file once more, as the head
+    if TABLE in adapter.added and all(tensor.name != "output.weight" for tensor in content.tensors):
+        what = "changes the table of tokens, which is the head as well: llama.cpp would stop at the head"
+        raise UnsupportedError(f"{adapter.directory}: {what}; make a model of it with 'packlight merge'")
     if missing := [shown(name) for name in adapter.added if name not in by_source]:
         what = f"{several(missing)} has no place of its own in a GGUF file of the base"
         raise UnsupportedError(f"{adapter.directory}: {what}; make a model of it with 'packlight merge'")
@@ -89,8 +98,13 @@ def _places(adapter: Adapter, base: ModelFacts) -> dict[str, OutTensor]:
 
 
 def _factors(reader: WeightReader, adapter: Adapter, low: LowRank, tensor: OutTensor) -> tuple[Floats, Floats]:
-    """lora_a (rank, columns) and lora_b (rows, rank), in float32."""
+    """lora_a (rank, columns) and lora_b (rows, rank), in float32; of the table (rows, rank) and (columns, rank).
+
+    In the table's lora_a llama.cpp looks rows up (build_inp_embd of src/llama-graph.cpp).
+    """
     right, left = (reader.read_rows(side, 0, side.shape[0]) for side in (low.right, low.left))
+    if tensor.name == TABLE_IN_FILE:
+        right = right.T
     if tensor.interleave_heads:
         left = left[interleave_order(len(left), tensor.interleave_heads)]
     return right, left * np.float32(low.scale * low.rank / adapter.alpha)

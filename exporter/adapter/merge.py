@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.adapter.reading import HEAD, TABLE, Adapter, belongs, read_adapter
+from exporter.adapter.reading import HEAD, TABLE, Adapter, belongs, read_adapter, without_copies
 from exporter.model_files import copy_beside_weights
 from exporter.source import resolve_model
 from exporter.staging import publish, refuse_occupied, staging
@@ -131,7 +131,7 @@ def read_with_base(request: MergeRequest, reporter: Reporter) -> tuple[Adapter, 
     if base.config.get("quantization_config"):
         raise UserError(f"{named}: its weights are quantized; name the original checkpoint with --base")
     belongs(adapter, base)
-    return adapter, base
+    return without_copies(adapter, base), base
 
 
 def _plan(adapter: Adapter, base: ModelFacts, *, keep_dtype: bool) -> _Planned:
@@ -147,6 +147,12 @@ def _plan(adapter: Adapter, base: ModelFacts, *, keep_dtype: bool) -> _Planned:
         planned.config["tie_word_embeddings"] = False
         planned.notes.append(
             "the head was the table of tokens; it was trained apart from it and has weights of its own"
+        )
+    elif tied and TABLE in adapter.added and TABLE not in adapter.whole and HEAD not in touched:
+        planned.tensors[HEAD] = _out(HEAD, base.tensors.get(HEAD, base.tensors[TABLE]), None, keep_dtype)
+        planned.config["tie_word_embeddings"] = False
+        planned.notes.append(
+            "the head was the table of tokens, which alone was changed: the head has weights of its own, the base's"
         )
     elif tied and TABLE in touched and HEAD not in touched:
         what = "changes the table of tokens, which is the head as well, and says nothing of the head"
@@ -166,7 +172,7 @@ def _plan(adapter: Adapter, base: ModelFacts, *, keep_dtype: bool) -> _Planned:
 
 
 def _out(name: str, fact: TensorFact, low: LowRank | None, keep_dtype: bool) -> _Out:
-    if low is None and fact.scaling is None:
+    if low is None and fact.scaling is None and fact.grouping is None:
         return _Out(name, fact, fact.dtype)
     if fact.dtype not in FLOAT_BYTES:
         raise ModelError(f"{fact.file}: {shown(name)} is stored as {fact.dtype}; name the original with --base")

@@ -1,21 +1,24 @@
 """An adapter directory of PEFT: what it adds to which weights of its base, and what it puts in place of others.
 
 The layout is what peft's `save_pretrained` writes: adapter_config.json and adapter_model.safetensors, whose tensors are
-named base_model.model.MODULE.lora_A.weight, .lora_B.weight, or as the base's own weights where modules were trained
-whole (`modules_to_save`).
+named base_model.model.MODULE.lora_A.weight, .lora_B.weight, of a table .lora_embedding_A, .lora_embedding_B, or as the
+base's own weights where modules were trained whole (`modules_to_save`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from runtime.errors import ModelError, UnsupportedError
 from targets.facts import several, shown
 from targets.safetensors import load_object, read_header
-from targets.weights import FLOAT_BYTES
+from targets.weights import FLOAT_BYTES, WeightReader, row_chunks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _PREFIX = "base_model.model."
+_CHUNK = 1 << 20
+"""Weights that are compared at a time."""
 _SIDES = {".lora_A.weight": "right", ".lora_B.weight": "left"}
+_TABLE_SIDES = {".lora_embedding_A": "right", ".lora_embedding_B": "left"}
 _AGAIN = "train or copy the adapter again"
 _REFUSED = {
     "use_dora": "DoRA rescales the merged weights",
@@ -46,7 +52,7 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 class LowRank:
     """What is added to a weight (rows, columns): scale * left (rows, rank) @ right (rank, columns).
 
-    transposed: the base stores the weight as (columns, rows), as GPT-2's Conv1D does
+    transposed: the base stores the weight as (columns, rows), as GPT-2's Conv1D does, and every table of embeddings
     """
 
     left: TensorFact
@@ -99,8 +105,15 @@ def read_adapter(directory: Path) -> Adapter:
     except OSError as error:
         raise ModelError(f"{error.filename or directory}: cannot be read ({error.strerror}); {_AGAIN}") from error
     _refuse(path, config)
-    sides, whole = _sorted(weights, facts)
-    added = {f"{module}.weight": _low_rank(path, config, module, pair) for module, pair in sorted(sides.items())}
+    sides, tables, whole = _sorted(weights, facts)
+    if tables and config.get("ensure_weight_tying"):
+        what = "keeps a table that it changes and the head alike"
+        raise UnsupportedError(f"{path}: {what}; merge it with peft (merge_and_unload) and name the result")
+    transposed = bool(config.get("fan_in_fan_out"))
+    added = {
+        f"{module}.weight": _low_rank(path, config, module, pair, transposed=transposed or module in tables)
+        for module, pair in sorted(sides.items())
+    }
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     return Adapter(
         directory=directory,
@@ -127,18 +140,24 @@ def _refuse(path: Path, config: dict[str, Any]) -> None:
         raise UnsupportedError(f"{path}: {what}; {fix}")
 
 
-def _sorted(path: Path, facts: list[TensorFact]) -> tuple[dict[str, dict[str, TensorFact]], dict[str, TensorFact]]:
-    """Both sides of every module, and the weights that were trained whole."""
-    sides: dict[str, dict[str, TensorFact]] = {}
+_Sides = dict[str, dict[str, "TensorFact"]]
+
+
+def _sorted(path: Path, facts: list[TensorFact]) -> tuple[_Sides, set[str], dict[str, TensorFact]]:
+    """Both sides of every module, those modules that are tables, and the weights that were trained whole."""
+    sides: _Sides = {}
+    tables: set[str] = set()
     whole: dict[str, TensorFact] = {}
     unknown = []
     for fact in facts:
         name = fact.name.removeprefix(_PREFIX)
-        end = next((end for end in _SIDES if name.endswith(end)), None)
+        end = next((end for end in (*_SIDES, *_TABLE_SIDES) if name.endswith(end)), None)
         if fact.dtype not in FLOAT_BYTES or name == fact.name or (end is None and "lora_" in name):
             unknown.append(shown(fact.name))
         elif end is not None:
-            sides.setdefault(name.removesuffix(end), {})[_SIDES[end]] = fact
+            module = name.removesuffix(end)
+            sides.setdefault(module, {})[(_SIDES | _TABLE_SIDES)[end]] = fact
+            tables.update([module] if end in _TABLE_SIDES else [])
         else:
             whole[name.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")] = fact
     if unknown:
@@ -147,10 +166,12 @@ def _sorted(path: Path, facts: list[TensorFact]) -> tuple[dict[str, dict[str, Te
         raise ModelError(f"{path}: has one of two factors only: {several(single)}; {_AGAIN}")
     if not sides and not whole:
         raise ModelError(f"{path}: changes no weight; {_AGAIN}")
-    return sides, whole
+    return sides, tables, whole
 
 
-def _low_rank(path: Path, config: dict[str, Any], module: str, pair: dict[str, TensorFact]) -> LowRank:
+def _low_rank(
+    path: Path, config: dict[str, Any], module: str, pair: dict[str, TensorFact], *, transposed: bool
+) -> LowRank:
     left, right = pair["left"], pair["right"]
     if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
         raise ModelError(f"{path.parent}: {module}: {list(left.shape)} and {list(right.shape)} cannot be multiplied")
@@ -159,7 +180,7 @@ def _low_rank(path: Path, config: dict[str, Any], module: str, pair: dict[str, T
         raise ModelError(f"{path}: rank {rank:g} of {module}, its weights have {right.shape[0]}; {_AGAIN}")
     alpha = _of_module(path, config, "alpha_pattern", module, _number(path, config, "lora_alpha"))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(left, right, scale, bool(config.get("fan_in_fan_out")))
+    return LowRank(left, right, scale, transposed)
 
 
 def _number(path: Path, config: dict[str, Any], key: str) -> float:
@@ -188,7 +209,7 @@ def belongs(adapter: Adapter, base: ModelFacts) -> None:
     """Raise ModelError where the adapter is of another model: a weight that the base lacks, or another shape."""
     problems = []
     for name, low in adapter.added.items():
-        fact = base.tensors.get(name)
+        fact = adapter.whole.get(name, base.tensors.get(name))
         if fact is None and name == HEAD and base.config.get("tie_word_embeddings"):
             fact = base.tensors.get(TABLE)
         shape = (low.left.shape[0], low.right.shape[1])
@@ -204,3 +225,24 @@ def belongs(adapter: Adapter, base: ModelFacts) -> None:
     if problems:
         fix = "name its own base with --base"
         raise ModelError(f"{adapter.directory}: does not belong to {base.requested}: {several(problems)}; {fix}")
+
+
+def without_copies(adapter: Adapter, base: ModelFacts) -> Adapter:
+    """The adapter without the base's own weights: peft saves a table that it adds to as well, changed or not."""
+    with WeightReader() as reader:
+        copies = {
+            name
+            for name, fact in adapter.whole.items()
+            if name in adapter.added and _alike(reader, fact, base.tensors.get(name))
+        }
+    return dataclasses.replace(adapter, whole={name: one for name, one in adapter.whole.items() if name not in copies})
+
+
+def _alike(reader: WeightReader, ours: TensorFact, theirs: TensorFact | None) -> bool:
+    """Whether both are matrices of the same values."""
+    if theirs is None or ours.shape != theirs.shape:
+        return False
+    return all(
+        np.array_equal(reader.read_rows(ours, *rows), reader.read_rows(theirs, *rows))
+        for rows in row_chunks(ours.shape[0], ours.shape[1], _CHUNK)
+    )

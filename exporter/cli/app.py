@@ -55,7 +55,7 @@ app = typer.Typer(
 
 for _verb, _groups in (
     (verbs.export, (Job, Types, BudgetOptions, Running, Verifying)),
-    (verbs.plan, (Planned, PlanLimits)),
+    (verbs.plan, (Planned, Types, PlanLimits)),
     (verbs.compress, (CompressJob,)),
     (imatrix, (ImatrixJob,)),
     (adapter_verbs.merge, (AdapterJob, MergedOut)),

@@ -87,7 +87,7 @@ def export(
     return _finish(report, output, f"{report.artifact.entry_path}", f"{page}" if page.exists() else "")
 
 
-def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
+def plan(planned: Planned, types: Types, limits: PlanLimits, output: Output) -> int:
     """Before anything is converted: bytes, memory and speed of every format and quantization, and what fits."""
     from exporter.cli.plan_table import show_plan
     from exporter.plan import PlanRequest, known_speed
@@ -108,6 +108,7 @@ def plan(planned: Planned, limits: PlanLimits, output: Output) -> int:
             mmap=not planned.no_mmap,
             revision=planned.revision,
             speed=known_speed(planned.threads),
+            types=types.choice(),
         )
     )
     if output.json:

@@ -24,6 +24,7 @@ from exporter.verify.encoder_reference import AUTO_CLASSES, TransformersEncoder
 from exporter.verify.reference import TorchSource, TransformersReference, quiet
 from runtime.errors import ModelError, UserError
 from runtime.units import format_bytes
+from targets.mxfp4 import CODES
 from targets.task import FEATURE_EXTRACTION
 from targets.weights import WeightReader, row_chunks
 
@@ -63,6 +64,10 @@ class Mapped(TorchSource):
                 config, dtype=torch.float32, trust_remote_code=common["trust_remote_code"]
             )
         owners = dict(model.named_parameters(remove_duplicate=False))
+        if any(fact.dtype == CODES for fact in self._facts.tensors.values()):
+            what = "its experts are in MXFP4, which are not read into a mapped file"
+            raise UserError(f"{self._facts.requested}: {what}; save it in bf16 with transformers (dequantize=True)")
+        self._facts = self.named_as(owners, model.base_model_prefix)
         places, total = _places(self._facts, owners)
         self._file = _write(self._facts, self.room, places, total)
         for name, offset in places.items():
@@ -102,10 +107,19 @@ class Mapped(TorchSource):
         if self.always_drops or len(self._file) >= DROPPED_FROM:
             self._file.madvise(mmap.MADV_DONTNEED)
 
+    def named_as(self, owners: Container[str], prefix: str) -> ModelFacts:  # noqa: ARG002 - for who overrides it
+        """The facts with weights named as the model names its own. prefix: of those below the head"""
+        return self._facts
+
+    def layers_in(self, model: Any) -> Any:  # noqa: ANN401 - a model of transformers, and its ModuleList
+        """The layers whose pages are given back. Raises ModelError."""
+        return layers_of(model)
+
     def _drop_after_use(self, model: Any, places: dict[str, int]) -> None:  # noqa: ANN401
         """Give a layer's pages back to the kernel once it has run: the file keeps what is in them."""
-        prefix = name_of_layers(model)
-        for number, layer in enumerate(layers_of(model)):
+        layers = self.layers_in(model)
+        prefix = name_of_layers(model, layers)
+        for number, layer in enumerate(layers):
             starts = [offset for name, offset in places.items() if name.startswith(f"{prefix}{number}.")]
             ends = [
                 offset + 4 * self._facts.tensors[name].n_elements

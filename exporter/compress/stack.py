@@ -8,6 +8,8 @@ from runtime.errors import ModelError
 
 PLACES = ("layers", "encoder.layer", "transformer.layer", "encoder.layers")
 """Below the base model: of decoders and ModernBERT, of BERT and its kin, of DistilBERT, of others."""
+OLDER = ("h", "blocks")
+"""Of GPT-2, BLOOM, Falcon and MPT: these are run, not compressed."""
 ATTENTION = ("self_attn", "attention.self", "attention", "attn")
 """Below a layer, in the same order: what gives an attention map beside its output."""
 
@@ -25,9 +27,18 @@ def layers_of(model: Any) -> Any:  # noqa: ANN401 - as above
     return found
 
 
-def name_of_layers(model: Any) -> str:  # noqa: ANN401 - as above
-    """What the names of their weights begin with, "model.layers.": a number follows. Raises ModelError."""
-    layers = layers_of(model)
+def decoder_layers(model: Any) -> Any:  # noqa: ANN401 - as above
+    """As `layers_of`, for who only runs them: those of older families too."""
+    older = next((found for place in OLDER if (found := _below(model.base_model, place)) is not None), None)
+    return layers_of(model) if older is None else older
+
+
+def name_of_layers(model: Any, layers: Any = None) -> str:  # noqa: ANN401 - as above
+    """What the names of their weights begin with, "model.layers.": a number follows. Raises ModelError.
+
+    layers: those that are meant, where `layers_of` does not find them
+    """
+    layers = layers_of(model) if layers is None else layers
     return next(f"{name}." for name, module in model.named_modules() if module is layers)
 
 

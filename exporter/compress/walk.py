@@ -42,13 +42,17 @@ class Walk:
 
     model: a causal language model of transformers whose layers `layers_of` finds
     chunks: token ids
+    layers: of a model that has them elsewhere, or whose layers give more than hidden states; there is no
+        `observe_head` then
     """
 
-    def __init__(self, model: nn.Module, chunks: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: nn.Module, chunks: Sequence[Sequence[int]], layers: Any = None) -> None:  # noqa: ANN401 - a ModuleList
         self.model: Any = model
-        self.layers: Any = layers_of(model)
-        if not hasattr(self.model.base_model, "norm"):
+        self.layers: Any = layers_of(model) if layers is None else layers
+        if layers is None and not hasattr(self.model.base_model, "norm"):
             raise ModelError(f"{type(model).__name__} keeps its norm where packlight does not look for it")
+        self._looks = layers is not None
+        self._more: tuple[Any, ...] | None = None
         self.hidden: list[Tensor] = []
         self._arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
         with torch.no_grad():
@@ -60,10 +64,14 @@ class Walk:
         first: list[Tensor] = []
         called: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-        def see(hidden: Tensor, *rest: Any, **keywords: Any) -> Tensor:
+        def see(hidden: Tensor, *rest: Any, **keywords: Any) -> Any:  # noqa: ANN401 - what a layer gives
             first.append(hidden)
             called.append((rest, keywords))
-            return hidden
+            if self._looks:  # once: what the model's own loop takes from a layer is known by running one
+                self._looks = False
+                given = type(self.layers[0]).forward(self.layers[0], hidden, *rest, **keywords)
+                self._more = given[1:] if isinstance(given, tuple) else None
+            return hidden if self._more is None else (hidden, *self._more)
 
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
@@ -103,7 +111,8 @@ class Walk:
 
     def _run(self, number: int, chunk: int) -> Tensor:
         rest, keywords = self._arguments[chunk][number]
-        found: Tensor = self.layers[number](self.hidden[chunk], *rest, **keywords)
+        given = self.layers[number](self.hidden[chunk], *rest, **keywords)
+        found: Tensor = given[0] if isinstance(given, tuple) else given
         return found
 
 

@@ -6,6 +6,7 @@ GPT-2's transposed ones and each expert of a three-dimensional weight are the sa
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +14,16 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from exporter.compress.mapped import MappedReference
+from exporter.compress.stack import decoder_layers
 from runtime.memory import return_freed_memory
 from targets.gguf.imatrix import Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from torch import Tensor, nn
+
+    from targets.facts import ModelFacts
 
 
 class Collector(TorchFunctionMode):
@@ -99,6 +103,23 @@ class LowMemory(MappedReference):
 
     always_drops = True
 
+    def load(self, transformers: Any, kind: str, options: dict[str, Any]) -> tuple[Any, list[str]]:  # noqa: ANN401
+        """See `Mapped`. The head is not run, and some checkpoints call it otherwise: it may be missing."""
+        model, missing = super().load(transformers, kind, options)
+        return model, [name for name in missing if name.startswith(f"{model.base_model_prefix}.")]
+
+    def named_as(self, owners: Container[str], prefix: str) -> ModelFacts:
+        """See `Mapped`. Some checkpoints have no prefix, as GPT-2's."""
+        own = {
+            name if name in owners or f"{prefix}.{name}" not in owners else f"{prefix}.{name}": fact
+            for name, fact in self._facts.tensors.items()
+        }
+        return dataclasses.replace(self._facts, tensors=own)
+
+    def layers_in(self, model: Any) -> Any:  # noqa: ANN401 - as in `Mapped`
+        """See `Mapped`."""
+        return decoder_layers(model)
+
 
 def whole(model: Any, chunks: list[list[int]], collector: Collector, progress: Callable[[int, int], None]) -> None:  # noqa: ANN401
     """Run a decoder of transformers over the chunks, without its head."""
@@ -117,7 +138,7 @@ def by_layers(model: Any, chunks: list[list[int]], collector: Collector, progres
 
     _seen_by_eye(model)
     return_freed_memory()  # hidden states that are gone would stay with the process, more with every layer
-    walk = Walk(model, chunks)
+    walk = Walk(model, chunks, decoder_layers(model))
     for number in range(len(walk.layers)):
         progress(number, len(walk.layers))
         with collector:

@@ -136,9 +136,10 @@ def _matrices(facts: ModelFacts) -> tuple[list[str], dict[str, list[str]]]:
         raise UnsupportedError("\n".join(map(str, problems[:MOST_PROBLEMS])))
     names: dict[str, list[str]] = defaultdict(list)
     for tensor in content.tensors:
-        # Rows of a fused matrix have the input of the whole one.
-        stored = {fact.name for fact in tensor.sources if fact.strides is None}
-        if len(stored) == 1 and len(tensor.shape) > 1 and tensor.name.startswith("blk."):
+        # Rows of a fused matrix have the input of the whole one, and so have those that are stored as columns.
+        stored = {fact.name for fact in tensor.sources}
+        matrix = len(tensor.shape) > 1 and tensor.name.startswith("blk.") and tensor.name.endswith(".weight")
+        if len(stored) == 1 and matrix:
             names[stored.pop()].append(tensor.name)
     found = [
         tensor.name

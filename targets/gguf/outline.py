@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.gguf_kind import ENCODERS
 from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPE, KV_TYPES, RunOptions
+from targets.base import TypeChoice
 from targets.damage import damage_in
 from targets.gguf.header import align
-from targets.gguf.plan import expected, find_preset, lay_out, packed_for_another, place, read_content
+from targets.gguf.plan import expected, find_preset, importance_of, lay_out, packed_for_another, place, read_content
 from targets.gguf.presets import PRESETS
 from targets.gguf.types import TYPES
 from targets.outline import Footprint, Outlined, Work, first_problem
@@ -272,8 +273,16 @@ class GgufOutline:
         )
 
 
-def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str | None = None) -> Outlined:
-    """As those of targets/onnx/outline.py. The content is read once for all presets."""
+def outlines(
+    facts: ModelFacts,
+    quants: Sequence[str] | None = None,
+    engine: str | None = None,
+    types: TypeChoice | None = None,
+) -> Outlined:
+    """As those of targets/onnx/outline.py. The content is read once for all presets. types: beside the preset's
+
+    Raises ModelError for an importance matrix that cannot be read.
+    """
     del engine  # llama.cpp reads every type
     presets = [find_preset(name) for name in quants or PRESETS]
     refused = {one.name: first_problem(found) for one in presets if (found := packed_for_another(facts, one))}
@@ -281,10 +290,11 @@ def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str
     content, problems = read_content(facts) if presets else (None, [])
     if content is None or problems:
         return Outlined((), refused | {preset.name: first_problem(problems) for preset in presets})
-    decided = []
+    wanted, decided = types or TypeChoice(), []
     with damage_in(facts.path):
+        importance = importance_of(content, wanted)
         for preset in presets:
-            one, problems = expected(preset, content)
+            one, problems = expected(preset, content, facts.requested, wanted, importance)
             if problems:
                 refused[preset.name] = first_problem(problems)
             else:

@@ -23,6 +23,7 @@ from targets.gguf.ongrid import problems as block_problems
 from targets.gguf.ongrid import stored_blocks
 from targets.gguf.presets import ALIASES, PRESETS, Preset
 from targets.gguf.types import TYPES, GgmlType
+from targets.grouped import AWQ, GPTQ
 from targets.ongrid import GGML, foreign_grids, other_preset
 from targets.weights import FLOAT_BYTES
 
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 QUANTIZATION_VERSION = 2
 """Version of ggml's block layouts; general.quantization_version."""
+
+ROUNDED = {
+    GPTQ: "GPTQ, 4 bits", AWQ: "AWQ, 4 bits", "I4_OFFSET": "integers, 4 bits", "I8_OFFSET": "integers, 8 bits",
+}  # fmt: skip
+"""Element types of checkpoints that were rounded after their training, and what they are called."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,13 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
 
 def _compressed(tensors: list[OutTensor]) -> list[str]:
     """That the source was compressed before, where it was."""
+    rounded = {fact.dtype for tensor in tensors for fact in tensor.sources} & ROUNDED.keys()
+    if rounded:
+        kinds = ", ".join(sorted({ROUNDED[dtype] for dtype in rounded}))
+        return [
+            f"the source is quantized already ({kinds}): what that lost stays lost, and drift is measured against it, "
+            "not against the original model"
+        ]
     if not any(_block_type(tensor) for tensor in tensors):
         return []
     return [
@@ -200,21 +213,36 @@ class Decided:
     assumed: bool = False
 
 
+Found = tuple[Importance | None, list[Problem]]
+"""An importance matrix, where one was named, and what is wrong with it."""
+
+
+def importance_of(content: Content, wanted: TypeChoice) -> Found:
+    """The importance matrix that was named. Raises ModelError for one that cannot be read."""
+    if wanted.importance is None:
+        return None, []
+    return importance_for(wanted.importance, _free(content))
+
+
 def decide(
-    preset: Preset, content: Content, model: str, wanted: TypeChoice | None = None
+    preset: Preset,
+    content: Content,
+    model: str,
+    wanted: TypeChoice | None = None,
+    *,
+    found: Found | None = None,
+    assumed: bool = False,
 ) -> tuple[Decided, list[Problem]]:
     """The type of every tensor, and every problem with what was asked for. model: as the user names it.
 
+    found: what `importance_of` gives, where that is known already
+    assumed: as if there were an importance matrix, which is not asked for then
     Raises ModelError for an importance matrix that cannot be read.
     """
     wanted = wanted or TypeChoice()
-    named = _free(content)
-    importance: Importance | None = None
-    problems: list[Problem] = []
-    if wanted.importance is not None:
-        importance, problems = importance_for(wanted.importance, named)
-    chosen = choose(preset, named, content.shape, wanted, weighted=importance is not None)
-    problems += chosen.problems
+    importance, problems = found or importance_of(content, wanted)
+    chosen = choose(preset, _free(content), content.shape, wanted, weighted=assumed or importance is not None)
+    problems = problems + chosen.problems
     types = chosen.types
     if content.from_checkpoint:  # what a recipe chose stays; of a GGUF source the preset decides
         blocks = {t.name: kind for t in content.tensors if (kind := _block_type(t)) is not None}
@@ -222,22 +250,24 @@ def decide(
             what = "the model was compressed before, and its blocks are written as they are"
             problems.append(Problem("--rule and its like", what, "leave them out, or export the original model"))
         types = types | blocks
+    if assumed:
+        return Decided(types, importance, assumed), problems
     kept = {tensor.name: {fact.dtype for fact in tensor.sources} for tensor in content.tensors}
     written = {name: kind for name, kind in types.items() if kept[name] != {kind.name}}
     return Decided(types, importance), problems + missing(preset, written, importance, model)
 
 
-def expected(preset: Preset, content: Content) -> tuple[Decided, list[Problem]]:
-    """As `decide` of the preset alone, as if there were an importance matrix where the preset is not written without.
+def expected(
+    preset: Preset, content: Content, model: str, wanted: TypeChoice, found: Found
+) -> tuple[Decided, list[Problem]]:
+    """As `decide`, and as if there were an importance matrix where what was asked for is not written without.
 
     Its record in the file is not counted, whose length is that of its name.
     """
-    named = _free(content)
-    decided, problems = decide(preset, content, "")
-    if not problems:
-        return decided, []
-    chosen = choose(preset, named, content.shape, weighted=True)
-    return Decided(chosen.types, assumed=True), chosen.problems
+    decided, problems = decide(preset, content, model, wanted, found=found)
+    if not problems or wanted.importance is not None:
+        return decided, problems
+    return decide(preset, content, model, wanted, found=found, assumed=True)
 
 
 def _free(content: Content) -> list[tuple[str, tuple[int, ...]]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.errors import ModelError
+from targets import mxfp4
 from targets.gguf.kernels import quantize_rows
 from targets.stream import run_chunks, write_at
 from targets.weights import FLOAT_BYTES, WeightReader, row_chunks
@@ -91,7 +92,7 @@ def write_tensors(
         for output in outputs:
             for tensor, _ in output.tensors:
                 for fact in tensor.sources:
-                    reader.open(fact.file)
+                    reader.open_all(fact)
         chunks = [chunk for output in outputs for tensor, placed in output.tensors
                   for chunk in _chunks(output, tensor, placed, known)]  # fmt: skip
         chunks = _not_yet_written(chunks, threads, progress)
@@ -138,6 +139,8 @@ def _encode(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
     if kind.name not in FLOAT_BYTES and {fact.dtype for fact in tensor.sources} == {kind.name}:
         # decoding and encoding again is not exact; a tensor that has its type already is copied, as llama-quantize does
         return _copy(reader, chunk)
+    if kind.name == "MXFP4" and {fact.dtype for fact in tensor.sources} == {mxfp4.CODES}:
+        return _same_codes(reader, chunk)
     values = _read(reader, chunk)
     if tensor.function is not None:
         values = tensor.function(values)
@@ -170,6 +173,18 @@ def _copy(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
     for fact, start, stop, at in _runs(chunk.tensor, first, last):
         reader.read_bytes(fact, start * row_bytes, raw[at : at + stop - start].reshape(-1))
     return raw if wanted is None else raw[wanted]
+
+
+def _same_codes(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.uint8]:
+    """A chunk whose source is in MXFP4 as the hub has it: the same codes and scales in ggml's order."""
+    pieces = []
+    for fact, start, stop, _ in _runs(chunk.tensor, chunk.start, chunk.stop):
+        scales = fact.scaling.fact if fact.scaling is not None else fact
+        try:
+            pieces.append(mxfp4.ggml_blocks(reader.read_raw(fact, start, stop), reader.read_raw(scales, start, stop)))
+        except ValueError as error:
+            raise ModelError(f"{fact.file}: tensor {fact.name} {error}; download the file again") from error
+    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _read(reader: WeightReader, chunk: _Chunk) -> npt.NDArray[np.float32]:

@@ -172,7 +172,7 @@ def write_data(out: Path, plan: Plan, threads: int, progress: Progress) -> None:
         reader = stack.enter_context(WeightReader())
         for job in plan.graph.jobs:
             for fact in job.files():
-                reader.open(fact.file)
+                reader.open_all(fact)
         sink = Sink(reader, tuple(descriptors))
         chunks = (partial(chunk, sink) for job in plan.graph.jobs for chunk in job.chunks())
         try:

@@ -92,6 +92,8 @@ def _pre_tokenizer(steps: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
         "byte-level": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         "gpt2+byte-level": pre_tokenizers.ByteLevel(add_prefix_space=False),
         "digit by digit": pre_tokenizers.Digits(individual_digits=True),
+        "runs of digits": pre_tokenizers.Digits(individual_digits=False),
+        "runs of punctuation": pre_tokenizers.Punctuation("contiguous"),
     }
     splits = [parts[step] if step in parts else pre_tokenizers.Split(Regex(step), "isolated") for step in steps]
     return pre_tokenizers.Sequence(splits)

@@ -270,10 +270,12 @@ def plan_tensors(
         problems += found
         if not found:
             heads = {"": 0, "q": n_heads(layers[layer]), "kv": n_kv_heads(layers[layer])}[rule.interleave]
-            if form.view is not None and any(fact.scaling is not None for fact in sources):
-                what = "is stored in 8 bits and has to be cut into parts, scales and all"
-                problems.append(Problem(sources[0].name, what, "export the bf16 checkpoint"))
             planned.append(_out_tensor(rule, form, layer, sources, dims[layer], heads))
+            scalings = [fact.scaling for fact in sources if fact.scaling is not None]
+            grouped = any(fact.grouping is not None for fact in sources)
+            if form.view is not None and (grouped or any(one.scaling in scalings for one in planned[-1].pieces)):
+                what = f"is stored in {'4' if grouped else '8'} bits and has to be cut into parts, scales and all"
+                problems.append(Problem(sources[0].name, what, "export the bf16 checkpoint"))
     problems += [
         Problem(
             name, f"is not part of {facts.architecture} as packlight knows it", "report the model, or remove the tensor"

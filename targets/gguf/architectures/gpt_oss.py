@@ -1,6 +1,6 @@
 """GPT-OSS: experts of clamped SwiGLU with biases, stored with their inputs as rows; attention sinks; sliding layers.
 
-The public checkpoints hold their experts in MXFP4; this is the form that transformers writes, bf16.
+transformers writes experts in bf16; the public checkpoints hold them in MXFP4 (`targets.mxfp4`), their outputs as rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from targets.gguf.architectures.common import (
     sliding_layers,
     window_hyper_parameters,
 )
-from targets.gguf.architectures.views import columns, transposed
+from targets.gguf.architectures.views import columns, every, transposed
 from targets.gguf.keyvalue import KeyValue, uint32
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 _PATTERN = 2
 _MLP = "model.layers.{i}.mlp"
 _GATE, _UP, _DOWN = (f"blk.{{i}}.ffn_{name}_exps" for name in ("gate", "up", "down"))
+_DOWN_SHAPE = ("experts", "hidden", "expert_ffn")
 _GATE_UP = ("experts", "hidden", "expert_gate_up")
 
 
 def _every_second(first: int, target: str) -> tuple[Rule, Rule]:
-    """The gate's or the up projection's columns of the two that lie in one tensor by turns, and their biases."""
+    """The gate's or the up projection's outputs of the two that lie in one tensor by turns, and their biases."""
     stored = f"{_MLP}.experts.gate_up_proj"
     weight = ("experts", "expert_ffn", "hidden")
     bias = Rule(
@@ -48,7 +49,9 @@ def _every_second(first: int, target: str) -> tuple[Rule, Rule]:
         view=columns(first, 2),
         precise=True,
     )
-    return Rule(stored, f"{target}.weight", weight, stored=_GATE_UP, view=transposed(first, 2)), bias
+    blocks = ("experts", "expert_gate_up", "hidden")
+    packed = Rule(f"{stored}_blocks", f"{target}.weight", weight, stored=blocks, view=every(first, 2))
+    return Rule(stored, f"{target}.weight", weight, stored=_GATE_UP, view=transposed(first, 2), otherwise=packed), bias
 
 
 _YARN = {
@@ -108,9 +111,10 @@ GPT_OSS = Architecture(
         Rule(
             f"{_MLP}.experts.down_proj",
             f"{_DOWN}.weight",
-            ("experts", "hidden", "expert_ffn"),
+            _DOWN_SHAPE,
             stored=("experts", "expert_ffn", "hidden"),
             view=transposed(),
+            otherwise=Rule(f"{_MLP}.experts.down_proj_blocks", f"{_DOWN}.weight", _DOWN_SHAPE),
         ),
         Rule(f"{_MLP}.experts.down_proj_bias", f"{_DOWN}.bias", ("experts", "hidden"), precise=True),
     ),

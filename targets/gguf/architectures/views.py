@@ -68,6 +68,36 @@ def transposed(first: int = 0, step: int = 1) -> View:
     return view
 
 
+def every(first: int, step: int) -> View:
+    """Rows first, first + step, … of a matrix, or of each matrix where three dimensions are stored.
+
+    The only view that takes scales along: those of rows of their own.
+    """
+
+    def view(fact: TensorFact, _dims: Mapping[str, int]) -> tuple[TensorFact, ...]:
+        *outer, n_rows, _ = fact.shape
+        return tuple(_every(fact, matrix * n_rows + first, step, n_rows // step) for matrix in range(math.prod(outer)))
+
+    return view
+
+
+def _every(fact: TensorFact, first: int, step: int, count: int) -> TensorFact:
+    """`count` rows of a tensor seen as the matrix of its last dimension, and their scales."""
+    n_columns = fact.shape[-1]
+    row_bytes = fact.n_bytes * n_columns // fact.n_elements
+    scaling = fact.scaling
+    if scaling is not None and scaling.rows == 1 and len(scaling.fact.shape) > 1:
+        scaling = dataclasses.replace(scaling, fact=_every(scaling.fact, first, step, count))
+    return dataclasses.replace(
+        fact,
+        shape=(count, n_columns),
+        offset=fact.offset + first * row_bytes,
+        n_bytes=count * row_bytes,
+        strides=(step * n_columns, 1),
+        scaling=scaling,
+    )
+
+
 def columns(first: int, step: int) -> View:
     """Columns first, first + step, … of a matrix."""
 

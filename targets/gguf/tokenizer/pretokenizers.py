@@ -42,14 +42,28 @@ SEED_CODER = rf"{CONTRACTIONS}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{
 BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 MINICPM5 = rf"{CONTRACTIONS}|{_WORD}|\p{{N}}+|{_SIGNS}|{_SPACES}"
 DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"""
+    r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
+JAIS2 = rf"{CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|\s*[\r\n]+|" + "|".join(
+    [*(rf"\s{{{2**n}}}(?!\S)" for n in range(9, 1, -1)), r"\s{1,2}(?!\S)", r"\s{1}"]
+)
+BLOOM = " ?[^(\\s|[.,!?…。\uff0c、।\u06d4،])]+"
+_CASED = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ"
+    "-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-\u2113\u2115\u2119-\u211d\u2124"
+    "\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139"
+    "ℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-\uff3a\uff41-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)  # fmt: skip
+"""DeepSeek LLM's list of the letters that have a case."""
+_SIGNS_AND_WIDE = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
 
 # Canonical steps: "byte-level" maps bytes to letters, "gpt2+byte-level" splits by GPT2 first (ByteLevel's use_regex).
 _CASE = "capital and small letters outside ASCII, and combining marks"
 _KANA_HAN = "[一-龥\u3040-ゟ\u30a0-ヿ]+"
 _BYTES, _GPT2_BYTES, _DIGITS = "byte-level", "gpt2+byte-level", "digit by digit"
+_DIGIT_RUNS, _PUNCTUATION_RUNS = "runs of digits", "runs of punctuation"
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,29 @@ KNOWN = (
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", _DIGITS, _BYTES),
         inexact="CJK spaces",
     ),
+    PreTokenizer(
+        "deepseek-llm",
+        (
+            r"[\r\n]",
+            rf"\s?[{_CASED}]+",
+            _SIGNS_AND_WIDE,
+            r"\s+$",
+            "[一-龥ࠀ-一가-퟿]+",
+            _DIGITS,
+            _BYTES,
+        ),
+    ),
+    # The digits that are split off behind the step to bytes are found among the letters that stand for bytes too.
+    PreTokenizer(
+        "falcon",
+        (_PUNCTUATION_RUNS, _GPT2_BYTES, _DIGIT_RUNS, "[0-9][0-9][0-9]"),
+        cleans=True,
+        inexact="text outside ASCII",
+    ),
+    PreTokenizer("bloom", (BLOOM, _BYTES), cleans=True),
+    PreTokenizer("poro-chat", (BLOOM, _BYTES)),
+    PreTokenizer("viking", (BLOOM, _DIGITS, _BYTES)),
+    PreTokenizer("jais-2", (JAIS2, _BYTES), cleans=True),
 )
 
 
@@ -103,7 +140,10 @@ def find_pre(tokenizer: dict[str, Any], *, cleans: bool, where: Path) -> PreToke
     """
     steps = describe(tokenizer.get("pre_tokenizer"))
     ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
-    fitting = [known for known in KNOWN if known.steps == steps and known.ignore_merges == ignore_merges]
+    alike = [known for known in KNOWN if known.steps == steps]
+    fitting = [known for known in alike if known.ignore_merges == ignore_merges]
+    if not fitting and alike and merges_suffice(tokenizer["model"]):
+        fitting = alike  # then a whole word that is a token becomes that token either way
     if fitting:
         return next((known for known in fitting if known.cleans == cleans), fitting[0])
     shown = " → ".join(steps) + (" (ignore_merges)" if ignore_merges else "")
@@ -112,6 +152,23 @@ def find_pre(tokenizer: dict[str, Any], *, cleans: bool, where: Path) -> PreToke
         f"{where}: llama.cpp has no known name for this pre-tokenizer: {shown}; nearest: {near}; "
         "if one of its names splits text alike, add a line to targets/gguf/tokenizer/pretokenizers.py"
     )
+
+
+def merges_suffice(model: dict[str, Any]) -> bool:
+    """Whether its merges make every token of the vocabulary from its letters, so that `ignore_merges` says nothing.
+
+    model: the BPE of tokenizer.json; tried on every token
+    """
+    from tokenizers import Tokenizer, models
+
+    try:
+        parts = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        merges = [(first, second) for first, second in parts]
+        plain = Tokenizer(models.BPE(vocab=model["vocab"], merges=merges, ignore_merges=False))
+    except Exception:  # noqa: BLE001 - damage, of which others say what it is
+        return False
+    words = list(model["vocab"])
+    return all(len(one.ids) == 1 for one in plain.encode_batch(words, add_special_tokens=False))
 
 
 def describe(node: dict[str, Any] | None) -> tuple[str, ...]:
@@ -125,8 +182,10 @@ def describe(node: dict[str, Any] | None) -> tuple[str, ...]:
         return _fold(steps)
     if kind == "ByteLevel" and not node.get("add_prefix_space"):
         return (_GPT2_BYTES if node.get("use_regex", True) else _BYTES,)
-    if kind == "Digits" and node.get("individual_digits"):
-        return (_DIGITS,)
+    if kind == "Digits":
+        return (_DIGITS if node.get("individual_digits") else _DIGIT_RUNS,)
+    if kind == "Punctuation" and node.get("behavior") == "Contiguous":
+        return (_PUNCTUATION_RUNS,)
     if kind == "Split" and _keeps_all(node):
         return (canonical_regex(_pattern(node)),)
     return (_shown(node),)

@@ -26,12 +26,17 @@ if TYPE_CHECKING:
 pytestmark = [  # peft's
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*save_embedding_layers.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*[Tt]ied.*:UserWarning"),
 ]
 
 PLAIN: dict[str, Any] = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear"}
 SCALED: dict[str, Any] = {
     "r": 4, "lora_alpha": 12, "use_rslora": True, "target_modules": ["q_proj", "k_proj", "down_proj"],
     "rank_pattern": {"layers.1.self_attn.q_proj": 8}, "alpha_pattern": {"down_proj": 3},
+}  # fmt: skip
+TABLE: dict[str, Any] = {
+    "r": 4, "lora_alpha": 12, "target_modules": ["embed_tokens", "q_proj"], "alpha_pattern": {"embed_tokens": 4},
 }  # fmt: skip
 
 
@@ -132,6 +137,44 @@ def test_a_head_that_was_trained_apart_from_its_table(tiny_model_dir: TinyModel,
     np.testing.assert_allclose(torch_logits(tmp_path / "merged", TOKENS), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_table_is_added_to_the_other_way_round(tiny_model_dir: TinyModel, tmp_path: Path) -> None:
+    base = tiny_model_dir("llama3")
+    adapter = train(base, tmp_path / "adapter", **TABLE)
+    said = run(adapter, tmp_path / "merged")
+    assert (said["added"], said["whole"], said["notes"]) == (3, 0, [])  # peft saves the base's own table as well
+    expected, found, before = merged_by_peft(base, adapter), weights(tmp_path / "merged"), weights(base)
+    assert not np.allclose(found["model.embed_tokens.weight"], before["model.embed_tokens.weight"], atol=0.01)
+    for name, values in found.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_a_table_that_is_the_head_leaves_the_head_as_it_was(tiny_model_dir: TinyModel, tmp_path: Path) -> None:
+    """As the adapter runs in peft: what is added is added to what is looked up."""
+    base = tiny_model_dir("llama")  # tied
+    adapter = train(base, tmp_path / "adapter", **TABLE)
+    said = run(adapter, tmp_path / "merged")
+    assert any("which alone was changed" in note for note in said["notes"])
+    found, before = weights(tmp_path / "merged"), weights(base)
+    np.testing.assert_array_equal(found["lm_head.weight"], before["model.embed_tokens.weight"])
+    expected = logits_of_peft(base, adapter)
+    assert np.abs(expected - torch_logits(base, TOKENS)).max() / np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(torch_logits(tmp_path / "merged", TOKENS), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_that_is_the_head_has_no_adapters_file(tiny_model_dir: TinyModel, tmp_path: Path) -> None:
+    adapter = train(tiny_model_dir("llama"), tmp_path / "adapter", **TABLE)
+    with pytest.raises(UnsupportedError, match=r"which is the head as well: .* 'packlight merge'"):
+        write_adapter(MergeRequest(adapter, tmp_path / "adapter.gguf"), SilentReporter())
+
+
+def test_a_table_and_a_head_that_peft_keeps_alike_are_refused(tiny_model_dir: TinyModel, tmp_path: Path) -> None:
+    adapter = train(tiny_model_dir("llama"), tmp_path / "adapter", **TABLE)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ensure_weight_tying": True}))
+    with pytest.raises(UnsupportedError, match="keeps a table that it changes and the head alike"):
+        run(adapter, tmp_path / "merged")
+
+
 def logits_of_peft(base: Path, adapter: Path) -> np.ndarray[Any, Any]:
     import peft
     import torch
@@ -145,7 +188,7 @@ def logits_of_peft(base: Path, adapter: Path) -> np.ndarray[Any, Any]:
     return logits
 
 
-@pytest.mark.parametrize(("family", "options"), [("llama", SCALED), ("qwen3", PLAIN)])
+@pytest.mark.parametrize(("family", "options"), [("llama", SCALED), ("qwen3", PLAIN), ("llama3", TABLE)])
 def test_llama_cpp_adds_what_torch_adds(
     family: str, options: dict[str, Any], tiny_model_dir: TinyModel, tmp_path: Path
 ) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.parity import emit
+from support.tiny_architectures import make_tiny_architecture, tiny_model
 from typer.testing import CliRunner
 
 from exporter.cli.app import app
@@ -110,6 +112,51 @@ def test_layer_by_layer_is_the_same(
         np.testing.assert_allclose(by_layers.sums[name].squares, sums.squares, rtol=1e-5)
         assert by_layers.sums[name].counts.tolist() == sums.counts.tolist()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon", "gpt-oss", "gpt2", "gptneox", "mpt", "phi2"])
+def test_layer_by_layer_is_the_same_of_families_with_other_names(name: str, text: Path, tmp_path: Path) -> None:
+    """Some keep their layers elsewhere, have no `norm`, or give more than hidden states; GPT-2's have no prefix."""
+    model = make_tiny_architecture(name, tmp_path / "model")
+    if name == "gpt2":
+        path = model / "model.safetensors"
+        save_file({key.removeprefix("transformer."): one for key, one in load_file(path).items()}, path)
+    report = computed(model, tmp_path / "a.gguf", text, chunks=3)
+    computed(model, tmp_path / "b.gguf", text, chunks=3, low_memory=True)
+    whole_model, by_layers = read_imatrix(tmp_path / "a.gguf"), read_imatrix(tmp_path / "b.gguf")
+    assert report.entries == len(whole_model.sums) == len(by_layers.sums)
+    assert all("exps" in matrix for matrix in report.unseen)
+    for matrix, sums in whole_model.sums.items():
+        np.testing.assert_allclose(by_layers.sums[matrix].squares, sums.squares, rtol=1e-4, atol=1e-6)
+        assert by_layers.sums[matrix].counts.tolist() == sums.counts.tolist()
+
+
+def test_experts_with_inputs_as_rows_have_sums_of_their_own() -> None:
+    """GPT-OSS's, on a model whose router is known: the counts are those of the tokens that it sends."""
+    model = tiny_model("gpt-oss")
+    weights = {name: one for name, one in model.named_parameters() if "experts" in name and one.dim() == 3}
+    experts = model.model.layers[1].mlp.experts
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    experts.register_forward_pre_hook(
+        lambda _module, args, kwargs: seen.append(_routed(*args, **kwargs)), with_kwargs=True
+    )
+    collector = Collector(weights)
+    whole(model, [list(range(20, 60))], collector, nothing)
+    ((inputs, chosen),) = seen
+    found = collector.sums()["model.layers.1.mlp.experts.gate_up_proj"]
+    assert found.counts.tolist() == [int((chosen == expert).sum()) for expert in range(4)]
+    assert sum(found.counts.tolist()) == 2 * 40
+    for expert in range(4):
+        rows = inputs[(chosen == expert).any(-1)].double()
+        np.testing.assert_allclose(found.squares[expert], rows.square().sum(0).numpy(), rtol=1e-5)
+    assert collector.sums().keys() == weights.keys()
+
+
+def _routed(
+    hidden: torch.Tensor, router_indices: torch.Tensor, routing_weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the experts are given: tokens, and the experts of each."""
+    return hidden.detach().reshape(-1, hidden.shape[-1]), router_indices
 
 
 def test_each_expert_has_sums_of_its_own() -> None:

@@ -190,6 +190,15 @@ def test_one_preset_that_cannot_be_written_leaves_the_others(planned, monkeypatc
     assert report.rows
 
 
+def test_types_that_are_named_are_those_of_gguf_alone(tiny_llama):
+    arguments = (tiny_llama, "--quant", "q4_0", "--quant", "q8_0", "--json")
+    plain, pure = (json.loads(run(*arguments, *more).stdout)["rows"] for more in (["--format", "gguf"], ["--pure"]))
+    assert [row["format"] for row in pure] == ["gguf", "gguf"]
+    (before, eight), (after, same) = ([row["file_bytes"] for row in rows] for rows in (plain, pure))
+    assert after < before
+    assert same == eight
+
+
 def test_a_phone_that_does_not_say_is_an_arm():
     device = dataclasses.replace(load_device("pixel-8"), arch=None)
     assert device.processor == Processor.usual("aarch64")
@@ -206,6 +215,10 @@ def test_a_phone_that_does_not_say_is_an_arm():
         (["--kv-type", "f17"], "'f17' is not a type of KV cache"),
         (["--max-memory", "much"], "much"),
         (["--format", "onnx", "--quant", "q4_0"], "unknown quantization 'q4_0'"),
+        (["--format", "onnx", "--pure"], "--format onnx: --imatrix, --rule, --pure, --output-type and"),
+        (["--rule", "ffn_down"], "--rule ffn_down: is no PATTERN=TYPE"),
+        (["--rule", "ffn_dwon=q8_0"], "--rule ffn_dwon=q8_0: is found in no tensor's name"),
+        (["--imatrix", "nothing.gguf"], "nothing.gguf: cannot be read"),
     ],
 )
 def test_a_mistake_is_one_line(tiny_llama, arguments, said):

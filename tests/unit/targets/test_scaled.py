@@ -31,6 +31,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "tensor": {"quant_method": "modelopt"},
     "int8": {"quant_method": "compressed-tensors", "format": "int-quantized"},
 }
+WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32, "actorder": None}
+GROUPED = {
+    "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": WEIGHTS, "input_activations": None}},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,74 @@ def packed(source: Path, out: Path, method: str) -> tuple[Path, dict[str, torch.
     config = json.loads((source / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "quantization_config": METHODS[method]}))
     return out, worth
+
+
+def integers(source: Path, out: Path, bits: int, groups: int) -> dict[str, torch.Tensor]:
+    """The model with its layers' matrices packed as compressed-tensors packs them; what they are worth."""
+    written, worth = {}, {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if tensor.dim() != 2 or "layers" not in name:
+            written[name] = tensor
+            continue
+        rows, columns = tensor.shape
+        top = 2 ** (bits - 1)
+        codes = torch.randint(-top, top, (rows, columns), generator=torch.Generator().manual_seed(rows))
+        scales = (torch.rand(rows, groups) + 0.5).to(torch.bfloat16) / 64
+        each = 32 // bits
+        words = torch.zeros(rows, columns // each, dtype=torch.int64)
+        for place in range(each):
+            words |= (codes[:, place::each] + top) << (bits * place)
+        written[f"{name}_packed"] = words.to(torch.int32)  # the highest bit becomes the sign
+        written[f"{name}_scale"] = scales
+        written[f"{name}_shape"] = torch.tensor([rows, columns])
+        worth[name] = codes.float() * scales.float().repeat_interleave(columns // groups, 1)
+    for path in source.iterdir():
+        if not path.name.endswith(".safetensors"):
+            (out / path.name).write_bytes(path.read_bytes())
+    save_file(written, out / "model.safetensors")
+    weights = {**WEIGHTS, "num_bits": bits}
+    groups_said = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    config = json.loads((source / "config.json").read_text())
+    said = {**config, "quantization_config": {**GROUPED, "config_groups": groups_said}}
+    (out / "config.json").write_text(json.dumps(said))
+    return worth
+
+
+@pytest.mark.parametrize(("bits", "groups"), [(4, 1), (4, 6), (8, 6)])
+def test_packed_integers_are_codes_times_scales(bits: int, groups: int, source: Path, tmp_path: Path) -> None:
+    worth = integers(source, tmp_path, bits, groups)
+    facts = resolve(str(tmp_path))
+    assert "quantization_config" not in facts.config
+    assert facts.tensors.keys() == load_file(source / "model.safetensors").keys()
+    assert len(worth) == 14
+    with WeightReader() as reader:
+        for name, values in worth.items():
+            np.testing.assert_array_equal(reader.read_rows(facts.tensors[name], 0, len(values)), values.numpy())
+            np.testing.assert_array_equal(reader.read_rows(facts.tensors[name], 5, 9), values[5:9].numpy())
+
+
+@pytest.mark.parametrize(
+    ("weights", "more"),
+    [
+        ({"symmetric": False}, {}),
+        ({"num_bits": 3}, {}),
+        ({"type": "float"}, {}),
+        ({}, {"model.layers.0.mlp.up_proj.weight_zero_point": torch.ones(3, 3)}),
+        ({}, {"model.layers.0.mlp.up_proj.weight_g_idx": torch.ones(192)}),
+        ({}, {"model.layers.0.mlp.up_proj.weight_scale": torch.ones(3, 6)}),
+    ],
+    ids=["asymmetric", "three bits", "floats", "zero points", "ordered", "other scales"],
+)
+def test_packed_integers_that_scales_do_not_explain_are_refused(
+    weights: dict[str, Any], more: dict[str, torch.Tensor], source: Path, tmp_path: Path
+) -> None:
+    integers(source, tmp_path, 4, 6)
+    save_file({**load_file(tmp_path / "model.safetensors"), **more}, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"].update(weights)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises((ModelError, UnsupportedError), match="already compressed-tensors"):
+        GgufTarget().plan(resolve(str(tmp_path)), EmitOptions("f16"))
 
 
 @pytest.fixture

@@ -41,6 +41,45 @@ def test_the_bytes_are_those_that_are_written(tiny_model_dir, tmp_path, quant):
     assert outline.quant == artifact.quant
 
 
+@pytest.mark.parametrize(
+    ("quant", "weighted", "choice"),
+    [
+        ("iq2_xs", True, {}),
+        ("q4_k_m", True, {"rules": ((r"blk\.0\..*ffn_down", "q8_0"), ("attn_q", "iq3_s"))}),
+        ("q4_k_m", False, {"pure": True}),
+        ("q3_k_m", False, {"pure": True, "output": "q8_0", "embedding": "q5_0"}),
+    ],
+)
+def test_the_bytes_with_types_that_are_named_are_those_that_are_written(
+    tiny_model_dir, tmp_path, quant, weighted, choice
+):
+    directory = tiny_model_dir("llama", hidden=256)
+    facts = resolve(str(directory))
+    importance = importance_of(directory, tmp_path / "imatrix.gguf") if weighted else None
+    types = TypeChoice(importance=importance, **choice)
+    (outline,) = outlines(facts, [quant], None, types).outlines
+    (tmp_path / "out").mkdir()
+    artifact = GgufTarget().emit(facts, EmitOptions(quant, types=types), tmp_path / "out", silent)
+    assert outline.exact
+    assert outline.file_bytes == artifact.total_bytes
+    (plain,) = outlines(facts, [quant]).outlines
+    assert plain.file_bytes != outline.file_bytes
+
+
+def test_a_rule_without_the_importance_that_it_needs_is_planned_as_if_there_were_one(tiny_model_dir):
+    facts = resolve(str(tiny_model_dir("llama", hidden=256)))
+    (outline,) = outlines(facts, ["q4_k_m"], None, TypeChoice(rules=(("attn_q", "iq2_xxs"),))).outlines
+    assert not outline.exact
+    kinds = {tensor.kind.name for tensor in outline.tensors if "attn_q" in tensor.name}
+    assert kinds == {"IQ2_XXS"}
+
+
+def test_what_is_wrong_with_a_rule_is_said_of_every_preset(tiny_llama):
+    found = outlines(resolve(str(tiny_llama)), ["q8_0", "f16"], None, TypeChoice(rules=(("ffn_dwon", "q8_0"),)))
+    assert found.outlines == ()
+    assert all("--rule ffn_dwon=q8_0: is found in no tensor's name" in said for said in found.refused.values())
+
+
 def test_a_preset_that_has_nothing_for_the_models_rows_says_why(tiny_llama):
     found = outlines(resolve(str(tiny_llama)), ["q1_0", "q8_0"])
     assert [outline.quant for outline in found.outlines] == ["q8_0"]

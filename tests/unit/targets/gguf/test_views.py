@@ -12,7 +12,7 @@ from support.parity import no_progress
 from targets.facts import TensorFact
 from targets.gguf import header, stream
 from targets.gguf.architectures.base import OutTensor
-from targets.gguf.architectures.views import columns, grouped_heads, part, transposed
+from targets.gguf.architectures.views import columns, every, grouped_heads, part, transposed
 from targets.gguf.kernels import quantize_rows
 from targets.gguf.types import TYPES
 from targets.weights import WeightReader
@@ -55,6 +55,8 @@ VIEWS: dict[str, tuple[tuple[int, ...], View, dict[str, int], Callable[[Array], 
     "transpose": ((4, 6), transposed(), {}, lambda w: w.T),
     "transposed experts": ((3, 4, 6), transposed(), {}, lambda w: w.swapaxes(1, 2)),
     "every second column of experts as rows": ((3, 4, 6), transposed(1, 2), {}, lambda w: w[:, :, 1::2].swapaxes(1, 2)),
+    "every third row": ((6, 4), every(1, 3), {}, lambda w: w[1::3]),
+    "odd rows of experts": ((3, 4, 6), every(1, 2), {}, lambda w: w[:, 1::2]),
     "even columns": ((3, 8), columns(0, 2), {}, lambda w: w[:, ::2]),
     "odd columns": ((3, 8), columns(1, 2), {}, lambda w: w[:, 1::2]),
     # two key heads of two rows, with two query heads each
@@ -89,6 +91,14 @@ def test_rows_of_a_transpose(start: int, stop: int, tmp_path: Path) -> None:
     (fact,) = transposed()(store(tmp_path / "weights", values), {})
     with WeightReader() as reader:
         assert np.array_equal(reader.read_rows(fact, start, stop), values.T[start:stop])
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_some_of_every_second_row(start: int, tmp_path: Path) -> None:
+    values = numbers(8, 3)
+    (fact,) = every(1, 2)(store(tmp_path / "weights", values), {})
+    with WeightReader() as reader:
+        assert np.array_equal(reader.read_rows(fact, start, 3), values[1::2][start:3])
 
 
 def written(tensor: OutTensor, kind: str, path: Path) -> bytes:
