@@ -68,6 +68,7 @@ class LlamaCppSession:
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), self._model_params())
         if not self._model:
             raise EngineError(f"{path}: llama.cpp does not load it: {self._log.cause()}")
+        self._refuse_endless(path)
         self._refuse_unlearned(path)
         self._context = self._lib.llama_init_from_model(self._model, context_params)
         if not self._context:
@@ -79,12 +80,23 @@ class LlamaCppSession:
         self._lib.llama_sampler_chain_add(self._sampler, self._lib.llama_sampler_init_greedy())
         self._buffers = buffer_bytes(self._log.sizes)  # now: another session will empty the log
 
+    def _said(self, key: bytes) -> bytes:
+        """A value of the file's metadata as text; empty where it has none."""
+        value = ctypes.create_string_buffer(64)
+        self._lib.llama_model_meta_val_str(self._model, key, value, len(value))
+        return value.value
+
+    def _refuse_endless(self, path: Path) -> None:
+        """Raise EngineError for a model that has no next token: of encoders llama.cpp gives logits that are all 0."""
+        arch = self._said(b"general.architecture")
+        if self._said(arch + b".attention.causal") == b"false" or self._lib.llama_model_has_encoder(self._model):
+            what = f"a model of the architecture '{arch.decode('utf-8', 'replace')}' does not continue a text"
+            raise EngineError(f"{path}: {what}, which is what packlight runs llama.cpp for; leave running it out")
+
     def _refuse_unlearned(self, path: Path) -> None:
         """Raise UserError for more tokens than a model with a learned row for each position has: llama.cpp aborts."""
-        name = ctypes.create_string_buffer(64)
-        self._lib.llama_model_meta_val_str(self._model, b"general.architecture", name, len(name))
         longest = self._lib.llama_model_n_ctx_train(self._model)
-        if name.value in LEARNED_POSITIONS and self._options.context > longest:
+        if self._said(b"general.architecture") in LEARNED_POSITIONS and self._options.context > longest:
             what = f"holds {longest} tokens of context, not {self._options.context}"
             raise UserError(f"{path}: {what}; use --context {longest} or fewer")
 

@@ -83,28 +83,32 @@ class Dimensions:
 
         n_layers = get("block_count")
 
-        def each(key: str, default: int) -> tuple[int, ...]:
+        def each(key: str, default: int | tuple[int, ...]) -> tuple[int, ...]:
             found = get(key, default)
             values = tuple(found) if isinstance(found, Sequence) else (found,) * n_layers
             if len(values) != n_layers or not all(isinstance(value, int) and value >= 0 for value in values):
                 raise ValueError(f"{arch}.{key} is {found}, with {n_layers} layers")
             return values
 
+        fitted = arch in FITTED and not get("expert_count", 0)
         heads = each("attention.head_count", 1)
-        wide = get("embedding_length") // (1 if arch in WITHOUT_HEADS else max(heads))
+        hidden = get("embedding_length", None if fitted else 0)
+        wide = hidden // (1 if arch in WITHOUT_HEADS else max(*heads, 1))
+        window = get("attention.sliding_window", 0) if fitted else 0  # only there it is known what it means
         pattern = get("attention.sliding_window_pattern", GEMMA_PATTERN)
         if isinstance(pattern, int):  # every so manieth layer attends to all
             pattern = [pattern > 0 and (layer + 1) % pattern != 0 for layer in range(n_layers)]
-        if len(pattern) != n_layers:
+        if fitted and len(pattern) != n_layers:
             raise ValueError(
                 f"{arch}.attention.sliding_window_pattern has {len(pattern)} entries for {n_layers} layers"
             )
-        window = get("attention.sliding_window", 0)
+        used = get("expert_used_count", 0)
+        used = used if isinstance(used, Sequence) else (used,)
         return cls(
-            hidden=get("embedding_length"),
+            hidden=hidden,
             widest=max(each("feed_forward_length", 0)),
             heads=heads,
-            kv_heads=each("attention.head_count_kv", heads[0]),
+            kv_heads=each("attention.head_count_kv", heads),
             key=get("attention.key_length", wide),
             value=get("attention.value_length", wide),
             context=get("context_length", 0),
@@ -113,8 +117,8 @@ class Dimensions:
             window=window,
             sliding=tuple(pattern) if window else (False,) * n_layers,
             experts=get("expert_count", 0),
-            used=get("expert_used_count", 0),
-            fitted=arch in FITTED and not get("expert_count", 0),
+            used=max((count for count in used if isinstance(count, int)), default=0),
+            fitted=fitted,
         )
 
 

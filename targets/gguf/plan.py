@@ -10,17 +10,18 @@ from runtime.errors import UnsupportedError
 from targets.base import Problem, TypeChoice
 from targets.damage import damage_in
 from targets.factors import merged_notes
-from targets.gguf import header
+from targets.gguf import header, requantize
 from targets.gguf.architectures import architecture_of, uneven
 from targets.gguf.architectures.base import OutTensor, dimensions, full_config, plan_tensors
 from targets.gguf.choice import choose
 from targets.gguf.content import Content, count_params, model_shape
-from targets.gguf.general import ModelName, general_metadata, model_name
+from targets.gguf.general import ModelName, Sizes, general_metadata
 from targets.gguf.importance import Importance, importance_for, missing, uncounted
 from targets.gguf.keyvalue import KeyValue, uint32
 from targets.gguf.ongrid import problems as block_problems
 from targets.gguf.ongrid import stored_blocks
 from targets.gguf.presets import ALIASES, PRESETS, Preset
+from targets.gguf.reading import READABLE_TYPES
 from targets.gguf.types import TYPES, GgmlType
 from targets.ongrid import GGML, foreign_grids, other_preset
 from targets.weights import FLOAT_BYTES
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 QUANTIZATION_VERSION = 2
 """Version of ggml's block layouts; general.quantization_version."""
+_READABLE = {kind.name: kind for kind in READABLE_TYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,6 @@ def packed_for_another(facts: ModelFacts, preset: Preset) -> list[Problem]:
 def read_content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     """What goes into the file whatever the preset is, or every problem. Raises ModelError and UnsupportedError."""
     if facts.source == "gguf":
-        from targets.gguf import requantize
-
         return requantize.read_content(facts)
     return _read_checkpoint(facts)
 
@@ -156,9 +156,10 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
         hyper_parameters = architecture.hyper_parameters(config)
     with damage_in(facts.path / "tokenizer.json"):
         tokenizer = tokenizer_metadata(facts.path, config, dimensions(config)["vocab"])
-    name = model_name(facts.name, count_params(tensors))
+    sizes = Sizes.of((tensor.name, tensor.shape) for tensor in tensors)
+    name, general = general_metadata(facts.path, architecture.gguf, facts.name, sizes)
     metadata = [
-        *general_metadata(facts.path, architecture.gguf, name),
+        *general,
         *hyper_parameters,
         *tokenizer.entries,
     ]
@@ -220,6 +221,7 @@ def decide(
         types = types | blocks
     kept = {tensor.name: {fact.dtype for fact in tensor.sources} for tensor in content.tensors}
     written = {name: kind for name, kind in types.items() if kept[name] != {kind.name}}
+    problems += [] if content.from_checkpoint else requantize.undecodable(content, written)
     return Decided(types, importance), problems + missing(preset, written, importance, model)
 
 
@@ -243,7 +245,8 @@ def _free(content: Content) -> list[tuple[str, tuple[int, ...]]]:
 
 def place(content: Content, types: Mapping[str, GgmlType]) -> list[header.Placed]:
     """Place the tensors, in their order."""
-    return header.place([(t.name, t.shape, types.get(t.name, _kept_type(t))) for t in content.tensors])
+    kept = _kept_type if content.from_checkpoint else _own_type
+    return header.place([(t.name, t.shape, types[t.name] if t.name in types else kept(t)) for t in content.tensors])
 
 
 def lay_out(preset: Preset, content: Content, decided: Decided) -> Plan:
@@ -271,6 +274,11 @@ def lay_out(preset: Preset, content: Content, decided: Decided) -> Plan:
 
 
 def _kept_type(tensor: OutTensor) -> GgmlType:
-    """The type of a tensor that no preset touches: float32, or what a GGUF source had."""
+    """The type of a checkpoint's tensor that no preset touches: of a vector float32, of a matrix what it has."""
     kept = tensor.sources[0].dtype if tensor.sources else "F32"
     return TYPES["F32"] if tensor.precise or len(tensor.shape) == 1 or kept not in TYPES else TYPES[kept]
+
+
+def _own_type(tensor: OutTensor) -> GgmlType:
+    """The type that a tensor of a GGUF file has."""
+    return _READABLE[tensor.sources[0].dtype]
