@@ -27,6 +27,7 @@ class Content:
 
     notes: what llama.cpp will do otherwise than the source, for the report
     from_checkpoint: from a Hugging Face directory, not from a GGUF file
+    file_type: general.file_type of a GGUF source that says it
     """
 
     name: ModelName
@@ -35,6 +36,7 @@ class Content:
     shape: ModelShape
     notes: tuple[str, ...] = ()
     from_checkpoint: bool = False
+    file_type: int | None = None
 
 
 def count_params(tensors: list[OutTensor]) -> int:

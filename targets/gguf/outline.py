@@ -17,7 +17,7 @@ from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPE, KV_TYPES, RunOptio
 from targets.damage import damage_in
 from targets.gguf.header import align
 from targets.gguf.plan import expected, find_preset, lay_out, packed_for_another, place, read_content
-from targets.gguf.presets import PRESETS
+from targets.gguf.presets import COPY, PRESETS
 from targets.gguf.types import TYPES
 from targets.outline import Footprint, Outlined, Work, first_problem
 
@@ -292,12 +292,14 @@ def outlines(facts: ModelFacts, quants: Sequence[str] | None = None, engine: str
 def _laid_out(content: Content, decided: Sequence[tuple[Preset, Decided]]) -> tuple[GgufOutline, ...]:
     if not decided:
         return ()
-    first = lay_out(decided[0][0], content, decided[0][1])  # the header is as long for all: same names, shapes, keys
+    # The header is as long for all: same names, shapes, keys. A copy may lack one.
+    plans = {preset is COPY: lay_out(preset, content, one) for preset, one in reversed(decided)}
+    first = next(iter(plans.values()))
     dimensions = Dimensions.of({entry.key: entry.value for entry in first.metadata})
     made = []
     for preset, one in decided:
         placed = place(content, one.types)
         data = align(placed[-1].offset + placed[-1].n_bytes)
-        size, exact = len(first.header), not one.assumed
+        size, exact = len(plans[preset is COPY].header), not one.assumed
         made.append(GgufOutline(preset.name, size + data, size, first.n_params, placed, dimensions, exact=exact))
     return tuple(made)

@@ -20,7 +20,7 @@ from targets.gguf.importance import Importance, importance_for, missing, uncount
 from targets.gguf.keyvalue import KeyValue, uint32
 from targets.gguf.ongrid import problems as block_problems
 from targets.gguf.ongrid import stored_blocks
-from targets.gguf.presets import ALIASES, PRESETS, Preset
+from targets.gguf.presets import ALIASES, COPY, PRESETS, Preset
 from targets.gguf.reading import READABLE_TYPES
 from targets.gguf.types import TYPES, GgmlType
 from targets.ongrid import GGML, foreign_grids, other_preset
@@ -82,9 +82,10 @@ def find_preset(name: str) -> Preset:
     """The preset of that name. Raises UnsupportedError that lists the known ones."""
     wanted = name.lower()
     wanted = ALIASES.get(wanted, wanted)
-    if wanted not in PRESETS:
-        raise UnsupportedError(f"unknown quantization '{name}' for gguf; known: {', '.join(PRESETS)}")
-    return PRESETS[wanted]
+    known = {**PRESETS, COPY.name: COPY}
+    if wanted not in known:
+        raise UnsupportedError(f"unknown quantization '{name}' for gguf; known: {', '.join(known)}")
+    return known[wanted]
 
 
 def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
@@ -205,6 +206,8 @@ def decide(
     Raises ModelError for an importance matrix that cannot be read.
     """
     wanted = wanted or TypeChoice()
+    if preset is COPY:
+        return Decided({}), _not_copied(content, wanted)
     named = _free(content)
     importance: Importance | None = None
     problems: list[Problem] = []
@@ -225,6 +228,17 @@ def decide(
     return Decided(types, importance), problems + missing(preset, written, importance, model)
 
 
+def _not_copied(content: Content, wanted: TypeChoice) -> list[Problem]:
+    """What keeps all types from being the source's."""
+    where, problems = f"--quant {COPY.name}", []
+    if content.from_checkpoint:
+        what = "keeps the types of a .gguf file, and MODEL is a directory"
+        problems.append(Problem(where, what, "name another preset, such as bf16"))
+    if wanted != TypeChoice():
+        problems.append(Problem(where, "changes no type", "leave out --rule, --imatrix and their like"))
+    return problems
+
+
 def expected(preset: Preset, content: Content) -> tuple[Decided, list[Problem]]:
     """As `decide` of the preset alone, as if there were an importance matrix where the preset is not written without.
 
@@ -232,8 +246,8 @@ def expected(preset: Preset, content: Content) -> tuple[Decided, list[Problem]]:
     """
     named = _free(content)
     decided, problems = decide(preset, content, "")
-    if not problems:
-        return decided, []
+    if not problems or preset is COPY:
+        return decided, problems
     chosen = choose(preset, named, content.shape, weighted=True)
     return Decided(chosen.types, assumed=True), chosen.problems
 
@@ -253,9 +267,13 @@ def lay_out(preset: Preset, content: Content, decided: Decided) -> Plan:
     """Place the tensors, encode the header."""
     placed = place(content, decided.types)
     importance = decided.importance
+    file_type: int | None = preset.file_type
+    if preset is COPY:  # what comes out is what went in
+        file_type = content.file_type
+        preset = next((one for one in PRESETS.values() if one.file_type == file_type), COPY)
     metadata = [
         *content.metadata,
-        uint32("general.file_type", preset.file_type),
+        *([] if file_type is None else [uint32("general.file_type", file_type)]),
         uint32("general.quantization_version", QUANTIZATION_VERSION),
         *(importance.metadata() if importance is not None else ()),
     ]

@@ -49,12 +49,14 @@ def _content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     if problem := _no_model(facts, known):
         return None, [problem]
     tensors = [OutTensor(fact.name, fact.shape, fact) for fact in facts.tensors.values()]
+    file_type = known.get("general.file_type")
     content = Content(
         name=model_name(facts.name, Sizes.of((one.name, one.shape) for one in tensors), known),
         metadata=[entry for entry in metadata if entry.key not in _REWRITTEN],
         tensors=tensors,
         shape=model_shape(known, facts.tensors),
         notes=(*_stranger(known["general.architecture"]), *_losses(facts)),
+        file_type=file_type if isinstance(file_type, int) else None,
     )
     return content, []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +10,22 @@ import numpy as np
 import pytest
 from support.digests import tensor_digests
 from support.llama_quantize import our_types, quantized, their_types
-from support.parity import OPTIONS, emit
+from support.parity import OPTIONS, emit, no_progress
 from support.preset_models import EXPERTS, KINDS, Kind, bell, write_model
 
+from benchmarks.tools import source as source_of_llama_cpp
 from exporter.checkpoint import resolve
 from runtime.artifact import open_artifact
 from runtime.errors import EngineError, UnsupportedError
 from runtime.sessions import open_session
+from targets import get_target
+from targets.base import EmitOptions, TypeChoice
 from targets.gguf import header
+from targets.gguf.choice import _NEVER, _NEVER_OF
+from targets.gguf.content import _SIZED_70B
 from targets.gguf.keyvalue import KeyValue, array, float32, string, uint32
 from targets.gguf.outline import outlines
-from targets.gguf.reading import READABLE_TYPES
+from targets.gguf.reading import READABLE_TYPES, read_gguf_metadata
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,13 +46,15 @@ class File:
     tensors: dict[str, tuple[Shape, str]] = field(default_factory=dict)
     keys: dict[str, Any] = field(default_factory=dict)
     general: dict[str, str] = field(default_factory=dict)
+    file_type: int | None = 0
 
     def write(self, path: Path) -> Path:
         """Random weights, whole numbers in integer types."""
         keys = {"context_length": 512, "block_count": 2, "embedding_length": 256, "feed_forward_length": 256,
                 "attention.head_count": 4, "attention.head_count_kv": 2, "rope.dimension_count": 64, "vocab_size": 4,
                 "attention.layer_norm_rms_epsilon": 1e-5, "attention.layer_norm_epsilon": 1e-5} | self.keys  # fmt: skip
-        metadata = [string("general.architecture", self.arch), uint32("general.file_type", 0)]
+        metadata = [string("general.architecture", self.arch)]
+        metadata += [] if self.file_type is None else [uint32("general.file_type", self.file_type)]
         metadata += [string(key, value) for key, value in self.general.items()]
         metadata += [_entry(f"{self.arch}.{key}", value) for key, value in keys.items() if value is not None]
         placed = header.place([(name, shape, KIND_OF[kind]) for name, (shape, kind) in self.tensors.items()])
@@ -198,6 +206,38 @@ def test_a_quantized_source_gets_the_types_of_llama_quantize(name: str, tmp_path
         assert our_types(source, preset) == their_types(source, preset)
 
 
+def test_a_copy_has_every_byte_and_joins_what_was_cut(tmp_path: Path) -> None:
+    for name in ("parts", "whole", "none"):
+        (tmp_path / name).mkdir()
+    whole = quantized(ODD.write(tmp_path / "odd.gguf"), "q4_k_m", tmp_path / "q4.gguf")
+    options = EmitOptions("copy", split_max_bytes=20_000)
+    parts = get_target("gguf").emit(resolve(str(whole)), options, tmp_path / "parts", no_progress)
+    assert (len(parts.files) > 2, parts.quant) == (True, "q4_k_m")
+    joined = emit(parts.entry_path, tmp_path / "whole", preset="copy").entry_path
+    assert joined.name.endswith("-Q4_K_M.gguf")
+    assert tensor_digests(joined) == tensor_digests(whole)
+    before, after = ({e.key: (e.type, str(e.value)) for e in read_gguf_metadata(path)} for path in (whole, joined))
+    assert after == before
+    (outline,) = outlines(resolve(str(whole)), ["copy"]).outlines
+    assert outline.file_bytes == joined.stat().st_size
+    with pytest.raises(UnsupportedError, match="--quant copy: changes no type; leave out --rule"):
+        emit(whole, tmp_path / "none", preset="copy", types=TypeChoice(pure=True))
+
+
+def test_a_copy_of_a_file_that_does_not_say_its_type(tmp_path: Path) -> None:
+    source = File("llama", {**TABLE, **LAYERS}, file_type=None).write(tmp_path / "model.gguf")
+    found = {one.quant: one.file_bytes for one in outlines(resolve(str(source)), ["copy", "f32"]).outlines}
+    for preset in ("copy", "f32"):
+        (tmp_path / preset).mkdir()
+        assert emit(source, tmp_path / preset, preset=preset).total_bytes == found[preset]
+    assert emit(source, tmp_path / "copy", preset="copy").quant == "copy"
+
+
+def test_a_checkpoint_is_not_copied(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"--quant copy: keeps the types of a \.gguf file, and MODEL is a dir"):
+        emit(tiny_llama, tmp_path, preset="copy")
+
+
 def test_an_architecture_that_nobody_knows_is_written_by_names_and_says_so(tmp_path: Path) -> None:
     file = File("neverheard", {**TABLE, **LAYERS})
     source = file.write(tmp_path / "new.gguf")
@@ -295,3 +335,21 @@ def test_a_model_without_a_next_token_is_not_run(tmp_path: Path) -> None:
     path = File("llama", RUNS.tensors, RUNS.keys | {"attention.causal": False}, RUNS.general).write(tmp_path / "b.gguf")
     with pytest.raises(EngineError, match="the architecture 'llama' does not continue a text"):
         open_session(open_artifact(path), OPTIONS)
+
+
+def test_the_rules_of_llama_quantize_are_all_known() -> None:
+    """What src/llama-quant.cpp asks of names and architectures: another release may ask more."""
+    src = source_of_llama_cpp() / "src"
+    text = (src / "llama-quant.cpp").read_text(encoding="utf-8")
+    begin, end = text.index("static bool tensor_allows_quantization("), text.index("// tensor type selection")
+    left_alone = set(re.findall(r'name\.find\("([^"]+)"\)', text[begin:end]))
+    assert left_alone == {*_NEVER, *(part for parts in _NEVER_OF.values() for part in parts)}
+    rules = text[: text.index("llama_quant_model_from_metadata(")]
+    assert set(re.findall(r"LLM_ARCH_(\w+)", rules)) == {"FALCON", "GLM5_NEXT", "BAILINGMOE3"}
+    models = {path.stem: path.read_text(encoding="utf-8") for path in sorted((src / "models").glob("*.cpp"))}
+    larger = {name for name, code in models.items() if "LLM_TYPE_70B" in code}
+    assert larger | {"llama-embed"} == set(_SIZED_70B)  # which is Llama's class
+    repeated = {
+        name.replace("-", "") for name, code in models.items() if re.search(r"hparams\.n_layer_all\s*=[^=]", code)
+    }
+    assert repeated == {"graniteswitch", "nanbeige"}
