@@ -91,7 +91,7 @@ class LlamaCppSession:
         arch = self._said(b"general.architecture")
         if self._said(arch + b".attention.causal") == b"false" or self._lib.llama_model_has_encoder(self._model):
             what = f"a model of the architecture '{arch.decode('utf-8', 'replace')}' does not continue a text"
-            raise EngineError(f"{path}: {what}, which is what packlight runs llama.cpp for; leave running it out")
+            raise EngineError(f"{path}: {what}, and is not run here; export it with --no-verify --no-measure")
 
     def _refuse_unlearned(self, path: Path) -> None:
         """Raise UserError for more tokens than a model with a learned row for each position has: llama.cpp aborts."""

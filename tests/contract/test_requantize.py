@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from support.digests import tensor_digests
+from support.golden_model import write_golden_model
 from support.llama_quantize import our_types, quantized, their_types
 from support.parity import OPTIONS, emit, no_progress
 from support.preset_models import EXPERTS, KINDS, Kind, bell, write_model
@@ -233,9 +234,9 @@ def test_a_copy_of_a_file_that_does_not_say_its_type(tmp_path: Path) -> None:
     assert emit(source, tmp_path / "copy", preset="copy").quant == "copy"
 
 
-def test_a_checkpoint_is_not_copied(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_copied(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"--quant copy: keeps the types of a \.gguf file, and MODEL is a dir"):
-        emit(tiny_llama, tmp_path, preset="copy")
+        emit(write_golden_model(tmp_path / "golden"), tmp_path, preset="copy")
 
 
 def test_an_architecture_that_nobody_knows_is_written_by_names_and_says_so(tmp_path: Path) -> None:
