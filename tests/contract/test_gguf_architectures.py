@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.llama_quantize import our_types, their_types
-from support.parity import TOKENS, emit, usual_difference, worst_difference
+from support.parity import TOKENS, emit, no_progress, usual_difference, worst_difference
 from support.tiny_architectures import CASES, make_tiny_architecture, tiny_config, tiny_model
 
 from exporter.checkpoint import resolve
+from exporter.verify import VerifyOptions, verify
 from runtime.errors import ModelError, UnsupportedError, UserError
 from runtime.measurement import RunOptions
 from runtime.sessions import open_session
@@ -76,6 +77,17 @@ def test_requantizing_gives_the_types_of_llama_quantize(name: str, exported: Exp
     for stored, preset in itertools.product(("f32", "q8_0"), ("q4_k_m", "iq4_xs", "q2_k")):
         source = exported(name, stored)[1].entry_path
         assert our_types(source, preset) == their_types(source, preset)
+
+
+@pytest.mark.parametrize("name", ["falcon", "gpt-oss", "granitehybrid", "lfm2moe", "mamba2", "phi3-long"])
+def test_a_requantized_file_is_verified_against_its_source(name: str, exported: Exported, tmp_path: Path) -> None:
+    source = exported(name, "f32")[1].entry_path
+    artifact = emit(source, tmp_path, preset="q8_0")
+    options = VerifyOptions(chunks=1, context=64, threads=1)
+    drift = verify(artifact, resolve(str(source)), options, no_progress)
+    assert drift.reference.startswith(f"{source.name} in llama.cpp")
+    assert (drift.parity.chat_template, drift.dead_tensors) == (True, ())
+    assert 0 < drift.mean_kl < NEAR
 
 
 @pytest.mark.parametrize("name", CASES)
