@@ -19,3 +19,14 @@ def no_log_below_error() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def no_log_of(name: str) -> Iterator[None]:
+    """Without what one library logs, errors too."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before

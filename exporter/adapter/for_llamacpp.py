@@ -19,7 +19,7 @@ from runtime.errors import ModelError, UnsupportedError, UserError
 from targets.facts import several, shown
 from targets.gguf import header
 from targets.gguf.architectures import architecture_of
-from targets.gguf.general import general_metadata, model_name
+from targets.gguf.general import Sizes, general_metadata
 from targets.gguf.keyvalue import KeyValue, float32, string, uint32
 from targets.gguf.plan import read_content
 from targets.gguf.stream import interleave_order
@@ -112,8 +112,8 @@ def _factors(reader: WeightReader, adapter: Adapter, low: LowRank, tensor: OutTe
 
 def _metadata(adapter: Adapter, base: ModelFacts) -> list[KeyValue]:
     count = sum(low.left.n_elements + low.right.n_elements for low in adapter.added.values())
-    name = model_name(adapter.directory.absolute().name, count)
-    entries = general_metadata(adapter.directory, architecture_of(base.architecture).gguf, name)
+    architecture, name = architecture_of(base.architecture).gguf, adapter.directory.absolute().name
+    _, entries = general_metadata(adapter.directory, architecture, name, Sizes(count))
     entries = [string("general.type", "adapter") if one.key == "general.type" else one for one in entries]
     if not any(one.key == "general.base_model.count" for one in entries):
         entries += [uint32("general.base_model.count", 1), string("general.base_model.0.name", base.name)]

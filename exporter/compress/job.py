@@ -307,6 +307,8 @@ def _refuse_unchosen(preset: str) -> None:
     from targets.gguf.grids import GRIDS
     from targets.gguf.presets import PRESETS
 
+    if preset not in PRESETS:
+        raise UserError(f"--recipe: preset {preset}: is for a .gguf file, whose types it keeps; name another one")
     base = PRESETS[preset].base
     if PRESETS[preset].weighted or (base not in GRIDS and base not in FLOAT_BYTES):
         what = f"codes of {base.lower()} are chosen by ggml alone"

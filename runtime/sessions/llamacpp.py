@@ -49,9 +49,16 @@ class LlamaCppSession(LlamaCppModel):
             raise UserError(f"'{self._kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPE_IDS)}")
 
     def _refuse(self, path: Path) -> None:
-        """Raise UserError for more tokens than a model with a learned row for each position has: llama.cpp aborts."""
+        """Also EngineError for a model that has no next token: of encoders llama.cpp gives logits that are all 0.
+
+        Of a model with a learned row for each position more tokens than it has are a UserError: llama.cpp aborts.
+        """
+        arch = self._said(b"general.architecture")
+        if self._said(arch + b".attention.causal") == b"false" or self._lib.llama_model_has_encoder(self._model):
+            what = f"a model of the architecture '{arch.decode('utf-8', 'replace')}' does not continue a text"
+            raise EngineError(f"{path}: {what}, and is not run here; export it with --no-verify --no-measure")
         longest = self._lib.llama_model_n_ctx_train(self._model)
-        if self._architecture() in LEARNED_POSITIONS and self._options.context > longest:
+        if arch in LEARNED_POSITIONS and self._options.context > longest:
             what = f"holds {longest} tokens of context, not {self._options.context}"
             raise UserError(f"{path}: {what}; use --context {longest} or fewer")
 

@@ -98,11 +98,11 @@ class LlamaCppModel:
             params.use_mmap = self._options.mmap
         return params
 
-    def _architecture(self) -> bytes:
-        """general.architecture of the open file."""
-        name = ctypes.create_string_buffer(64)
-        self._lib.llama_model_meta_val_str(self._model, b"general.architecture", name, len(name))
-        return name.value
+    def _said(self, key: bytes) -> bytes:
+        """A value of the open file's metadata as text; empty where it has none."""
+        value = ctypes.create_string_buffer(64)
+        self._lib.llama_model_meta_val_str(self._model, key, value, len(value))
+        return value.value
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids of `text`; special tokens written in it are recognised. Lone surrogates become U+FFFD."""

@@ -57,6 +57,18 @@ _NEVER = (
 )  # fmt: skip
 """Parts of names of matrices that llama-quantize leaves alone (`tensor_allows_quantization`)."""
 _NEVER_WHOLE = {"position_embd.weight", "token_types.weight"}
+_NEVER_OF = {
+    "glm5-next": (
+        "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate",
+        "indexer_compressor_ape", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight",
+        "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
+    ),
+}  # fmt: skip
+"""The same of one architecture alone."""
+_EIGHT_BITS_OF = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
+"""Parts of names of matrices that get Q8_0 from every preset that quantizes, by architecture."""
+_EXPERTS_BY_ROLE = {"bailingmoe3"}
+"""Architectures that have other matrices of three dimensions than those of experts."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +86,14 @@ def role_of(name: str) -> str:
     return next((role for part, role in _PARTS.items() if part in name), "")
 
 
-def quantizable(name: str, shape: tuple[int, ...]) -> bool:
+def quantizable(name: str, shape: tuple[int, ...], arch: str = "") -> bool:
     """Whether llama-quantize would quantize this tensor at all: a matrix of weights that is no norm and no router.
 
-    shape: in torch order; leading dimensions of 1 do not count, as in ggml
+    shape: in torch order; leading dimensions of 1 do not count, as in ggml; arch: general.architecture
     """
     if all(dim == 1 for dim in shape[:-1]) or not name.endswith("weight"):
         return False
-    return name not in _NEVER_WHOLE and not any(part in name for part in _NEVER)
+    return name not in _NEVER_WHOLE and not any(part in name for part in (*_NEVER, *_NEVER_OF.get(arch, ())))
 
 
 def fallback(kind: GgmlType, row: int) -> GgmlType | None:
@@ -114,7 +126,7 @@ def choose(
     counted: Counter[str] = Counter()
     # llama-quantize counts tensors layer by layer, and by name within one
     for name, dims in sorted(tensors, key=lambda entry: (_layer(entry[0]), entry[0])):
-        if not quantizable(name, dims):
+        if not quantizable(name, dims, shape.arch):
             named.pass_by(name)
             continue
         found = named.of(name, dims, shape)
@@ -161,13 +173,16 @@ def _slot(
 
 def _by_preset(preset: Preset, name: str, dims: tuple[int, ...], slot: Slot) -> str:
     """The type's name that the preset asks for, before any fallback."""
-    role, base = role_of(name), TYPES[preset.base]
+    role, base, arch = role_of(name), TYPES[preset.base], slot.shape.arch
+    if any(part in name for part in _EIGHT_BITS_OF.get(arch, ())):
+        return "Q8_0"
     if role == _OUTPUT or (role == _TABLE and slot.shape.tied):
         if preset.experts or slot.falcon or base.name == "Q8_0" or not base.fits(dims[-1]):
             return "Q8_0"
         return preset.output
     if preset.experts:
-        return preset.experts if len(dims) > 2 and dims[-3] > 1 else "Q8_0"
+        stacked = len(dims) > 2 and dims[-3] > 1 and (arch not in _EXPERTS_BY_ROLE or role.startswith("ffn_"))
+        return preset.experts if stacked else "Q8_0"
     rule = preset.rules.get(role)
     found = (rule(slot) if rule else None) or base.name
     if preset.lowest:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from targets.gguf.general import ModelName
     from targets.gguf.keyvalue import KeyValue
 
-_SIZED_70B = {"llama": 80, "deci": 80, "qwen2": 80, "olmo": 80, "jais2": 68}
+_SIZED_70B = {"llama": 80, "llama-embed": 80, "deci": 80, "qwen2": 80, "olmo": 80, "jais2": 68}
 """Layers of what llama.cpp takes for a model of 70 B (`load_arch_hparams` of src/models/)."""
+_ALIKE = ("llama", "llama-embed")
+"""Of those the architectures whose 70 B are told from 65 B by fewer heads of keys and values."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Content:
 
     notes: what llama.cpp will do otherwise than the source, for the report
     from_checkpoint: from a Hugging Face directory, not from a GGUF file
+    file_type: general.file_type of a GGUF source that says it
     """
 
     name: ModelName
@@ -33,6 +36,7 @@ class Content:
     shape: ModelShape
     notes: tuple[str, ...] = ()
     from_checkpoint: bool = False
+    file_type: int | None = None
 
 
 def count_params(tensors: list[OutTensor]) -> int:
@@ -43,11 +47,11 @@ def count_params(tensors: list[OutTensor]) -> int:
 def model_shape(known: Mapping[str, Any], names: Iterable[str]) -> ModelShape:
     """What presets ask for, from a file's metadata by key and its tensors' names."""
     arch = str(known.get("general.architecture"))
-    n_layers = _count(known.get(f"{arch}.block_count"))
+    n_layers = _layers(known, arch)
     heads = _count(known.get(f"{arch}.attention.head_count"))
     kv_heads = known.get(f"{arch}.attention.head_count_kv")
     n_kv_heads = heads if kv_heads is None else _count(kv_heads)
-    grouped = arch != "llama" or heads != n_kv_heads
+    grouped = arch not in _ALIKE or heads != n_kv_heads
     return ModelShape(
         n_layers=n_layers,
         n_gqa=heads // n_kv_heads if n_kv_heads else 0,
@@ -56,6 +60,16 @@ def model_shape(known: Mapping[str, Any], names: Iterable[str]) -> ModelShape:
         n_experts=_count(known.get(f"{arch}.expert_count")),
         arch=arch,
     )
+
+
+def _layers(known: Mapping[str, Any], arch: str) -> int:
+    """Layers as llama-quantize counts them, which may be more than the file has (src/models/ of llama.cpp)."""
+    stored = _count(known.get(f"{arch}.block_count"))
+    if arch == "graniteswitch":  # the router is one more
+        return stored + 1
+    if arch == "nanbeige":  # the same layers several times
+        return stored * _count(known.get(f"{arch}.num_loops", 1))
+    return stored
 
 
 def _count(value: object) -> int:

@@ -19,7 +19,7 @@ from targets.base import TypeChoice
 from targets.damage import damage_in
 from targets.gguf.header import align
 from targets.gguf.plan import expected, find_preset, importance_of, lay_out, packed_for_another, place, read_content
-from targets.gguf.presets import PRESETS
+from targets.gguf.presets import COPY, PRESETS
 from targets.gguf.types import TYPES
 from targets.outline import Footprint, Outlined, Work, first_problem
 
@@ -86,28 +86,32 @@ class Dimensions:
 
         n_layers = get("block_count")
 
-        def each(key: str, default: int) -> tuple[int, ...]:
+        def each(key: str, default: int | tuple[int, ...]) -> tuple[int, ...]:
             found = get(key, default)
             values = tuple(found) if isinstance(found, Sequence) else (found,) * n_layers
             if len(values) != n_layers or not all(isinstance(value, int) and value >= 0 for value in values):
                 raise ValueError(f"{arch}.{key} is {found}, with {n_layers} layers")
             return values
 
+        fitted = arch in FITTED and not get("expert_count", 0)
         heads = each("attention.head_count", 1)
-        wide = get("embedding_length") // (1 if arch in WITHOUT_HEADS else max(heads))
+        hidden = get("embedding_length", None if fitted else 0)
+        wide = hidden // (1 if arch in WITHOUT_HEADS else max(*heads, 1))
+        window = get("attention.sliding_window", 0) if fitted else 0  # only there it is known what it means
         pattern = get("attention.sliding_window_pattern", GEMMA_PATTERN)
         if isinstance(pattern, int):  # every so manieth layer attends to all
             pattern = [pattern > 0 and (layer + 1) % pattern != 0 for layer in range(n_layers)]
-        if len(pattern) != n_layers:
+        if fitted and len(pattern) != n_layers:
             raise ValueError(
                 f"{arch}.attention.sliding_window_pattern has {len(pattern)} entries for {n_layers} layers"
             )
-        window = get("attention.sliding_window", 0)
+        used = get("expert_used_count", 0)
+        used = used if isinstance(used, Sequence) else (used,)
         return cls(
-            hidden=get("embedding_length"),
+            hidden=hidden,
             widest=max(each("feed_forward_length", 0)),
             heads=heads,
-            kv_heads=each("attention.head_count_kv", heads[0]),
+            kv_heads=each("attention.head_count_kv", heads),
             key=get("attention.key_length", wide),
             value=get("attention.value_length", wide),
             context=get("context_length", 0),
@@ -116,8 +120,8 @@ class Dimensions:
             window=window,
             sliding=tuple(pattern) if window else (False,) * n_layers,
             experts=get("expert_count", 0),
-            used=get("expert_used_count", 0),
-            fitted=arch in FITTED and not get("expert_count", 0),
+            used=max((count for count in used if isinstance(count, int)), default=0),
+            fitted=fitted,
             encoder=arch in ENCODERS,
         )
 
@@ -305,12 +309,14 @@ def outlines(
 def _laid_out(content: Content, decided: Sequence[tuple[Preset, Decided]]) -> tuple[GgufOutline, ...]:
     if not decided:
         return ()
-    first = lay_out(decided[0][0], content, decided[0][1])  # the header is as long for all: same names, shapes, keys
+    # The header is as long for all: same names, shapes, keys. A copy may lack one.
+    plans = {preset is COPY: lay_out(preset, content, one) for preset, one in reversed(decided)}
+    first = next(iter(plans.values()))
     dimensions = Dimensions.of({entry.key: entry.value for entry in first.metadata})
     made = []
     for preset, one in decided:
         placed = place(content, one.types)
         data = align(placed[-1].offset + placed[-1].n_bytes)
-        size, exact = len(first.header), not one.assumed
+        size, exact = len(plans[preset is COPY].header), not one.assumed
         made.append(GgufOutline(preset.name, size + data, size, first.n_params, placed, dimensions, exact=exact))
     return tuple(made)

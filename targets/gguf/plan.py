@@ -10,18 +10,19 @@ from runtime.errors import UnsupportedError
 from targets.base import Problem, TypeChoice
 from targets.damage import damage_in
 from targets.factors import merged_notes
-from targets.gguf import header
+from targets.gguf import header, requantize
 from targets.gguf.architectures import architecture_of, uneven
 from targets.gguf.architectures.base import OutTensor, dimensions, full_config, plan_tensors
 from targets.gguf.choice import choose
 from targets.gguf.content import Content, count_params, model_shape
 from targets.gguf.encoders import EncoderTask, encoder_task
-from targets.gguf.general import ModelName, general_metadata, model_name
+from targets.gguf.general import ModelName, Sizes, general_metadata
 from targets.gguf.importance import Importance, importance_for, missing, uncounted
 from targets.gguf.keyvalue import KeyValue, uint32
 from targets.gguf.ongrid import problems as block_problems
 from targets.gguf.ongrid import stored_blocks
-from targets.gguf.presets import ALIASES, PRESETS, Preset
+from targets.gguf.presets import ALIASES, COPY, PRESETS, Preset
+from targets.gguf.reading import READABLE_TYPES
 from targets.gguf.types import TYPES, GgmlType
 from targets.grouped import AWQ, GPTQ
 from targets.ongrid import GGML, foreign_grids, other_preset
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 QUANTIZATION_VERSION = 2
 """Version of ggml's block layouts; general.quantization_version."""
+_READABLE = {kind.name: kind for kind in READABLE_TYPES.values()}
 
 ROUNDED = {
     GPTQ: "GPTQ, 4 bits", AWQ: "AWQ, 4 bits", "I4_OFFSET": "integers, 4 bits", "I8_OFFSET": "integers, 8 bits",
@@ -87,9 +89,10 @@ def find_preset(name: str) -> Preset:
     """The preset of that name. Raises UnsupportedError that lists the known ones."""
     wanted = name.lower()
     wanted = ALIASES.get(wanted, wanted)
-    if wanted not in PRESETS:
-        raise UnsupportedError(f"unknown quantization '{name}' for gguf; known: {', '.join(PRESETS)}")
-    return PRESETS[wanted]
+    known = {**PRESETS, COPY.name: COPY}
+    if wanted not in known:
+        raise UnsupportedError(f"unknown quantization '{name}' for gguf; known: {', '.join(known)}")
+    return known[wanted]
 
 
 def make_plan(facts: ModelFacts, options: EmitOptions) -> tuple[Plan | None, list[Problem]]:
@@ -113,8 +116,6 @@ def packed_for_another(facts: ModelFacts, preset: Preset) -> list[Problem]:
 def read_content(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     """What goes into the file whatever the preset is, or every problem. Raises ModelError and UnsupportedError."""
     if facts.source == "gguf":
-        from targets.gguf import requantize
-
         return requantize.read_content(facts)
     return _read_checkpoint(facts)
 
@@ -164,9 +165,10 @@ def _read_checkpoint(facts: ModelFacts) -> tuple[Content | None, list[Problem]]:
     task = encoder_task(facts, architecture.gguf) if architecture.encoder else EncoderTask()
     with damage_in(facts.path / "tokenizer.json"):
         tokenizer = tokenizer_metadata(facts.path, config, dimensions(config)["vocab"])
-    name = model_name(facts.name, count_params(tensors))
+    sizes = Sizes.of((tensor.name, tensor.shape) for tensor in tensors)
+    name, general = general_metadata(facts.path, architecture.gguf, facts.name, sizes)
     metadata = [
-        *general_metadata(facts.path, architecture.gguf, name),
+        *general,
         *hyper_parameters,
         *task.entries,
         *tokenizer.entries,
@@ -240,6 +242,8 @@ def decide(
     Raises ModelError for an importance matrix that cannot be read.
     """
     wanted = wanted or TypeChoice()
+    if preset is COPY:
+        return Decided({}), _not_copied(content, wanted)
     importance, problems = found or importance_of(content, wanted)
     chosen = choose(preset, _free(content), content.shape, wanted, weighted=assumed or importance is not None)
     problems = problems + chosen.problems
@@ -250,11 +254,23 @@ def decide(
             what = "the model was compressed before, and its blocks are written as they are"
             problems.append(Problem("--rule and its like", what, "leave them out, or export the original model"))
         types = types | blocks
-    if assumed:
-        return Decided(types, importance, assumed), problems
     kept = {tensor.name: {fact.dtype for fact in tensor.sources} for tensor in content.tensors}
     written = {name: kind for name, kind in types.items() if kept[name] != {kind.name}}
+    problems += [] if content.from_checkpoint else requantize.undecodable(content, written)
+    if assumed:
+        return Decided(types, importance, assumed), problems
     return Decided(types, importance), problems + missing(preset, written, importance, model)
+
+
+def _not_copied(content: Content, wanted: TypeChoice) -> list[Problem]:
+    """What keeps all types from being the source's."""
+    where, problems = f"--quant {COPY.name}", []
+    if content.from_checkpoint:
+        what = "keeps the types of a .gguf file, and MODEL is a directory"
+        problems.append(Problem(where, what, "name another preset, such as bf16"))
+    if wanted != TypeChoice():
+        problems.append(Problem(where, "changes no type", "leave out --rule, --imatrix and their like"))
+    return problems
 
 
 def expected(
@@ -265,7 +281,7 @@ def expected(
     Its record in the file is not counted, whose length is that of its name.
     """
     decided, problems = decide(preset, content, model, wanted, found=found)
-    if not problems or wanted.importance is not None:
+    if not problems or wanted.importance is not None or preset is COPY:
         return decided, problems
     return decide(preset, content, model, wanted, found=found, assumed=True)
 
@@ -277,16 +293,21 @@ def _free(content: Content) -> list[tuple[str, tuple[int, ...]]]:
 
 def place(content: Content, types: Mapping[str, GgmlType]) -> list[header.Placed]:
     """Place the tensors, in their order."""
-    return header.place([(t.name, t.shape, types.get(t.name, _kept_type(t))) for t in content.tensors])
+    kept = _kept_type if content.from_checkpoint else _own_type
+    return header.place([(t.name, t.shape, types[t.name] if t.name in types else kept(t)) for t in content.tensors])
 
 
 def lay_out(preset: Preset, content: Content, decided: Decided) -> Plan:
     """Place the tensors, encode the header."""
     placed = place(content, decided.types)
     importance = decided.importance
+    file_type: int | None = preset.file_type
+    if preset is COPY:  # what comes out is what went in
+        file_type = content.file_type
+        preset = next((one for one in PRESETS.values() if one.file_type == file_type), COPY)
     metadata = [
         *content.metadata,
-        uint32("general.file_type", preset.file_type),
+        *([] if file_type is None else [uint32("general.file_type", file_type)]),
         uint32("general.quantization_version", QUANTIZATION_VERSION),
         *(importance.metadata() if importance is not None else ()),
     ]
@@ -305,6 +326,11 @@ def lay_out(preset: Preset, content: Content, decided: Decided) -> Plan:
 
 
 def _kept_type(tensor: OutTensor) -> GgmlType:
-    """The type of a tensor that no preset touches: float32, or what a GGUF source had."""
+    """The type of a checkpoint's tensor that no preset touches: of a vector float32, of a matrix what it has."""
     kept = tensor.sources[0].dtype if tensor.sources else "F32"
     return TYPES["F32"] if tensor.precise or len(tensor.shape) == 1 or kept not in TYPES else TYPES[kept]
+
+
+def _own_type(tensor: OutTensor) -> GgmlType:
+    """The type that a tensor of a GGUF file has."""
+    return _READABLE[tensor.sources[0].dtype]

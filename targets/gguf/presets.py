@@ -26,7 +26,7 @@ from targets.gguf.mixtures import (
     weighted,
 )
 
-__all__ = ["ALIASES", "PRESETS", "ModelShape", "Preset"]
+__all__ = ["ALIASES", "COPY", "PRESETS", "ModelShape", "Preset"]
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,9 @@ _ALL = (
 )  # fmt: skip
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}
+
+COPY = Preset("copy", -1, "F32", "the types that a .gguf source has: to join its parts, or to cut it")
+"""No mixture: nothing is quantized. The file's type is the source's."""
 
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 """Short names that llama-quantize takes too."""

@@ -10,7 +10,7 @@ from targets.gguf.architectures import ARCHITECTURES
 from targets.gguf.encoders import contract_of
 from targets.gguf.files import cut_problems, files_of
 from targets.gguf.plan import Plan, make_plan
-from targets.gguf.presets import PRESETS
+from targets.gguf.presets import COPY, PRESETS
 from targets.gguf.writing import write_files
 from targets.ongrid import recorded_preset
 from targets.planned import PlannedTarget
@@ -30,7 +30,7 @@ class GgufTarget(PlannedTarget[Plan]):
     def presets(self) -> dict[str, str]:
         """Quantization presets by name, with a line for people."""
         needed = {True: "; needs an importance matrix", False: ""}
-        return {preset.name: f"{preset.help}{needed[preset.weighted]}" for preset in PRESETS.values()}
+        return {preset.name: f"{preset.help}{needed[preset.weighted]}" for preset in (*PRESETS.values(), COPY)}
 
     def default_quant(self, facts: ModelFacts) -> str:
         """See `Target`: what the model was compressed for, else what most GGUF files of its kind on a hub have."""

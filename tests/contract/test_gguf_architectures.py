@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import re
 from typing import TYPE_CHECKING
 
 import pytest
-from support.parity import TOKENS, emit, usual_difference, worst_difference
+from support.llama_quantize import our_types, their_types
+from support.parity import TOKENS, emit, no_progress, usual_difference, worst_difference
 from support.tiny_architectures import CASES, make_tiny_architecture, tiny_config, tiny_model
 
 from exporter.checkpoint import resolve
+from exporter.verify import VerifyOptions, verify
 from runtime.errors import ModelError, UnsupportedError, UserError
 from runtime.measurement import RunOptions
 from runtime.sessions import open_session
@@ -25,7 +28,12 @@ from targets.ongrid import GGML
 from targets.processor import Processor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from runtime.artifact import Artifact
+
+    Exported = Callable[[str, str], tuple[Path, Artifact]]
 
 DEEP = 6
 """Of the one model with more layers the others are like these."""
@@ -37,20 +45,55 @@ NONSENSE: tuple[object, ...] = ("x", -1, 0, 1.5, None, [1], {"a": 1}, float("inf
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-@pytest.mark.parametrize("form", ["saved", "public"])
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Factory: `exported(name, preset)` is the directory of a case as transformers saves it, and its artifact."""
+
+    @functools.cache
+    def directory(name: str) -> Path:
+        return make_tiny_architecture(name, tmp_path_factory.mktemp("model"))
+
+    @functools.cache
+    def export(name: str, preset: str) -> tuple[Path, Artifact]:
+        return directory(name), emit(directory(name), tmp_path_factory.mktemp("out"), preset=preset)
+
+    return export
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_those_of_the_source(name: str, form: str, tmp_path: Path) -> None:
-    directory = make_tiny_architecture(name, tmp_path / "model", public=form == "public")
+def test_logits_are_those_of_the_source(name: str, exported: Exported) -> None:
+    assert worst_difference(*exported(name, "f32")) <= CASES[name].limit
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_those_of_the_hubs_form(name: str, tmp_path: Path) -> None:
+    directory = make_tiny_architecture(name, tmp_path / "model", public=True)
     (out := tmp_path / "out").mkdir()
     assert worst_difference(directory, emit(directory, out)) <= CASES[name].limit
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_eight_bits_have_the_planned_size_and_are_near(name: str, tmp_path: Path) -> None:
+def test_requantizing_gives_the_types_of_llama_quantize(name: str, exported: Exported) -> None:
+    for stored, preset in itertools.product(("f32", "q8_0"), ("q4_k_m", "iq4_xs", "q2_k")):
+        source = exported(name, stored)[1].entry_path
+        assert our_types(source, preset) == their_types(source, preset)
+
+
+@pytest.mark.parametrize("name", ["falcon", "gpt-oss", "granitehybrid", "lfm2moe", "mamba2", "phi3-long"])
+def test_a_requantized_file_is_verified_against_its_source(name: str, exported: Exported, tmp_path: Path) -> None:
+    source = exported(name, "f32")[1].entry_path
+    artifact = emit(source, tmp_path, preset="q8_0")
+    options = VerifyOptions(chunks=1, context=64, threads=1)
+    drift = verify(artifact, resolve(str(source)), options, no_progress)
+    assert drift.reference.startswith(f"{source.name} in llama.cpp")
+    assert (drift.parity.chat_template, drift.dead_tensors) == (True, ())
+    assert 0 < drift.mean_kl < NEAR
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_eight_bits_have_the_planned_size_and_are_near(name: str, exported: Exported) -> None:
     """What ggml's operators take in float32 only stays so, or llama.cpp would not compute the file."""
-    directory = make_tiny_architecture(name, tmp_path / "model")
-    (out := tmp_path / "out").mkdir()
-    artifact = emit(directory, out, preset="q8_0")
+    directory, artifact = exported(name, "q8_0")
     assert usual_difference(directory, artifact) <= NEAR
     (planned,) = outlines(resolve(str(directory)), ["q8_0"]).outlines
     assert planned.file_bytes == artifact.entry_path.stat().st_size

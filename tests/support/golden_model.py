@@ -17,7 +17,10 @@ HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, VOCAB = 256, 288, 3, 8, 2, 64
 
 
 def write_golden_model(directory: Path) -> Path:
-    """Write config.json, model.safetensors (float32) and a byte-level tokenizer of 64 tokens."""
+    """Write config.json, model.safetensors (float32), a byte-level tokenizer of 64 tokens, and a card with its name.
+
+    Without the card the name in its file would be "Golden"; the references have it in small letters.
+    """
     from safetensors.numpy import save_file
 
     config = {
@@ -28,6 +31,7 @@ def write_golden_model(directory: Path) -> Path:
     }  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (directory / "README.md").write_text("---\nname: golden\n---\n", encoding="utf-8")
     save_file(_tensors(), directory / "model.safetensors")
     _write_tokenizer(directory)
     return directory
