@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from gguf import GGUFReader
+from support.command_line import packlight
 from support.gguf_edit import Edits, edit_gguf, unpermuted, zeroed
 
 from exporter.checkpoint import resolve
@@ -22,6 +20,7 @@ from targets.drift import judge, thresholds_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import numpy as np
 
@@ -121,26 +120,27 @@ def test_a_planted_fault_is_caught(
         assert caught == expected  # metadata only: the logits are on the source's ids and stay the same
 
 
-def packlight_verify(model: Path, source: Path) -> tuple[int, set[str], str]:
-    """Exit status, names of the failing lines, and the last line that a person reads."""
-    program = Path(sys.executable).with_name("packlight")
-    command = [program, "verify", model, "--against", source, "--chunks", "1", "--threads", "2"]
-    for_machines, for_people = (
-        subprocess.run([*command, *more], capture_output=True, text=True, timeout=600, check=False)
-        for more in (["--json"], [])
-    )
-    assert for_machines.returncode == for_people.returncode, for_people.stderr
-    lines = json.loads(for_machines.stdout)["lines"]
-    return for_people.returncode, {line["name"] for line in lines if line["ok"] is False}, for_people.stdout
+def packlight_verify(model: Path, source: Path, *more: str) -> tuple[int, str]:
+    """Exit status and what is said."""
+    ran = packlight("verify", model, "--against", source, "--chunks", "1", "--threads", "2", *more)
+    return ran.returncode, ran.stdout
+
+
+def failing_lines(said: str) -> set[str]:
+    """Names of the lines of a report in JSON that fail."""
+    return {line["name"] for line in json.loads(said)["lines"] if line["ok"] is False}
 
 
 def test_the_command_line_says_which_line_failed(exported: Artifact, smollm2_dir: Path, tmp_path: Path) -> None:
     edits, expected = FAULTS["BOS flag flipped"]
     broken = edit_gguf(exported.entry_path, tmp_path / "broken.gguf", edits)
-    status, names, shown = packlight_verify(broken, smollm2_dir)
-    assert (status, names) == (1, expected)
-    assert "BOS" in shown.strip().splitlines()[-1]
-    assert packlight_verify(exported.entry_path, smollm2_dir)[:2] == (0, set())
+    status, for_machines = packlight_verify(broken, smollm2_dir, "--json")
+    assert (status, failing_lines(for_machines)) == (1, expected)
+    status, for_people = packlight_verify(broken, smollm2_dir)
+    assert status == 1
+    assert "BOS" in for_people.strip().splitlines()[-1]
+    status, for_machines = packlight_verify(exported.entry_path, smollm2_dir, "--json")
+    assert (status, failing_lines(for_machines)) == (0, set())
 
 
 def test_a_gguf_source_runs_in_llama_cpp(exported: Artifact, tmp_path: Path) -> None:

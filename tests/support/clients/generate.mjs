@@ -27,23 +27,25 @@ async function run(task, { directory, text }, options) {
 const int64 = (Tensor, values) => new Tensor('int64', BigInt64Array.from(values, BigInt), [1, values.length]);
 
 const TASKS = {
-    // ids or text, n -> {"ids": those of the prompt, "generated": new ids, the end token with them}
-    async generate({ directory, ids, text, n }) {
+    // prompts (ids or texts), n -> of each {"ids": those of the prompt, "generated": new ids, the end token with them}
+    async generate({ directory, prompts, n }) {
         const { AutoModelForCausalLM, AutoTokenizer, Tensor } = await transformers();
-        if (ids === undefined) {
-            const tokenizer = await AutoTokenizer.from_pretrained(directory);
-            ids = tokenizer.encode(text);
-        }
+        const tokenizer = await AutoTokenizer.from_pretrained(directory);
         const model = await AutoModelForCausalLM.from_pretrained(directory);
-        const output = await model.generate({
-            inputs: int64(Tensor, ids),
-            attention_mask: int64(Tensor, Array(ids.length).fill(1)),
-            max_new_tokens: n,
-            do_sample: false,
-            repetition_penalty: 1.0,
-            no_repeat_ngram_size: 0,
-        });
-        return { ids, generated: output.tolist()[0].map(Number).slice(ids.length) };
+        const answers = [];
+        for (const prompt of prompts) {
+            const ids = typeof prompt === 'string' ? tokenizer.encode(prompt) : prompt;
+            const output = await model.generate({
+                inputs: int64(Tensor, ids),
+                attention_mask: int64(Tensor, Array(ids.length).fill(1)),
+                max_new_tokens: n,
+                do_sample: false,
+                repetition_penalty: 1.0,
+                no_repeat_ngram_size: 0,
+            });
+            answers.push({ ids, generated: output.tolist()[0].map(Number).slice(ids.length) });
+        }
+        return answers;
     },
 
     // messages -> {"text": the prompt that the directory's chat template makes}
