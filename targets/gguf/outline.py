@@ -288,7 +288,8 @@ def outlines(
     Raises ModelError for an importance matrix that cannot be read.
     """
     del engine  # llama.cpp reads every type
-    presets = [find_preset(name) for name in quants or PRESETS]
+    own = () if facts.source == "huggingface" else (COPY.name,)
+    presets = [find_preset(name) for name in quants or (*PRESETS, *own)]
     refused = {one.name: first_problem(found) for one in presets if (found := packed_for_another(facts, one))}
     presets = [preset for preset in presets if preset.name not in refused]
     content, problems = read_content(facts) if presets else (None, [])
