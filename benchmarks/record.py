@@ -54,14 +54,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str:
+def commit(root: Path = ROOT) -> str:
     """The commit that HEAD names; empty outside a git checkout. Read from the files, so that nothing is locked."""
-    git = ROOT / ".git"
+    git = root / ".git"
     try:
+        if git.is_file():  # a worktree: its HEAD lies elsewhere, and the references with the repository
+            git = root / git.read_text(encoding="utf-8").removeprefix("gitdir: ").strip()
         head = (git / "HEAD").read_text(encoding="ascii").strip()
         if not head.startswith("ref: "):
             return head
         reference = head.removeprefix("ref: ")
+        if (git / "commondir").is_file():
+            git /= (git / "commondir").read_text(encoding="utf-8").strip()
         if (git / reference).is_file():
             return (git / reference).read_text(encoding="ascii").strip()
         packed = (git / "packed-refs").read_text(encoding="ascii").splitlines()

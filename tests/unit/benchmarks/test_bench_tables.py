@@ -91,6 +91,12 @@ def test_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
     assert record.dirty(tmp_path) is False
     (tmp_path / "code.py").write_text("2")
     assert record.dirty(tmp_path) is True
+    named = record.commit(tmp_path)
+    assert len(named) == 40
+    git("worktree", "add", "-q", "-b", "other", str(tmp_path / "beside"))
+    assert record.commit(tmp_path / "beside") == named
+    git("pack-refs", "--all")
+    assert record.commit(tmp_path) == record.commit(tmp_path / "beside") == named
 
 
 def test_cmake_beside_the_interpreter_is_found(tmp_path, monkeypatch):
