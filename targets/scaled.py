@@ -148,6 +148,14 @@ def values_of(dtype: str) -> npt.NDArray[np.float32]:
     return np.where(codes & 128, -numbers, numbers).astype(np.float32)
 
 
+def decoded(dtype: str, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """The numbers of codes, flat; scales are left out. raw: their bytes, C-contiguous"""
+    table = values_of(dtype)
+    if dtype in FOUR_BITS:  # both numbers of a byte in one look-up, which is six times as fast
+        return table.view(np.uint64).reshape(-1)[raw.reshape(-1)].view(np.float32)
+    return table[raw.reshape(-1)]
+
+
 def spread(scales: npt.NDArray[np.float32], scaling: Scaling, rows: tuple[int, int], columns: int
            ) -> npt.NDArray[np.float32]:  # fmt: skip
     """Scales of some rows of a matrix, so that they multiply with them: (rows, columns) or (rows, 1).

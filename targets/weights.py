@@ -17,7 +17,7 @@ import numpy as np
 
 from runtime.errors import ModelError
 from targets.grouped import read_matrix
-from targets.scaled import EIGHT_BITS, FOUR_BITS, scale_rows, spread, values_of
+from targets.scaled import EIGHT_BITS, FOUR_BITS, decoded, scale_rows, spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +172,7 @@ def _to_float32(raw: npt.NDArray[np.uint8], fact: TensorFact) -> npt.NDArray[np.
         wide <<= 16
         return wide.view(np.float32)
     if fact.dtype in (*EIGHT_BITS, *FOUR_BITS):
-        return values_of(fact.dtype)[raw].reshape(-1)
+        return decoded(fact.dtype, raw)
     return _dequantize_ggml(raw, fact)
 
 
