@@ -27,6 +27,7 @@ KV_TYPE_IDS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "
 LOAD_MODE_NONE, LOAD_MODE_MMAP = 0, 1
 FLASH_ATTENTION_AUTO, FLASH_ATTENTION_OFF, FLASH_ATTENTION_ON = -1, 0, 1
 NO_SLOT = 1
+NO_VOCABULARY = 0
 LEARNED_POSITIONS = (b"gpt2", b"starcoder")
 """Architectures that add a learned row for every position: they have no more rows than they were made for."""
 
@@ -132,6 +133,8 @@ class LlamaCppSession:
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids of `text`; special tokens written in it are recognised. Lone surrogates become U+FFFD."""
+        if self._lib.llama_vocab_type(self._vocab) == NO_VOCABULARY:  # llama.cpp would abort
+            raise EngineError("the file holds no vocabulary, and text cannot be turned into tokens by it")
         data = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode("utf-8")
         room = len(data) + 8
         while True:
