@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from runtime.measurement import RunOptions
 
 LOAD_MODE_NONE, LOAD_MODE_MMAP = 0, 1
+NO_VOCABULARY = 0
 FLASH_ATTENTION_AUTO, FLASH_ATTENTION_OFF, FLASH_ATTENTION_ON = -1, 0, 1
 
 
@@ -106,6 +107,8 @@ class LlamaCppModel:
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         """Token ids of `text`; special tokens written in it are recognised. Lone surrogates become U+FFFD."""
+        if self._lib.llama_vocab_type(self._vocab) == NO_VOCABULARY:  # llama.cpp would abort
+            raise EngineError("the file holds no vocabulary, and text cannot be turned into tokens by it")
         data = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode("utf-8")
         room = len(data) + 8
         while True:

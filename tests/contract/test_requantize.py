@@ -332,7 +332,11 @@ RUNS = File(
 
 def test_a_model_without_a_next_token_is_not_run(tmp_path: Path) -> None:
     """llama.cpp gives encoders logits of zeros, and zeros never differ from zeros."""
-    open_session(open_artifact(RUNS.write(tmp_path / "llama.gguf")), OPTIONS).close()
+    session = open_session(open_artifact(RUNS.write(tmp_path / "llama.gguf")), OPTIONS)
+    assert session.all_logits([1, 2, 3]).any()
+    with pytest.raises(EngineError, match="the file holds no vocabulary"):
+        session.tokenize("a", add_special=True)
+    session.close()
     path = File("llama", RUNS.tensors, RUNS.keys | {"attention.causal": False}, RUNS.general).write(tmp_path / "b.gguf")
     with pytest.raises(EngineError, match="the architecture 'llama' does not continue a text"):
         open_session(open_artifact(path), OPTIONS)

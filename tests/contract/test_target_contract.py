@@ -122,7 +122,9 @@ def test_every_preset_is_listed_and_emitted(
     directory = tiny_model_dir("llama", **options)
     facts, importance = resolve(str(directory)), importance_of(directory, tmp_path / "imatrix.gguf")
     sizes: dict[str, int] = {}
-    for preset in get_target(format_name).presets().keys() - {COPY.name}:  # which is of .gguf files
+    for preset in get_target(format_name).presets():
+        if preset == COPY.name:  # which is of .gguf files
+            continue
         out = tmp_path / preset
         out.mkdir()
         if format_name in SLOW and preset == LOSSLESS[format_name]:
