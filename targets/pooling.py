@@ -68,7 +68,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401 - JSON
     """The JSON in a file, None where there is no file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter of a .gguf source
         return None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error}); get the file again") from error

@@ -7,9 +7,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from exporter.report.table import markdown_table
+from runtime.gguf_kind import POOLINGS
 from runtime.sessions.base import is_encoder, task_of
 from runtime.units import format_bytes
-from targets.pooling import read_pooling
+from targets.gguf.reading import read_gguf_metadata
+from targets.pooling import Pooling, read_pooling
 
 if TYPE_CHECKING:
     from exporter.report.report import Report
@@ -87,7 +89,7 @@ def _how_to_run(artifact: Artifact, facts: ModelFacts) -> dict[str, Any]:
 
     kv_type = str(artifact.contract.get("kv_type", ""))
     task, file = task_of(artifact), PurePosixPath(artifact.entry).name
-    pooling = read_pooling(facts.path) if task == "feature-extraction" else None
+    pooling = _pooling_of(facts) if task == "feature-extraction" else None
     embedding = "sentence_embedding" if pooling else "last_hidden_state"
     return {
         "how_to_run": _RUN_WITH.get(str(artifact.contract.get("engine")), "gguf"),
@@ -104,6 +106,16 @@ def _how_to_run(artifact: Artifact, facts: ModelFacts) -> dict[str, Any]:
         "dtype": _JS_DTYPES.get(file, ""),
         "clients": file in _JS_DTYPES,
     }
+
+
+def _pooling_of(facts: ModelFacts) -> Pooling | None:
+    """How the source makes one embedding of a text; of a .gguf to length 1, as llama.cpp's tools do it."""
+    if facts.source == "huggingface":
+        return read_pooling(facts.path)
+    named = {entry.key: entry.value for entry in read_gguf_metadata(facts.path)}
+    number = named.get(f"{named.get('general.architecture')}.pooling_type")
+    mode = next((name for name, value in POOLINGS.items() if value == number), "none")
+    return Pooling(mode, True) if mode not in ("none", "rank") else None
 
 
 def _memory_rows(report: Report) -> list[tuple[str, str]]:

@@ -87,6 +87,19 @@ def test_an_embedding_model_says_how_it_is_run(tmp_path: Path) -> None:
     assert "llama-cli" not in card
 
 
+@pytest.mark.parametrize(("case", "said"), [("modernbert", "normalize=True"), ("xlm-roberta-ranker", "--reranking")])
+def test_a_gguf_of_an_encoder_is_a_source(case: str, said: str, tmp_path: Path) -> None:
+    (source,) = exported(case, tmp_path).glob("*.gguf")
+    out = tmp_path / "again"
+    options = VerifyOptions(chunks=1, threads=1)
+    report = export(ExportRequest(str(source), out, "gguf", "copy", measure=False, verify=options), SilentReporter())
+    assert isinstance(report.drift, EncoderDrift)
+    assert report.drift.reference.startswith(source.name)
+    card = (out / "README.md").read_text()
+    assert said in card
+    assert "token, to be pooled" not in card
+
+
 def test_a_classifier_has_no_modelfile_and_says_so(tmp_path: Path) -> None:
     out = exported("xlm-roberta-ranker", tmp_path, running=running(kv_type="q8_0"))
     assert not (out / "Modelfile").exists()
