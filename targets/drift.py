@@ -42,6 +42,7 @@ class Parity:
     bos: adding special tokens gives the same ids too; bos_difference: the first difference, for people
     chat_template: rendered conversations and their ids are equal; None where neither side has a template
     chat_difference: the first difference, for people
+    n_noted: hard strings that differ by a habit of the engine, which it has with every file; a note says so
     """
 
     n_strings: int
@@ -50,6 +51,12 @@ class Parity:
     bos_difference: str | None
     chat_template: bool | None
     chat_difference: str | None
+    n_noted: int = 0
+
+    @property
+    def n_equal(self) -> int:
+        """Hard strings with equal ids."""
+        return self.n_strings - len(self.mismatches) - self.n_noted
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Parity:
@@ -277,7 +284,7 @@ def tensor_line(dead: tuple[str, ...]) -> Line:
 def token_line(parity: Parity) -> Line:
     """Token ids of the hard strings: value is how many differ."""
     wrong = len(parity.mismatches)
-    equal = f"{parity.n_strings} of {parity.n_strings} texts equal"
+    equal = f"{parity.n_equal} of {parity.n_strings} texts equal{', the others as noted' if parity.n_noted else ''}"
     text = f"{wrong} of {parity.n_strings} texts differ, the first: {parity.mismatches[0].text!r}" if wrong else equal
     return Line("token ids", text, "equal", wrong == 0, float(wrong), 0.0)
 

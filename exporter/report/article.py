@@ -172,8 +172,8 @@ def _drift(drift: Json) -> Iterator[tuple[str, str]]:
         if drift.get(key) is not None:
             yield name, text_of(drift[key], form, unit)
     parity = drift["parity"]
-    wrong = len(parity["mismatches"])
-    yield "token ids", f"{parity['n_strings'] - wrong} of {parity['n_strings']} hard texts equal"
+    equal = parity["n_strings"] - len(parity["mismatches"]) - parity.get("n_noted", 0)
+    yield "token ids", f"{equal} of {parity['n_strings']} hard texts equal"
     yield "BOS and other special tokens", "equal" if parity["bos"] else f"differ: {parity['bos_difference']}"
     if parity.get("chat_template") is not None:
         yield "chat template", "equal" if parity["chat_template"] else f"differs: {parity['chat_difference']}"

@@ -124,6 +124,7 @@ def _check_tokens(reference: SourceTokenizer, session: Tokenizes, habits: Counte
         bos_difference=describe(bos[0]) if bos else None,
         chat_template=None,
         chat_difference=None,
+        n_noted=habits.total(),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from support.doubles import TEMPLATE, FakeReference, FakeSession
 
 from exporter.verify.parity import HARD_STRINGS, check_parity, describe, shorten, special_strings
-from targets.drift import TokenMismatch
+from targets.drift import TokenMismatch, token_line
 
 
 def test_hard_strings_are_many_distinct_and_as_written() -> None:
@@ -51,6 +51,10 @@ def test_an_engine_that_does_not_normalise_gets_a_note() -> None:
     assert parity.mismatches == ()
     assert len(notes) == 1
     assert "NFC" in notes[0]
+    differing = sum(unicodedata.normalize("NFC", text) != text for text in HARD_STRINGS)
+    assert parity.n_noted == differing
+    said = f"{parity.n_strings - differing} of {parity.n_strings} texts equal, the others as noted"
+    assert token_line(parity).text == said
 
 
 class Spacing(FakeSession):
