@@ -7,6 +7,7 @@ named never does: that is a `Problem`.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ class Chosen:
     problems: list[Problem] = field(default_factory=list)
 
 
+@functools.cache
 def role_of(name: str) -> str:
     """The role that rules of presets are looked up by, such as attn_v; "" for none."""
     if name in _WHOLE_NAMES:
@@ -86,6 +88,7 @@ def role_of(name: str) -> str:
     return next((role for part, role in _PARTS.items() if part in name), "")
 
 
+@functools.cache
 def quantizable(name: str, shape: tuple[int, ...], arch: str = "") -> bool:
     """Whether llama-quantize would quantize this tensor at all: a matrix of weights that is no norm and no router.
 

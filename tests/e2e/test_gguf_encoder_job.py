@@ -8,8 +8,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from safetensors.numpy import load_file, save_file
 from support.command_line import packlight
+from support.other_models import with_one_matrix_negated
 
 from benchmarks.models import minilm
 from runtime.artifact import damage, open_artifact
@@ -93,11 +93,7 @@ def test_another_model_is_not_taken_for_the_source(
 ) -> None:
     out, _ = exported("q8_0")
     other = tmp_path / "other"
-    shutil.copytree(source, other)
-    tensors = load_file(other / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("encoder.layer.3.output.dense.weight"))
-    tensors[name] = tensors[name] * -1
-    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with_one_matrix_negated(source, other)
     verified = packlight("verify", out, "--against", other, "--chunks", "2", "--json")
     assert verified.returncode == 1, verified.stdout + verified.stderr
     assert {line["name"] for line in json.loads(verified.stdout)["lines"] if line["ok"] is False} >= {"cosine"}
