@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import platform
+import subprocess
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +80,44 @@ def test_the_bytes_are_ggmls(
         assert (found is None) == (name in verified.ONLY_WEIGHTED and not weighted)
     if found is not None:
         assert np.array_equal(found, ggml(name)(values, importance))
+
+
+_OF_AN_OLDER_PROCESSOR = """
+import functools
+import llvmlite.binding as llvm
+import numpy as np
+
+class Features(dict):
+    def flatten(self):
+        return ",".join(f"{'+' if has else '-'}{name}" for name, has in sorted(self.items()))
+
+known = dict(llvm.get_host_cpu_features())
+features = Features({name: has and not name.startswith(("avx512", "amx")) for name, has in known.items()})
+llvm.get_host_cpu_features, llvm.get_host_cpu_name = lambda: features, lambda: "x86-64"
+
+from targets.gguf import kernels
+from targets.gguf.simd import lanes, verified
+from targets.gguf.types import TYPES
+
+assert lanes.LANES == lanes.WIDTH
+values = np.ascontiguousarray(verified.probe()[::4])
+importance = np.random.default_rng(0).random(values.shape[1], np.float32)
+for name in verified.NAMES:
+    for weights in (None, importance):
+        if weights is None and name in verified.ONLY_WEIGHTED:
+            continue
+        reference = functools.partial(kernels.by_ggml, TYPES[name])
+        found = verified.quantize(name, values, weights, reference)
+        assert found is not None and np.array_equal(found, reference(values, weights)), name
+print("all")
+"""
+
+
+@pytest.mark.skipif(not HERE, reason="elsewhere ggml's compiler may fuse products")
+def test_the_bytes_are_ggmls_on_a_processor_without_avx512() -> None:
+    ran = subprocess.run([sys.executable, "-c", _OF_AN_OLDER_PROCESSOR], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "all"
 
 
 @pytest.mark.skipif(not HERE, reason="elsewhere ggml's compiler may fuse products")
