@@ -10,7 +10,8 @@ from exporter.cli.terminal import print_json, progress
 from runtime.units import format_bytes
 
 if TYPE_CHECKING:
-    from exporter.cli.options import AdapterJob, AdapterOut, MergedOut, Output
+    from exporter.cli.adapter_options import AdapterJob, AdapterOut, MergedOut
+    from exporter.cli.options import Output
 
 
 def merge(job: AdapterJob, merged: MergedOut, output: Output) -> int:

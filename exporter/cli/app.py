@@ -8,35 +8,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exporter.cli import adapter_verbs, verbs
+from exporter.cli import adapter_verbs, plan_verbs, verbs
+from exporter.cli.adapter_options import AdapterJob, AdapterOut, MergedOut
 from exporter.cli.command import INTERRUPTED, fail, with_groups
 from exporter.cli.formats import formats
 from exporter.cli.help import SectionedCommand
 from exporter.cli.imatrix_verb import imatrix
 from exporter.cli.options import (
-    AdapterJob,
-    AdapterOut,
     Against,
     Archive,
     ArchiveOut,
     ArtifactPath,
     BudgetOptions,
     Cache,
-    Calibrating,
     Checked,
     CompressJob,
     FormatsShown,
     HarnessOut,
     Job,
-    MergedOut,
     PageOut,
-    PlanLimits,
-    Planned,
     Reported,
     Running,
     Threads,
     Verifying,
 )
+from exporter.cli.plan_options import Calibrating, PlanLimits, Planned
 from exporter.cli.type_options import ImatrixJob, Types
 
 if TYPE_CHECKING:
@@ -55,7 +51,7 @@ app = typer.Typer(
 
 for _verb, _groups in (
     (verbs.export, (Job, Types, BudgetOptions, Running, Verifying)),
-    (verbs.plan, (Planned, Types, PlanLimits)),
+    (plan_verbs.plan, (Planned, Types, PlanLimits)),
     (verbs.compress, (CompressJob,)),
     (imatrix, (ImatrixJob,)),
     (adapter_verbs.merge, (AdapterJob, MergedOut)),
@@ -63,7 +59,7 @@ for _verb, _groups in (
     (verbs.verify, (ArtifactPath, Against, Verifying, Threads, Cache)),
     (verbs.measure, (ArtifactPath, BudgetOptions, Running)),
     (verbs.check, (Checked, BudgetOptions, Running)),
-    (verbs.calibrate_host, (Calibrating,)),
+    (plan_verbs.calibrate_host, (Calibrating,)),
     (verbs.report, (Reported, PageOut)),
     (verbs.harness, (HarnessOut,)),
     (verbs.pack, (ArtifactPath, ArchiveOut, Threads)),

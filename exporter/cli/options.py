@@ -89,54 +89,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What to plan. Options that may be repeated make a row each."""
-
-    model: Annotated[
-        str, typer.Argument(help="A model directory, a hub id or a .gguf file.", metavar="MODEL", show_default=False)
-    ]
-    format: Annotated[list[str] | None, option("--format", "Only this format; may be repeated.", JOB, NAME)] = None
-    quant: Annotated[list[str] | None, option("--quant", "Only this preset; may be repeated.", JOB, NAME)] = None
-    context: Annotated[
-        list[int] | None, option("--context", "Tokens of context; default 2048; repeatable.", RUN, COUNT, min=16)
-    ] = None
-    kv_type: Annotated[
-        list[str] | None,
-        option("--kv-type", "Type of the KV cache; default the recipe's, else f16; repeatable.", RUN, NAME),
-    ] = None
-    batch: Batch = 512
-    threads: ComputeThreads = None
-    no_mmap: NoMmap = False
-    revision: Annotated[str | None, option("--revision", "Branch, tag or commit of a hub id.", JOB, NAME)] = None
-
-
-@dataclass(frozen=True)
-class PlanLimits:
-    """Limits that are known beforehand, and the device to fit."""
-
-    device: DeviceName = None
-    max_memory: MaxMemory = None
-    max_size: MaxSize = None
-    min_prefill: MinPrefill = None
-    min_speed: MinSpeed = None
-
-    def budget_options(self) -> BudgetOptions:
-        """The same among all limits."""
-        return BudgetOptions(self.device, self.max_memory, self.max_size,
-                             min_prefill=self.min_prefill, min_speed=self.min_speed)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Calibrating:
-    """How this machine is calibrated."""
-
-    threads: ComputeThreads = None
-    format: Annotated[
-        list[str] | None, option("--format", "Only engines of this format; may be repeated.", RUN, NAME)
-    ] = None
-
-
-@dataclass(frozen=True)
 class CompressJob:
     """What to compress, how, and to where."""
 
@@ -151,38 +103,6 @@ class CompressJob:
     trust_remote_code: Annotated[
         bool, option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", RUN)
     ] = False
-
-
-@dataclass(frozen=True)
-class AdapterJob:
-    """A LoRA adapter, and its base."""
-
-    adapter: Annotated[Path, typer.Argument(help="A directory that peft wrote.", metavar="ADAPTER", show_default=False)]
-    base: Annotated[
-        str | None,
-        option("--base", "Its base model, a directory or a hub id; default what it names.", JOB, "MODEL"),
-    ] = None
-    revision: Annotated[str | None, option("--revision", "Branch, tag or commit of a hub id.", JOB, NAME)] = None
-    trust_remote_code: Annotated[
-        bool, option("--trust-remote-code", "Run Python code that MODEL carries; read it first.", RUN)
-    ] = False
-
-
-@dataclass(frozen=True)
-class MergedOut:
-    """Where the merged model goes."""
-
-    out: Annotated[Path, option("--out -o", "Directory to write; it appears when all is done.", JOB, "OUT")]
-    keep_dtype: Annotated[
-        bool, option("--keep-dtype", "Round merged weights to the base's own type, as peft does.", JOB)
-    ] = False
-
-
-@dataclass(frozen=True)
-class AdapterOut:
-    """Where the adapter's file goes."""
-
-    out: Annotated[Path, option("--out -o", "The file to write, such as adapter.gguf.", JOB, "FILE")]
 
 
 @dataclass(frozen=True)
