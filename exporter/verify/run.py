@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from exporter.verify.encoder import compare_encoders
 from exporter.verify.encoder_reference import GgufEncoder, TransformersEncoder
+from exporter.verify.packed_reference import PackedReference, is_packed
 from exporter.verify.parity import check_parity
 from exporter.verify.reference import GgufReference, TransformersReference
 from exporter.verify.tensors import dead_tensors
@@ -141,9 +142,10 @@ def open_reference(facts: ModelFacts, options: VerifyOptions, run: RunOptions) -
     """The source of `facts`: in llama.cpp for a .gguf file, else in torch."""
     if facts.source == "gguf":
         return GgufReference(facts.path, run)
-    return TransformersReference(
-        facts.path, dtype=options.dtype, threads=options.threads, trust_remote_code=options.trust_remote_code
-    )
+    how: dict[str, Any] = {
+        "dtype": options.dtype, "threads": options.threads, "trust_remote_code": options.trust_remote_code,
+    }  # fmt: skip
+    return PackedReference(facts, **how) if is_packed(facts) else TransformersReference(facts.path, **how)
 
 
 def compare(

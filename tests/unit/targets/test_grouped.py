@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.parity import emit, worst_difference
+from support.parity import emit, no_progress, worst_difference
 
 from exporter.checkpoint import resolve
+from exporter.verify import VerifyOptions, verify
 from runtime.errors import ModelError, UnsupportedError
 from targets.base import EmitOptions
+from targets.drift import Drift
 from targets.gguf.target import GgufTarget
 from targets.weights import WeightReader
 
@@ -118,6 +120,24 @@ def test_an_export_computes_what_the_checkpoint_says(tiny_model_dir: Callable[..
     artifact = emit(tmp_path / "four", tmp_path / "out")
     assert worst_difference(floats, artifact) < 1e-5
     assert any("quantized already (AWQ, 4 bits)" in note for note in artifact.contract["notes"])
+
+
+@pytest.mark.parametrize("kind", ["awq", "gptq-ordered"])
+def test_an_export_is_verified_without_another_library(
+    kind: str, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny_model_dir("llama3")
+    write(source, tmp_path / "four", kind)
+    (tmp_path / "out").mkdir()
+    artifact = emit(tmp_path / "four", tmp_path / "out")
+    options = VerifyOptions(chunks=1, context=32, threads=1)
+    drift = verify(artifact, resolve(str(tmp_path / "four")), options, no_progress)
+    assert drift.reference.endswith("float32, packed weights read by packlight")
+    assert isinstance(drift, Drift)
+    assert drift.mean_kl < 1e-6
+    other = verify(artifact, resolve(str(source)), options, no_progress)  # these are other weights
+    assert isinstance(other, Drift)
+    assert other.mean_kl > 1e-3
 
 
 def gone(end: str) -> Callable[[dict[str, Any], dict[str, Any]], object]:
