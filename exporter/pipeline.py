@@ -25,6 +25,7 @@ from targets import get_target
 from targets.base import TYPES_OF_GGUF, Calibration, EmitOptions, TypeChoice
 from targets.gguf.architectures.base import head_dim
 from targets.ongrid import recorded_kv_type
+from targets.task import TEXT2TEXT_GENERATION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -261,6 +262,8 @@ def _modelfile(artifact: Artifact, room: Path, context: int) -> tuple[str, tuple
 
     if len(artifact.files) != 1:
         return "", ("no Modelfile: Ollama takes a model in one file; leave out --split-max-size for it",)
+    if task_of(artifact) == TEXT2TEXT_GENERATION:
+        return "", ("no Modelfile: Ollama runs no model with an encoder and a decoder",)
     if is_encoder(artifact):
         embeds = task_of(artifact) == FEATURE_EXTRACTION
         return (

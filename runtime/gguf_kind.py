@@ -22,6 +22,8 @@ ENCODERS = (
     "eurobert",
 )
 """Values of general.architecture whose graphs in llama.cpp generate nothing."""
+PAIRS = ("t5",)
+"""Those whose graphs are an encoder and a decoder in one."""
 POOLINGS = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 """Values of `{architecture}.pooling_type` (`llama_pooling_type` of llama.cpp); rank is a classifier's head."""
 
@@ -31,7 +33,7 @@ _LONGEST_KEY, _LONGEST_TEXT, _MOST_KEYS, _MOST_TEXTS = 1 << 16, 1 << 20, 1 << 12
 
 
 def task_of_file(path: Path) -> str | None:
-    """The task of an encoder's file; None for a decoder's, and for one that cannot be read: its engine says why."""
+    """The task of a file; None for a decoder's alone, and for one that cannot be read: its engine says why."""
     try:
         with path.open("rb") as file:
             arch, pooling = _kind(file)
@@ -41,7 +43,9 @@ def task_of_file(path: Path) -> str | None:
 
 
 def task_of_kind(arch: object, pooling: object) -> str | None:
-    """The task by general.architecture and pooling_type; None for a decoder's."""
+    """The task by general.architecture and pooling_type; None for a decoder's alone."""
+    if arch in PAIRS:
+        return "text2text-generation"
     if arch not in ENCODERS:
         return None
     return "text-classification" if pooling == POOLINGS["rank"] else "feature-extraction"

@@ -72,6 +72,11 @@ def infer_task(facts: ModelFacts) -> str:
     return _refuse(facts, f"{shown(name)} is for {shown(task)}", "use a model for another task")
 
 
+def is_pair(facts: ModelFacts) -> bool:
+    """Whether the class is that of an encoder and a decoder in one, by its name."""
+    return _by_name(facts.architecture)[1] == TEXT2TEXT_GENERATION
+
+
 def is_sentence_transformer(directory: Path) -> bool:
     """Whether the directory is one of sentence-transformers."""
     return any((directory / entry).exists() for entry in _SENTENCE_TRANSFORMERS)

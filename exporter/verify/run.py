@@ -17,6 +17,7 @@ import numpy as np
 from exporter.verify.encoder import compare_encoders
 from exporter.verify.encoder_reference import GgufEncoder, TransformersEncoder
 from exporter.verify.packed_reference import PackedReference, is_packed
+from exporter.verify.pair_reference import TransformersPair
 from exporter.verify.parity import check_parity
 from exporter.verify.reference import GgufReference, TransformersReference
 from exporter.verify.tensors import dead_tensors
@@ -26,6 +27,7 @@ from runtime.openmp import wait_briefly
 from runtime.sessions import open_session
 from runtime.sessions.base import is_encoder, task_of
 from targets.drift import Drift, DriftAccumulator
+from targets.task import is_pair
 from targets.text import load_text
 
 if TYPE_CHECKING:
@@ -145,6 +147,8 @@ def open_reference(facts: ModelFacts, options: VerifyOptions, run: RunOptions) -
     how: dict[str, Any] = {
         "dtype": options.dtype, "threads": options.threads, "trust_remote_code": options.trust_remote_code,
     }  # fmt: skip
+    if is_pair(facts):
+        return TransformersPair(facts.path, **how)
     return PackedReference(facts, **how) if is_packed(facts) else TransformersReference(facts.path, **how)
 
 

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from runtime.errors import ArtifactError
-from runtime.sessions.base import is_encoder
+from runtime.sessions.base import TEXT2TEXT_GENERATION, is_encoder, task_of
 
 if TYPE_CHECKING:
     from runtime.artifact import Artifact
@@ -30,6 +30,9 @@ ENCODER_SESSIONS = {
     "torchscript": "runtime.sessions.torchscript:TorchScriptEncoderSession",
 }
 
+PAIR_SESSIONS = {"gguf": "runtime.sessions.llamacpp_pair:LlamaCppPairSession"}
+"""Of an encoder and a decoder in one."""
+
 MODULES = {
     "executorch": "executorch",
     "gguf": "llama_cpp",
@@ -48,7 +51,8 @@ def open_session(artifact: Artifact, options: RunOptions) -> Session:
 
     Raises ArtifactError for an unknown format.
     """
-    sessions = ENCODER_SESSIONS if is_encoder(artifact) else SESSIONS
+    paired = task_of(artifact) == TEXT2TEXT_GENERATION
+    sessions = PAIR_SESSIONS if paired else ENCODER_SESSIONS if is_encoder(artifact) else SESSIONS
     if artifact.format not in sessions:
         raise ArtifactError(f"{artifact.entry_path}: no engine opens '{artifact.format}'; known: {', '.join(sessions)}")
     module, name = sessions[artifact.format].split(":")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 TEXT_GENERATION = "text-generation"
+TEXT2TEXT_GENERATION = "text2text-generation"
 FEATURE_EXTRACTION = "feature-extraction"
 ENCODER_TASKS = (FEATURE_EXTRACTION, "text-classification", "token-classification")
 """Tasks of models that read a text once and generate nothing: their artifacts open as an `EncoderSession`."""

@@ -54,7 +54,7 @@ def encoder_task(facts: ModelFacts, arch: str) -> EncoderTask:
 
 
 def contract_of(facts: ModelFacts, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What the contract of an artifact says of its task: "task", "normalize"; empty for a decoder.
+    """What the contract of an artifact says of its task: "task", "normalize"; empty for a decoder alone.
 
     metadata: key/values of the file
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from runtime.gguf_kind import ENCODERS
+from runtime.gguf_kind import ENCODERS, PAIRS
 from runtime.measurement import KV_BLOCK, KV_FLOATS, KV_TYPE, KV_TYPES, RunOptions
 from targets.base import TypeChoice
 from targets.damage import damage_in
@@ -57,7 +57,8 @@ class Dimensions:
 
     window: cells that a sliding layer looks at; sliding: which layers slide
     experts, used: of a layer, and of those a token's; 0 without
-    fitted: the fitted constants hold for it; encoder: it generates nothing, and keeps no cache
+    fitted: the fitted constants hold for it
+    encoder: it generates nothing and keeps no cache, or is an encoder and a decoder in one: no speed is known
     """
 
     hidden: int
@@ -122,7 +123,7 @@ class Dimensions:
             experts=get("expert_count", 0),
             used=max((count for count in used if isinstance(count, int)), default=0),
             fitted=fitted,
-            encoder=arch in ENCODERS,
+            encoder=arch in (*ENCODERS, *PAIRS),
         )
 
 

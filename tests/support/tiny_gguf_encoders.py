@@ -94,7 +94,7 @@ def write_encoder_tokenizer(kind: str, directory: Path) -> int:
     """Write tokenizer.json and tokenizer_config.json; returns the number of tokens.
 
     kind: "wordpiece" (BERT's), "wordpiece-cased", "wordpiece-accents" (lower case, accents kept), "unigram"
-    (XLM-RoBERTa's) or "byte-level" (RoBERTa's)
+    (XLM-RoBERTa's), "t5" or "byte-level" (RoBERTa's)
     """
     text, config = _tokenizer(kind)
     directory.mkdir(parents=True, exist_ok=True)
@@ -107,6 +107,8 @@ def write_encoder_tokenizer(kind: str, directory: Path) -> int:
 def _tokenizer(kind: str) -> tuple[str, dict[str, str]]:
     if kind == "unigram":
         return _unigram()
+    if kind == "t5":
+        return _t5()
     if kind == "byte-level":
         return _byte_level()
     lowercase = kind != "wordpiece-cased"
@@ -185,6 +187,25 @@ def _unigram() -> tuple[str, dict[str, str]]:
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     return tokenizer.to_str(), _roberta_names()
+
+
+def _t5() -> tuple[str, dict[str, str]]:
+    """T5's: SentencePiece's pieces behind <pad>, </s> and <unk>, two of its extra ids at the end."""
+    spm = sentencepiece.SentencePieceProcessor(model_proto=_sentencepiece())
+    pieces = [(spm.id_to_piece(i), spm.get_score(i)) for i in range(3, len(spm))]
+    extra = ["<extra_id_1>", "<extra_id_0>"]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer = Tokenizer(models.Unigram([*special, *pieces, *((text, 0.0) for text in extra)], unk_id=2))
+    tokenizer.normalizer = normalizers.Precompiled(_charsmap(_sentencepiece()))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>", *extra])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return tokenizer.to_str(), {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 def _charsmap(model: bytes) -> bytes:

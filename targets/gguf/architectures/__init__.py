@@ -22,6 +22,7 @@ from targets.gguf.architectures.phi import PHI2, PHI3
 from targets.gguf.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from targets.gguf.architectures.recurrent import FALCON_MAMBA, MAMBA, MAMBA2
 from targets.gguf.architectures.rotary_encoders import JINA_V3, MODERN_BERT, NOMIC_BERT
+from targets.gguf.architectures.t5 import MT5, T5
 
 if TYPE_CHECKING:
     from targets.gguf.architectures.base import Architecture
@@ -31,13 +32,12 @@ _ALL = (
     GRANITE, GRANITE_MOE, OLMO, OLMO2, OLMO3, OLMOE, STABLELM, STARCODER2, NEMOTRON, GPT2, GPT_BIGCODE, GPT_NEOX,
     FALCON, BLOOM, MPT, COHERE, COHERE2, GLM, GLM4, EXAONE4, SEED_OSS, GPT_OSS, MAMBA, FALCON_MAMBA,
     MAMBA2, LFM2, LFM2_MOE, GRANITE_HYBRID,
-    BERT, ROBERTA, DISTILBERT, MODERN_BERT, NOMIC_BERT, JINA_V3,
+    BERT, ROBERTA, DISTILBERT, MODERN_BERT, NOMIC_BERT, JINA_V3, T5, MT5,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {name: entry for entry in _ALL for name in entry.classes}
 
 _NO_CLASS = "transformers 5 has no such class, so nothing says what the file should compute"
-_TWO_PARTS = "an encoder and a decoder in one: packlight runs either of them in llama.cpp, not both"
 _NO_TOKEN_HEAD = "llama.cpp has heads for a text, none for each of its tokens"
 
 UNSUPPORTED: dict[str, str] = {
@@ -49,8 +49,7 @@ UNSUPPORTED: dict[str, str] = {
     "BitnetForCausalLM": _NO_CLASS,
     "PhimoeForCausalLM": "transformers chooses its experts by SparseMixer, llama.cpp by softmax",
     "PhiMoEForCausalLM": "transformers chooses its experts by SparseMixer, llama.cpp by softmax",
-    "T5ForConditionalGeneration": _TWO_PARTS,
-    "MT5ForConditionalGeneration": _TWO_PARTS,
+    "UMT5ForConditionalGeneration": "transformers 5 scales its output, the public models say that it is not scaled",
     "DistilBertForSequenceClassification": "its head has a ReLU, llama.cpp's a tanh",
     "BertForTokenClassification": _NO_TOKEN_HEAD,
     "RobertaForTokenClassification": _NO_TOKEN_HEAD,

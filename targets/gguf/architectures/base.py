@@ -216,10 +216,14 @@ def is_tied(config: Config) -> bool:
     return bool(config.get("tie_word_embeddings", False))
 
 
+OWN_HEAD = "lm_head_is_stored"
+"""An entry that `full_config` adds: whether the checkpoint has an output layer, whatever its configuration says."""
 _MOST = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), 512),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"), 512),
     **dict.fromkeys(("num_experts", "num_local_experts"), 1024),
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_kv_heads"), 4096),
+    **dict.fromkeys(
+        ("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "num_kv_heads"), 4096
+    ),
 }
 """Of layers and experts llama.cpp's own limits (src/llama-hparams.h), of heads more than any model has."""
 
@@ -233,7 +237,8 @@ def full_config(architecture: Architecture, facts: ModelFacts) -> Config:
         count = facts.config.get(key)
         if isinstance(count, int | float) and count > most:
             raise ModelError(f"config.json: '{key}' is {count}, more than {most}; save the file again")
-    return architecture.read({**architecture.defaults, **facts.config})
+    stored = {OWN_HEAD: "lm_head.weight" in facts.tensors}
+    return architecture.read({**architecture.defaults, **facts.config, **stored})
 
 
 def renamed(config: Config, names: Mapping[str, str]) -> Config:
