@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,16 @@ from exporter.verify.pair_reference import TransformersPair
 from exporter.verify.parity import HARD_STRINGS
 from runtime.artifact import open_artifact
 from runtime.errors import EngineError, ModelError, UnsupportedError
+from runtime.gguf_kind import PAIRS
 from runtime.measurement import RunOptions
 from runtime.sessions import open_session
 from runtime.sessions.llamacpp_pair import LlamaCppPairSession
 from targets.base import EmitOptions
+from targets.damage import damage_in
 from targets.drift import Drift
+from targets.facts import ModelFacts
+from targets.gguf.architectures import ARCHITECTURES
+from targets.gguf.architectures.base import full_config, plan_tensors
 from targets.gguf.outline import outlines
 from targets.gguf.target import GgufTarget
 
@@ -201,6 +207,25 @@ def problems_of(directory: Path) -> str:
         return "\n".join(map(str, GgufTarget().check(resolve(str(directory)), EmitOptions("f16"))))
     except (ModelError, UnsupportedError) as error:
         return str(error)
+
+
+@pytest.mark.parametrize("name", ["t5", "mt5"])
+def test_nonsense_in_config_json_is_one_error(name: str, tmp_path: Path) -> None:
+    plain = json.loads((make_tiny_t5(name, tmp_path) / "config.json").read_text())
+    architecture = ARCHITECTURES[plain["architectures"][0]]
+    nonsense: tuple[object, ...] = ("x", -1, 0, 1.5, None, [1], {"a": 1}, float("inf"), 10**15)
+    for key, value in itertools.product(plain, nonsense):
+        facts = ModelFacts("huggingface", tmp_path, "m", "m", {**plain, key: value}, {})
+        with contextlib.suppress(ModelError, UnsupportedError), damage_in(tmp_path / "config.json"):
+            full = full_config(architecture, facts)
+            plan_tensors(architecture, full, facts)
+            architecture.refuse(full)
+            architecture.hyper_parameters(full)
+
+
+def test_every_pair_has_a_tiny_model() -> None:
+    families = {f"{case.family}ForConditionalGeneration" for case in CASES.values()}
+    assert families == {name for name, entry in ARCHITECTURES.items() if entry.gguf in PAIRS}
 
 
 def test_a_decoder_is_no_pair(tmp_path: Path) -> None:
