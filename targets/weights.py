@@ -106,6 +106,12 @@ class WeightReader:
             )
         return values
 
+    def read_chunks(self, fact: TensorFact, chunk_elements: int) -> Iterator[npt.NDArray[np.float32]]:
+        """All rows of a tensor, about so many elements at a time, (rows, columns), C-contiguous. As `read_rows`."""
+        columns = fact.shape[-1] if fact.shape else 1
+        for start, stop in row_chunks(fact.n_elements // columns, columns, chunk_elements):
+            yield np.ascontiguousarray(self.read_rows(fact, start, stop), np.float32)
+
     def read_raw(self, fact: TensorFact, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Rows start..stop of a tensor as they are stored, (stop - start, bytes of a row).
 

@@ -26,13 +26,13 @@ from runtime.errors import ModelError, UserError
 from runtime.units import format_bytes
 from targets.mxfp4 import CODES
 from targets.task import FEATURE_EXTRACTION
-from targets.weights import WeightReader, row_chunks
+from targets.weights import WeightReader
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
     from pathlib import Path
 
-    from targets.facts import ModelFacts, TensorFact
+    from targets.facts import ModelFacts
 
 CHUNK = 1 << 22
 """Weights that are copied at a time."""
@@ -242,13 +242,7 @@ def _write(facts: ModelFacts, room: Path, places: dict[str, int], total: int) ->
         file.truncate(max(total, PAGE))
         for name, offset in places.items():
             file.seek(offset)
-            for rows in _rows(reader, facts.tensors[name]):
+            for rows in reader.read_chunks(facts.tensors[name], CHUNK):
                 rows.tofile(file)
         file.flush()
         return mmap.mmap(file.fileno(), 0)
-
-
-def _rows(reader: WeightReader, fact: TensorFact) -> Iterator[Any]:
-    columns = fact.shape[-1] if fact.shape else 1
-    for start, stop in row_chunks(fact.n_elements // columns, columns, CHUNK):
-        yield np.ascontiguousarray(reader.read_rows(fact, start, stop), np.float32)

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from exporter.verify.reference import TransformersReference
 from runtime.errors import UserError
 from targets.grouped import AWQ, GPTQ
-from targets.weights import WeightReader, row_chunks
+from targets.weights import WeightReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy.typing as npt
-
-    from targets.facts import ModelFacts, TensorFact
+    from targets.facts import ModelFacts
 
 PACKED = (GPTQ, AWQ, "I4_OFFSET", "I8_OFFSET")
 """Element types that are read here."""
@@ -54,7 +48,9 @@ class PackedReference(TransformersReference):
             raise UserError(f"{self._facts.requested}: transformers has no class {named}; use --no-verify")
         with WeightReader() as reader:
             state = {
-                name: torch.cat([torch.from_numpy(rows).to(dtype) for rows in _rows(reader, fact)]).reshape(fact.shape)
+                name: torch.cat(
+                    [torch.from_numpy(rows).to(dtype) for rows in reader.read_chunks(fact, _CHUNK)]
+                ).reshape(fact.shape)
                 for name, fact in self._facts.tensors.items()
             }
         # The Auto classes want a directory.
@@ -62,9 +58,3 @@ class PackedReference(TransformersReference):
             None, config=config, state_dict=state, output_loading_info=True, dtype=dtype
         )
         return model.to(dtype), list(loading["missing_keys"])
-
-
-def _rows(reader: WeightReader, fact: TensorFact) -> Iterator[npt.NDArray[np.float32]]:
-    columns = fact.shape[-1] if fact.shape else 1
-    for start, stop in row_chunks(fact.n_elements // columns, columns, _CHUNK):
-        yield np.ascontiguousarray(reader.read_rows(fact, start, stop), np.float32)
