@@ -37,8 +37,9 @@ KEPT = CACHE / "training-recipes"
 CALIBRATION = {"source": "help", "chunks": 16, "tokens": 512}
 TOKENS = 256
 """Of a piece that is learned from."""
-DOCSTRINGS = 700_000
-"""Characters of docstrings, about, beside 230,000 of help: as much as the longest case learns from."""
+DOCSTRINGS, HELPS = 2_000_000, 4
+"""Characters of docstrings, about, beside 230,000 of help that stand there so many times: as much as the longest case
+learns from, and enough help to speak like it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ _LAYERS = {"step": "remove", "units": "layers", "count": 6}
 _Q4_0 = {"step": "quantize", "preset": "q4_0", "method": "gptq"}
 CASES = {
     "layers": Case(
-        "30 to 24 layers, all weights", _LAYERS, {"updates": 200, "batch": 4, "learning_rate": 2e-4}, recovered=0.6,
+        "30 to 24 layers, all weights", _LAYERS,
+        {"updates": 600, "batch": 4, "learning_rate": 2e-4, "precision": "bfloat16"}, recovered=0.6,
         then=_Q4_0, in_file=0.4,
     ),
     "q4_0": Case(
@@ -87,11 +89,14 @@ CASES = {
 }  # fmt: skip
 
 
-def text_file(kept: Path, docstrings: int) -> Path:
-    """What is learned from, in a file of the directory `kept` that carries its hash. docstrings: characters, about"""
+def text_file(kept: Path, docstrings: int, helps: int = 1) -> Path:
+    """What is learned from, in a file of the directory `kept` that carries its hash.
+
+    docstrings: characters, about; helps: how many times the help stands there
+    """
     found = documents()
     chosen = found[:: max(1, sum(map(len, found)) // docstrings)]
-    text = "\n\n".join([default_text("calibration").text, *chosen])
+    text = "\n\n".join([*[default_text("calibration").text] * helps, *chosen])
     path = kept / f"text-{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
     if not path.is_file():
         path.write_text(text, encoding="utf-8")
@@ -191,7 +196,7 @@ def main() -> None:
     model = offgrid(smollm2())
     content: dict[str, Any] = record.provenance()
     KEPT.mkdir(parents=True, exist_ok=True)
-    text = text_file(KEPT, DOCSTRINGS)
+    text = text_file(KEPT, DOCSTRINGS, HELPS)
     recipes = {name: CASES[name].recipes(text) for name in names}
     found = finished(
         KEPT, content["code_sha256"], recipes, lambda name, work: run(CASES[name], recipes[name], model, work, content)

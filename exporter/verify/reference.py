@@ -168,9 +168,9 @@ class TorchSource:
         ids = self._tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"]
         return [int(token) for token in ids]
 
-    def forward(self, ids: Sequence[int], **options: Any) -> Any:  # noqa: ANN401 - an output of transformers
-        """The model's output for one text, with a batch dimension of 1. Raises EngineError where torch fails."""
-        inputs = self._torch.tensor([list(ids)], dtype=self._torch.long)
+    def forward(self, *texts: Sequence[int], **options: Any) -> Any:  # noqa: ANN401 - an output of transformers
+        """The model's output for texts of one length. Raises EngineError where torch fails."""
+        inputs = self._torch.tensor([list(ids) for ids in texts], dtype=self._torch.long)
         try:
             with self._torch.no_grad():
                 return self._model(input_ids=inputs, **options)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from exporter.compress.stack import find_attention, find_layers, layers_of
 from exporter.compress.training.losses import DISTANCES, attention_divergence
-from exporter.compress.training.predictions import arguments
+from exporter.compress.training.predictions import arguments, in_precision
 from exporter.compress.training.sharded import split_over
 from runtime.errors import UserError
 
@@ -41,10 +41,11 @@ class Followed:
     projections: (the teacher's width, the student's), by the student's layer, where the widths differ; they learn too
     """
 
-    def __init__(self, said: Features, hidden: Pairs, maps: Pairs, student: _Watched, teacher: _Watched) -> None:
-        self.hidden, self.maps = hidden, maps
+    def __init__(self, step: Training, pairs: tuple[Pairs, Pairs], student: _Watched, teacher: _Watched) -> None:
+        assert step.features is not None, "the step says what is followed"
+        self.hidden, self.maps = pairs
         self.projections: dict[int, torch.nn.Parameter] = {}
-        self._said, self._student, self._teacher = said, student, teacher
+        self._step, self._said, self._student, self._teacher = step, step.features, student, teacher
 
     def prepare(self, inputs: Mapping[str, Tensor], seed: int) -> None:
         """Look at one piece of text for what there is. Raises UserError for maps that do not compare."""
@@ -87,7 +88,8 @@ class Followed:
         return found
 
     def _teach(self, inputs: Mapping[str, Tensor]) -> None:
-        with torch.no_grad(), self._teacher.listening():
+        ids = inputs["input_ids"]
+        with torch.no_grad(), self._teacher.listening(), in_precision(self._step, ids.device.type):
             self._teacher.base(**arguments(inputs))
 
     def _projected(self, number: int) -> Tensor:
@@ -189,7 +191,7 @@ def followed(
             watching = _Watched(model, [pair[side] for pair in hidden], [pair[side] for pair in maps])
             stack.callback(watching.close)
             watched.append(watching)
-        found = Followed(said, hidden, maps, *watched)
+        found = Followed(step, (hidden, maps), *watched)
         found.prepare(example, subject.recipe.seed)
         yield found
 

@@ -36,6 +36,8 @@ NOTHING = -1
 """Stands in for a token behind the end of a text."""
 HELD_OUT = 16
 """One piece in so many is not learned from and judges what was learned."""
+MOST_HELD_OUT = 64
+"""Pieces: they are all judged twenty times."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
             kept = subject.kept.load(name)
             batches.append(Batch.of(subject.kept.save(name, teacher.batch(number).bytes()) if kept is None else kept))
         subject.progress("teacher", count, count)
-    held_out = range(0, n_pieces, HELD_OUT)
+    held_out = range(0, n_pieces, max(HELD_OUT, -(-n_pieces // MOST_HELD_OUT)))
     learned = [one for one in range(n_pieces) if one not in held_out]
     pad = teacher.predictions.pad
     return Lessons(batches, learned, pad), Lessons(batches, held_out, pad)

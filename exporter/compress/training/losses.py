@@ -9,15 +9,19 @@ over fewer, merged outcomes is never above that over all.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
+
+AT_A_TIME = 1 << 20
+"""Logits in float32, 4 MiB of them."""
 
 
 def outcomes(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
@@ -25,14 +29,54 @@ def outcomes(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
 
     logits: (…, vocabulary); tokens: (…, k), each once; found: (…, k + 1), or (…, k) where that is every token
     """
-    logits = logits.float() / temperature
-    total = torch.logsumexp(logits, -1, keepdim=True)
-    chosen = logits.gather(-1, tokens) - total
-    if tokens.shape[-1] == logits.shape[-1]:
-        return chosen
-    # 1 - the sum of the chosen would lose its digits where that is near 1.
-    others = torch.logsumexp(logits.scatter(-1, tokens, -math.inf), -1, keepdim=True) - total
-    return torch.cat((chosen, others), -1)
+    found: Tensor = _Outcomes.apply(logits.flatten(0, -2), tokens.flatten(0, -2), temperature)  # type: ignore[no-untyped-call]
+    return found.reshape(*logits.shape[:-1], -1)
+
+
+class _Outcomes(torch.autograd.Function):
+    """See `outcomes`: of rows, (rows, vocabulary), some at a time.
+
+    The vocabulary is most of what a small student computes. Left to autograd, every operation here would go through all
+    of its logits in float32 once more, and keep them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:  # noqa: ANN401 - of torch
+        """Keeps the logits as they are, and one number a row."""
+        chosen = logits.gather(-1, tokens).float() / temperature
+        others = torch.full_like(chosen[:, :1], -math.inf)
+        if tokens.shape[-1] < logits.shape[-1]:
+            for rows in _rows(logits):
+                without = logits[rows].to(torch.float32, copy=True).div_(temperature)
+                # 1 - the sum of the chosen would lose its digits where that is near 1.
+                without.scatter_(-1, tokens[rows], -math.inf)
+                torch.logsumexp(without, -1, keepdim=True, out=others[rows])
+        found = torch.cat((chosen, others), -1)
+        found -= torch.logsumexp(found, -1, keepdim=True)
+        ctx.save_for_backward(logits, tokens, others, found)
+        ctx.temperature = temperature
+        return found if tokens.shape[-1] < logits.shape[-1] else found[:, :-1].contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        """An outcome's derivative by a logit: 1 if it is its own (or its share of the others), less its probability."""
+        logits, tokens, others, found = ctx.saved_tensors
+        gradient = functional.pad(gradient, (0, found.shape[-1] - gradient.shape[-1]))
+        own = gradient - found.exp() * gradient.sum(-1, keepdim=True)
+        result = torch.empty_like(logits)
+        for rows in _rows(logits):
+            shares = logits[rows].to(torch.float32, copy=True).div_(ctx.temperature)
+            shares.sub_(others[rows]).exp_()  # of the others' probability; what the chosen have here is overwritten
+            shares.mul_(own[rows, -1:]).scatter_(-1, tokens[rows], own[rows, :-1])
+            result[rows] = shares.div_(ctx.temperature)
+        return result, None, None
+
+
+def _rows(logits: Tensor) -> Iterator[slice]:
+    """Rows that are computed with at a time: few enough to stay in a processor's cache."""
+    step = max(1, AT_A_TIME // logits.shape[-1])
+    return (slice(start, start + step) for start in range(0, len(logits), step))
 
 
 def likeliest(logits: Tensor, count: int, temperature: float) -> tuple[Tensor, Tensor]:

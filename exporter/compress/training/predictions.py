@@ -18,6 +18,7 @@ from runtime.errors import UserError
 from targets.task import FEATURE_EXTRACTION, TEXT_GENERATION
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
@@ -68,6 +69,11 @@ def refuse_untrainable(step: Training, subject: Subject) -> None:
         raise UserError(f"--recipe: gradient_checkpointing: {what}; leave it out")
 
 
+def in_precision(step: Training, device: str = "cpu") -> contextlib.AbstractContextManager[Any]:
+    """Within it a teacher computes as its student does: its products in the step's precision."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=step.precision == "bfloat16")
+
+
 def arguments(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a model is called with."""
     if "attention_mask" in inputs:
@@ -93,13 +99,18 @@ class NextTokens:
     def taught(self, teacher: MappedReference, pieces: Ids) -> Taught:
         """See `Predictions`."""
         step = self.step
-        found = [likeliest(self._logits(teacher, one), step.top, step.temperature) for one in pieces]
-        tokens, outcomes = (torch.stack(part).numpy() for part in zip(*found, strict=True))
+        together = step.batch // step.accumulate  # as many as the student, which needs more memory, is given
+        found = [
+            likeliest(self._logits(teacher, pieces[start : start + together]), step.top, step.temperature)
+            for start in range(0, len(pieces), together)
+        ]
+        tokens, outcomes = (torch.cat(part).numpy() for part in zip(*found, strict=True))
         return tokens.astype(np.int32), outcomes
 
-    def _logits(self, teacher: MappedReference, ids: Sequence[int]) -> Tensor:
-        """(tokens, vocabulary of the student): tables may have more or fewer rows than there are tokens."""
-        found = torch.from_numpy(teacher.logits(list(ids)))
+    def _logits(self, teacher: MappedReference, pieces: Ids) -> Tensor:
+        """(pieces, tokens, vocabulary of the student): tables may have more or fewer rows than there are tokens."""
+        with in_precision(self.step):
+            found: Tensor = teacher.forward(*pieces, use_cache=False).logits
         return functional.pad(found, (0, self.subject.source.n_vocab - found.shape[-1]), value=NEVER)
 
     def loss(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
