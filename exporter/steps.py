@@ -220,8 +220,9 @@ class Remove(Strict):
     share: of the units that go; count: how many of every layer, in place of share
     widths: of the layers by then: "even", the same number goes in every layer; "uneven", where the model
         is expected to lose least by it; "auto", uneven where the recipe's format has such layers
-    scores: by what units are ranked; "influence" is for layers, how little they turn the hidden state, and "spaced",
-        those that stay lie evenly apart
+    scores: by what units are ranked; for layers alone are "influence", how little they turn the hidden state, "greedy",
+        one after the other goes without which the model says what is nearest to before, and "spaced", those that stay
+        lie evenly apart
     repair: matrices that read heads or neurons make up for those that are gone
     """
 
@@ -229,7 +230,7 @@ class Remove(Strict):
     units: Literal["layers", "heads", "neurons"]
     share: Share | None = None
     count: Annotated[int, Field(ge=1)] | None = None
-    scores: Literal["magnitude", "activation", "gradient", "influence", "spaced"] | None = None
+    scores: Literal["magnitude", "activation", "gradient", "influence", "greedy", "spaced"] | None = None
     repair: bool = True
     widths: Literal["even", "uneven", "auto"] = "even"
 
@@ -239,7 +240,7 @@ class Remove(Strict):
             raise ValueError("widths goes with units heads and neurons only")
         if (self.share is None) == (self.count is None):
             raise ValueError("needs either share or count")
-        if self.scores in ("influence", "spaced") and self.units != "layers":
+        if self.scores in ("influence", "greedy", "spaced") and self.units != "layers":
             raise ValueError(f"scores {self.scores} goes with units layers only")
         return self
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporter.calibration import calibration_chunks
+from exporter.calibration import calibration_chunks, encoder_texts
 from exporter.compress.factored import factored_modules
 from exporter.compress.journal import Kept
-from exporter.compress.mapped import MappedReference
+from exporter.compress.mapped import MappedEncoder, MappedReference
 from exporter.compress.stack import find_layers, name_of_layers
 from targets.facts import TensorFact
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from exporter.compress.mapped import MappedEncoder
     from exporter.recipe import Recipe
     from targets.base import EmitOptions, Progress, Target
     from targets.facts import ModelFacts
@@ -90,7 +89,10 @@ class Subject:
     @cached_property
     def chunks(self) -> list[list[int]]:
         """Token ids to gather statistics on, in pieces. Asked for first before a step has changed anything."""
-        return calibration_chunks(self.decoder, self.facts, self.recipe.calibration, self.recipe.seed, self.progress)
+        wanted, seed = self.recipe.calibration, self.recipe.seed
+        if isinstance(self.source, MappedEncoder):
+            return encoder_texts(self.source, wanted, min(wanted.tokens, self.source.max_tokens), seed)
+        return calibration_chunks(self.source, self.facts, wanted, seed, self.progress)
 
     def sparsity(self) -> float:
         """The share of zeros in the matrices of the layers."""

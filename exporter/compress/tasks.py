@@ -17,13 +17,13 @@ from targets.task import (
 
 if TYPE_CHECKING:
     from exporter.recipe import Recipe
-    from exporter.steps import Step, Training
+    from exporter.steps import Step, Text, Training
     from targets.facts import ModelFacts
 
 LOSSES = {TEXT_GENERATION: ("forward-kl", "reverse-kl", "jsd"), FEATURE_EXTRACTION: ("nmse", "cosine")}
 """By task, the usual one first; classifiers have those of predictions."""
 FOR_ENCODERS = (
-    "remove layers with scores spaced or magnitude, prune by magnitude, initialize, distill, or export --quant"
+    "remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, or export --quant"
 )
 
 
@@ -59,6 +59,9 @@ def refuse_other_tasks(recipe: Recipe, facts: ModelFacts, task: str) -> None:
         if said := _of_decoders(step):
             what = f"{said} is for decoders, {facts.requested} is for {task}"
             raise UserError(f"--recipe: {what}; say {FOR_ENCODERS}")
+        if getattr(step, "scores", None) == "greedy":
+            refuse_to_write(recipe.calibration, "calibration", facts)
+            refuse_unknown_pooling(facts, task)
     if recipe.kv_cache is not None:
         raise UserError(f"--recipe: kv_cache: {facts.requested} is for {task} and has none; leave it out")
     for training in recipe.trainings:
@@ -66,14 +69,19 @@ def refuse_other_tasks(recipe: Recipe, facts: ModelFacts, task: str) -> None:
 
 
 def _refuse_for_encoders(training: Training, facts: ModelFacts, task: str) -> None:
-    if training.text.kind == "model":
-        what = f"{facts.requested} writes no text itself"
-        raise UserError(f"--recipe: text: {what}; name a text, a jsonl file, a dataset, or source: help")
+    refuse_to_write(training.text, "text", facts)
     unread = ("hard", "top", "temperature") if task == FEATURE_EXTRACTION else ("hard", "top")
     for key in unread:
         if getattr(training, key) != type(training).model_fields[key].default:
             raise UserError(f"--recipe: {key}: says nothing to a model that is for {task}; leave it out")
     refuse_unknown_pooling(facts, task)
+
+
+def refuse_to_write(text: Text, key: str, facts: ModelFacts) -> None:
+    """Raise UserError where a model shall write a text that cannot."""
+    if text.kind == "model":
+        what = f"{facts.requested} writes no text itself"
+        raise UserError(f"--recipe: {key}: {what}; name a text, a jsonl file, a dataset, or source: help")
 
 
 def refuse_unknown_pooling(facts: ModelFacts, task: str) -> None:
@@ -93,4 +101,5 @@ def _of_decoders(step: Step) -> str | None:
         return step.step
     if step.units != "layers":
         return f"remove {step.units}"
-    return None if step.scores in ("spaced", "magnitude") else f"remove with scores {step.scores or 'influence'}"
+    known = ("greedy", "spaced", "magnitude")
+    return None if step.scores in known else f"remove with scores {step.scores or 'influence'}"

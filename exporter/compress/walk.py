@@ -117,6 +117,27 @@ class Walk:
 
 
 @contextlib.contextmanager
+def skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it a model runs as if these layers of it were gone: they hand on the hidden state."""
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(_replaced(layer, _handing_on(layer)))
+        yield
+
+
+def _handing_on(layer: nn.Module) -> Any:  # noqa: ANN401 - a forward
+    more: list[Any] = []
+
+    def hand_on(hidden: Tensor, *rest: Any, **keywords: Any) -> Any:  # noqa: ANN401 - what a layer gives
+        if not more:  # once: what the model's own loop takes from a layer is known by running it
+            given = type(layer).forward(layer, hidden, *rest, **keywords)
+            more.append(given[1:] if isinstance(given, tuple) else None)
+        return hidden if more[0] is None else (hidden, *more[0])
+
+    return hand_on
+
+
+@contextlib.contextmanager
 def _replaced(module: nn.Module, forward: Any) -> Iterator[None]:  # noqa: ANN401 - a forward
     module.forward = forward
     try:

@@ -170,10 +170,13 @@ class TorchSource:
 
     def forward(self, *texts: Sequence[int], **options: Any) -> Any:  # noqa: ANN401 - an output of transformers
         """The model's output for texts of one length. Raises EngineError where torch fails."""
-        inputs = self._torch.tensor([list(ids) for ids in texts], dtype=self._torch.long)
+        return self.run(input_ids=self._torch.tensor([list(ids) for ids in texts], dtype=self._torch.long), **options)
+
+    def run(self, **inputs: Any) -> Any:  # noqa: ANN401 - tensors, and an output of transformers
+        """The model's output. Raises EngineError where torch fails."""
         try:
             with self._torch.no_grad():
-                return self._model(input_ids=inputs, **options)
+                return self._model(**inputs)
         except RuntimeError as error:
             # torch says so too when it cannot get memory
             raise EngineError(f"{self.description}: failed ({in_one_line(error)})") from error

@@ -1,4 +1,7 @@
-"""Whole layers out of a model: those that change the hidden state least (ShortGPT, https://arxiv.org/abs/2403.03853)."""
+"""Whole layers out of a model: those that change the hidden state, or what the model says, least.
+
+Sources: ShortGPT (https://arxiv.org/abs/2403.03853), greedy layer pruning (https://arxiv.org/abs/2105.14839)
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,25 @@ import torch
 
 from exporter.compress.remove.scores import felt, growth, influence
 from exporter.compress.stack import layers_of, put_layers
-from exporter.compress.walk import Walk
+from exporter.compress.training.lessons import Batch, Lessons
+from exporter.compress.training.predictions import arguments, predictions
+from exporter.compress.walk import Walk, skipped
 from exporter.compress.widths import said_widths
+from exporter.steps import Distill
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from exporter.compress.subject import Subject
+
+LOOKED_AT = 2048
+"""Tokens of the calibration text on which `greedy` tries the model without a layer, once for each that may go."""
 
 
 def remove_layers(subject: Subject, count: int, scores: str) -> None:
     """Take `count` layers out, and say so in the configuration."""
-    found = _spaced(subject, count) if scores == "spaced" else _SCORES[scores](subject)
+    found = _CHOOSING[scores](subject, count) if scores in _CHOOSING else _SCORES[scores](subject)
     out = set(np.argsort(found, kind="stable")[:count].tolist())
     before, config = layers_of(subject.model), subject.model.config
     kept = [number for number in range(len(found)) if number not in out]
@@ -54,6 +65,39 @@ def _spaced(subject: Subject, count: int) -> list[float]:
     found = np.zeros(total)
     found[np.linspace(0, total - 1, total - count).round().astype(int)] = 1
     return [float(one) for one in found]
+
+
+def _greedy(subject: Subject, count: int) -> list[float]:
+    """Ones for the layers that stay: one after the other goes without which the model says what is nearest to before.
+
+    How near is the usual loss of distillation for what the model is for. Source: https://arxiv.org/abs/2105.14839, but
+    for the loss, which there is that of a task.
+    """
+    model, layers = subject.model, layers_of(subject.model)
+    judge = predictions(Distill(step="distill", updates=1), subject)
+    pieces = _looked_at(subject.chunks)
+    # Pieces of unlike lengths, in arrays of their own: none is filled up.
+    lessons = [Lessons([Batch(np.array([ids], np.int32), *judge.taught(subject.source, [ids]))], [0], judge.pad)
+               for ids in pieces]  # fmt: skip
+    asked = [one.collate([one[0]]) for one in lessons]
+    gone: list[int] = []
+    done, total = 0, sum(len(layers) - number for number in range(count))
+    for _ in range(count):
+        far = {}
+        for number in (number for number in range(len(layers)) if number not in gone):
+            subject.progress("greedy", done, total)
+            with torch.no_grad(), skipped([layers[one] for one in (*gone, number)]):
+                losses = [float(judge.loss(model(**arguments(inputs)), inputs)) for inputs in asked]
+            far[number], done = sum(losses), done + 1
+        gone.append(min(far, key=lambda number: far[number]))
+    subject.progress("greedy", total, total)
+    return [float(number not in gone) for number in range(len(layers))]
+
+
+def _looked_at(chunks: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The first pieces of a text that have LOOKED_AT tokens together; one at least."""
+    ends = np.cumsum([len(ids) for ids in chunks])
+    return list(chunks[: max(1, int(np.searchsorted(ends, LOOKED_AT, side="right")))])
 
 
 def _by_influence(subject: Subject) -> list[float]:
@@ -116,6 +160,8 @@ def _added(_args: Any, output: Any) -> torch.Tensor:  # noqa: ANN401
     return found
 
 
+_CHOOSING = {"spaced": _spaced, "greedy": _greedy}
+"""Scores that go by how many layers are to be removed."""
 _SCORES = {
     "influence": _by_influence,
     "activation": _by_activation,

@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from exporter.compress.training.predictions import predictions
+from exporter.compress.training.predictions import filled_up, predictions
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,9 +105,7 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         """Some pieces as one; shorter ones are filled up, and then attention_mask is 1 for what is theirs."""
         found = {key: pad_sequence([one[key] for one in pieces], batch_first=True) for key in pieces[0]}
         if self._pad is not None:
-            ids = [one["input_ids"] for one in pieces]
-            found["input_ids"] = pad_sequence(ids, batch_first=True, padding_value=self._pad)
-            found["attention_mask"] = pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)
+            found |= filled_up([one["input_ids"] for one in pieces], self._pad)
         return found
 
 

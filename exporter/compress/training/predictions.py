@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from exporter.calibration import calibration_chunks, encoder_texts
 from exporter.compress.mapped import MappedEncoder
 from exporter.compress.tasks import loss_of
 from exporter.compress.training.losses import DISTANCES, distillation_loss, label_divergence, likeliest
-from exporter.verify.encoder import embedding, find_frame
+from exporter.verify.encoder import find_frame
 from runtime.errors import UserError
 from targets.task import FEATURE_EXTRACTION, TEXT_GENERATION
 
@@ -149,11 +150,27 @@ class Encoded:
         if max(map(len, pieces)) > teacher.max_tokens:
             what = f"teacher {self._step.teacher or 'of initialize'}: takes {teacher.max_tokens} tokens"
             raise UserError(f"--recipe: {what}; say text.tokens: {teacher.max_tokens}")
-        found = [_judged(teacher.encode(ids)) for ids in pieces]
-        if found[0].ndim == 1:
-            return None, np.stack(found)
-        longest = max(map(len, found))
-        return None, np.stack([np.pad(one, ((0, longest - len(one)), (0, 0))) for one in found])
+        assert self.pad is not None, "an encoder's texts are filled up"
+        inputs = filled_up([torch.tensor(list(ids)) for ids in pieces], self.pad)
+        together, mask = self._step.batch // self._step.accumulate, inputs["attention_mask"]
+        order = torch.argsort(mask.sum(1), stable=True)  # those of like length together: little is filled up
+        longest, found = mask.shape[1], [torch.empty(0)] * len(pieces)
+        for rows in torch.split(order, together):
+            some = {key: tensor[rows, : int(mask[rows].sum(1).max())] for key, tensor in inputs.items()}
+            with in_precision(self._step):
+                output = teacher.run(**some)
+            for row, one in zip(rows.tolist(), self._judged(output, some["attention_mask"], longest), strict=True):
+                found[row] = one
+        return None, torch.stack(found).numpy()
+
+    def _judged(self, output: Any, mask: Tensor, longest: int) -> Tensor:  # noqa: ANN401
+        """Embeddings, (texts, width), or labels, (texts, labels) or (texts, longest, labels), 0 behind a text's end."""
+        if not hasattr(output, "logits"):
+            return pooled(output.last_hidden_state.float(), mask, self._source.pooling)
+        logits: Tensor = output.logits.float()
+        if logits.dim() == 2:
+            return logits
+        return functional.pad(logits * mask[..., None], (0, 0, 0, longest - logits.shape[1]))
 
     def loss(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
         """See `Predictions`."""
@@ -181,8 +198,13 @@ def _refuse_other_outputs(name: str, theirs: Mapping[str, Any], ours: Mapping[st
             )
 
 
-def _judged(outputs: dict[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    return outputs["logits"] if "logits" in outputs else embedding(outputs)
+def filled_up(texts: Sequence[Tensor], pad: int) -> dict[str, Tensor]:
+    """Texts of unlike lengths, (tokens,) each, as what an encoder is called with."""
+    masks = [torch.ones_like(one) for one in texts]
+    return {
+        "input_ids": pad_sequence(list(texts), batch_first=True, padding_value=pad),
+        "attention_mask": pad_sequence(masks, batch_first=True),
+    }
 
 
 def pooled(states: Tensor, mask: Tensor, pooling: Pooling | None) -> Tensor:

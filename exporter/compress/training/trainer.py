@@ -26,6 +26,7 @@ from exporter.compress.training.order import OfLikeLength
 from exporter.compress.training.predictions import arguments, predictions
 from exporter.compress.training.student import (
     activations_computed_again,
+    attention_in_float32,
     averaged,
     is_split,
     keep_zeros,
@@ -164,6 +165,7 @@ def _opened(
             without_traces(student.model),
             nothing_dropped(student.model),
             activations_computed_again(student.model, on=step.gradient_checkpointing),
+            attention_in_float32(student.model, on=options.bf16 and options.device.type == "cpu"),
         ):
             stack.enter_context(entered)
         if subject.split:

@@ -13,14 +13,17 @@ from support.removal import IDS, TEXT, kept_rows, logits, opened, removed
 
 from exporter.checkpoint import resolve
 from exporter.compress.job import CompressRequest, compress
+from exporter.compress.remove.layers import _looked_at
 from exporter.compress.remove.parts import heads, neurons
 from exporter.compress.remove.repair import repaired
 from exporter.compress.remove.scores import felt, given
+from exporter.compress.walk import skipped
 from exporter.progress import SilentReporter
 from exporter.recipe import Recipe
 from runtime.errors import UserError
 from targets import get_target
-from targets.base import EmitOptions
+from targets.base import Calibration, EmitOptions
+from targets.onnx.calibration import token_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +76,40 @@ def test_layers_that_stay_lie_evenly_apart(tiny_model_dir: Callable[..., Path], 
         Recipe.model_validate({"steps": [{"step": "remove", "units": "heads", "count": 1, "scores": "spaced"}]})
 
 
-@pytest.mark.parametrize("scores", ["influence", "magnitude", "activation", "gradient", "spaced"])
+def test_layers_go_one_after_the_other_where_they_are_missed_least(
+    tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By the divergence of what is left from the whole, looked at here with all of the vocabulary and on all text."""
+    source = tiny_model_dir("llama", layers=6)
+    (report,) = removed(source, tmp_path / "out", units="layers", count=2, scores="greedy")
+    model = opened(source)
+    layers = model.base_model.layers
+    texts, _ = token_chunks(source / "tokenizer.json", Calibration(chunks=TEXT["chunks"], tokens=TEXT["tokens"]))
+
+    def predicted() -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([model(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in texts])
+
+    whole, gone = predicted(), []
+    for _ in range(2):
+        far = {}
+        for number in set(range(6)) - set(gone):
+            with skipped([layers[one] for one in (*gone, number)]):
+                far[number] = float((whole.exp() * (whole - predicted())).sum(-1).mean())
+        gone.append(min(far, key=far.__getitem__))
+    assert report["notes"][0] == f"removed layers, counted from 0: {', '.join(map(str, sorted(gone)))}"
+    # Nothing of it is left behind.
+    assert torch.equal(predicted(), whole)
+
+
+def test_what_is_looked_at_is_bounded() -> None:
+    """Of long text the first pieces; one at least."""
+    assert [len(ids) for ids in _looked_at([[0] * 512] * 16)] == [512] * 4
+    assert [len(ids) for ids in _looked_at([[0] * 3000, [0]])] == [3000]
+    assert [len(ids) for ids in _looked_at([[0] * 8] * 3)] == [8] * 3
+
+
+@pytest.mark.parametrize("scores", ["influence", "greedy", "magnitude", "activation", "gradient", "spaced"])
 def test_layers_removed_are_layers_skipped(scores: str, tiny_any: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", opened(tiny_any)
     (report,) = removed(tiny_any, out, units="layers", count=1, scores=scores)
