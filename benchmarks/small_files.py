@@ -2,9 +2,9 @@
 
     python -m benchmarks.small_files
 
-Exports all-MiniLM-L6-v2 to ONNX in every precision and has `packlight verify` judge each; what quality_per_byte,
-compression_methods, training_recipes and training_encoders have found of other files stands beside it, each with the
-commit that it was found at. Of all files those are shown than which no smaller one keeps more.
+Exports all-MiniLM-L6-v2 to ONNX and GGUF in several precisions and has `packlight verify` judge each; what
+quality_per_byte, compression_methods, training_recipes and training_encoders have found of other files stands beside
+it, each with the commit that it was found at. Of all files those are shown than which no smaller one keeps more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from benchmarks.paths import CACHE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-QUANTS = ("fp16", "int8", "dynamic-int8", "int4")
+KINDS = (
+    *(("onnx", quant) for quant in ("fp16", "int8", "dynamic-int8", "int4")),
+    *(("gguf", quant, "--pure") for quant in ("q8_0", "q5_0", "iq4_nl", "q4_0")),
+)
+"""Format, precision, and options more."""
 SMALLER, KEPT = 10, 0.97
 """Times smaller than float32, and the share that is to be kept in that."""
 
@@ -61,7 +65,9 @@ def decoders() -> Iterator[File]:
 def encoders(content: dict[str, Any]) -> Iterator[File]:
     """Files of MiniLM."""
     for row in content["rows"]:
-        yield File(f"ONNX {row['quant']}", row["n_bytes"], row["rank correlation"], content["commit"])
+        format_name, quant, *more = row["kind"]
+        what = " ".join([format_name.upper(), quant.upper() if format_name == "gguf" else quant, *more])
+        yield File(what, row["n_bytes"], row["rank correlation"], content["commit"])
     if (trained := record.load("training_encoders")) is not None:
         for key, case in trained["cases"].items():
             what, after = training_encoders.CASES[key].what, case["after"]
@@ -114,7 +120,7 @@ def main() -> None:
     content["encoder_bytes"] = (minilm() / "model.safetensors").stat().st_size
     with tempfile.TemporaryDirectory(dir=CACHE) as room:
         content["rows"] = [
-            {"quant": quant, **training_encoders.judged_file(minilm(), quant, Path(room) / quant)} for quant in QUANTS
+            {"kind": kind, **training_encoders.judged_file(minilm(), kind, Path(room) / kind[1])} for kind in KINDS
         ]
     record.save("small_files", content)
     print(table(content))

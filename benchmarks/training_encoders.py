@@ -2,11 +2,11 @@
 
     python -m benchmarks.training_encoders [--only NAME …]
 
-Every case takes layers evenly apart out of all-MiniLM-L6-v2 by `packlight compress`, without and with `distill` behind
-it; both are exported to ONNX and judged by `packlight verify` against the whole model, on texts cut from the second
-half of Python's own help, which was not learned from: Spearman's correlation between the similarities of all pairs of
-texts. What is learned from: the first half, and docstrings of CPython's library and of packages that constraints.txt
-pins. A run that was stopped goes on where it was; a finished case is kept in .cache and not run again.
+Every case takes layers out of all-MiniLM-L6-v2, those that are missed least, by `packlight compress`, without and with
+`distill` behind it; both are exported to ONNX and judged by `packlight verify` against the whole model, on texts cut
+from the second half of Python's own help, which was not learned from: Spearman's correlation between the similarities
+of all pairs of texts. What is learned from: the first half, and docstrings of CPython's library and of packages that
+constraints.txt pins. A run that was stopped goes on where it was; a finished case is kept in .cache and not run again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEPT = CACHE / "training-encoders"
-DOCSTRINGS = 6_000_000
-"""Characters, about: as many texts as the longest case learns from."""
+DOCSTRINGS, HELPS = 12_000_000, 16
+"""Characters of docstrings, about, beside 230,000 of help that stand there so many times: as many texts as the longest
+case learns from, a quarter of them like those that are judged."""
+CALIBRATION = {"source": "help", "chunks": 64, "tokens": 512}
 ROUNDS = "8"
 """Of texts that an artifact is judged on, eight each, from 8 tokens to 512."""
 QUANT = "dynamic-int8"
@@ -51,7 +53,7 @@ class Case:
 
     def recipes(self, text: Path) -> list[list[dict[str, Any]]]:
         """The steps, without and with training."""
-        removed = {"step": "remove", "units": "layers", "count": self.count, "scores": "spaced"}
+        removed = {"step": "remove", "units": "layers", "count": self.count, "scores": "greedy"}
         chunks, tokens = self.texts
         lessons = {"text": str(text), "chunks": chunks, "tokens": tokens}
         return [[removed], [removed, {"step": "distill", **self.trained, "text": lessons}]]
@@ -60,8 +62,7 @@ class Case:
 CASES = {
     "half": Case(
         "3 of 6 layers", 3,
-        {"updates": 4400, "batch": 16, "learning_rate": 1e-3, "features": {"hidden": 1.0}},
-        (25_600, 64), rank=0.97,
+        {"updates": 4300, "batch": 64, "learning_rate": 1e-3, "precision": "bfloat16"}, (64_000, 128), rank=0.97,
     ),
 }  # fmt: skip
 
@@ -84,25 +85,27 @@ def _judged(steps: list[dict[str, Any]], work: Path) -> dict[str, Any]:
     """The report of the last step, and what `verify` says of the file by the names of its lines."""
     work.mkdir(exist_ok=True)
     recipe, between, report = work / "recipe.yaml", work / "between", work / "report.json"
-    recipe.write_text(json.dumps({"steps": steps}), encoding="utf-8")  # JSON is YAML
+    recipe.write_text(json.dumps({"calibration": CALIBRATION, "steps": steps}), encoding="utf-8")  # JSON is YAML
     if not report.is_file():
         write_json(report, ran("compress", minilm(), "--recipe", recipe, "-o", between, "--threads", "2", "--resume"))
     step = json.loads(report.read_text(encoding="utf-8"))["steps"][-1]
-    found = {"step": step, **judged_file(between, QUANT, work / "out")}
+    found = {"step": step, **judged_file(between, ("onnx", QUANT), work / "out")}
     # On the same texts; the step's report is on fewer ones.
-    return found | {"in floats": judged_file(between, "fp32", work / "out")["rank correlation"]}
+    return found | {"in floats": judged_file(between, ("onnx", "fp32"), work / "out")["rank correlation"]}
 
 
-def judged_file(source: Path, quant: str, out: Path) -> dict[str, Any]:
-    """Export a directory to ONNX, into `out`, and judge the file against the whole MiniLM."""
+def judged_file(source: Path, kind: tuple[str, ...], out: Path) -> dict[str, Any]:
+    """Export a directory, into `out`, and judge the file against the whole MiniLM. kind: format, quant, more options"""
     shutil.rmtree(out, ignore_errors=True)
-    ran("export", source, "--format", "onnx", "--quant", quant, "--no-verify", "--no-measure", "-o", out)
+    format_name, quant, *more = kind
+    how = ("--format", format_name, "--quant", quant, *more)
+    ran("export", source, *how, "--no-verify", "--no-measure", "-o", out)
     # Limits are for files that shall give what their source gives; this one is smaller on purpose.
     free = ("--min-cosine", "-1", "--min-rank-correlation", "-1")
     verified = ran("verify", out, "--against", minilm(), "--chunks", ROUNDS, *free)
     found = {line["name"]: line["value"] for line in verified["lines"]}
     return {
-        "n_bytes": sum(path.stat().st_size for path in (out / "onnx").iterdir()),
+        "n_bytes": sum(path.stat().st_size for path in (*out.glob("onnx/*"), *out.glob("*.gguf"))),
         "n_texts": verified["drift"]["n_texts"],
         **{key: found[key] for key in ("cosine", "rank correlation")},
     }
@@ -139,7 +142,7 @@ def main() -> None:
     content: dict[str, Any] = record.provenance()
     content["source_bytes"] = (minilm() / "model.safetensors").stat().st_size
     KEPT.mkdir(parents=True, exist_ok=True)
-    text = text_file(KEPT, DOCSTRINGS)
+    text = text_file(KEPT, DOCSTRINGS, HELPS)
     recipes = {name: CASES[name].recipes(text) for name in names}
     found = finished(KEPT, content["code_sha256"], recipes, lambda name, work: run(recipes[name], work, content))
     content["cases"] = with_earlier("training_encoders", CASES, found)

@@ -150,10 +150,12 @@ def test_a_file_that_a_smaller_one_outdoes_is_not_on_the_curve(monkeypatch):
     known = [("whole", 50, 0.99), ("worse", 40, 0.90), ("half", 30, 0.98), ("tenth", 10, 0.8), ("other", 30, 0.7)]
     assert [one.what for one in small_files.best(files(*known))] == ["whole", "half", "tenth"]
     monkeypatch.setattr(small_files, "decoders", lambda: files(*known))
-    rows = [{"quant": "int4", "n_bytes": 9, "rank correlation": 0.98}]
+    judged = ((["onnx", "int4"], 9, 0.98), (["gguf", "q8_0", "--pure"], 20, 0.99))
+    rows = [{"kind": kind, "n_bytes": n_bytes, "rank correlation": kept} for kind, n_bytes, kept in judged]
     monkeypatch.setattr(record, "load", lambda _name: None)
     table = small_files.table({"decoder_bytes": 100, "encoder_bytes": 90, "commit": "fedcba9876543210", "rows": rows})
     assert "| half | 0.0 | 1/3.3 | 98.0% | `0123456789ab` |" in table
     assert "worse" not in table
     assert "**✗ Not both: the smallest that keeps 97% is 1/3.3, one of 1/10 keeps 80.0%.**" in table
+    assert "| GGUF Q8_0 --pure | 0.0 | 1/4.5 | 99.0% | `fedcba987654` |\n" in table
     assert "| ONNX int4 | 0.0 | 1/10.0 | 98.0% | `fedcba987654` |\n\nA file of 1/10.0 keeps 97%." in table
