@@ -70,9 +70,9 @@ def encoders(content: dict[str, Any]) -> Iterator[File]:
         yield File(what, row["n_bytes"], row["rank correlation"], content["commit"])
     if (trained := record.load("training_encoders")) is not None:
         for key, case in trained["cases"].items():
-            what, after = training_encoders.CASES[key].what, case["after"]
-            yield File(f"{what} removed, trained, ONNX {training_encoders.QUANT}", after["n_bytes"],
-                       after["rank correlation"], case["commit"])  # fmt: skip
+            known, after = training_encoders.CASES[key], case["after"]
+            what = f"{known.what}, trained, {known.kind[0].upper()}"
+            yield File(what, after["n_bytes"], after["rank correlation"], case["commit"])
 
 
 def best(files: Iterable[File]) -> list[File]:

@@ -1,12 +1,13 @@
-"""What half of an embedding model's layers keep of its ranking, trained and in a file, on the real MiniLM.
+"""What training keeps of an embedding model's ranking in a much smaller file, on the real MiniLM.
 
     python -m benchmarks.training_encoders [--only NAME …]
 
-Every case takes layers out of all-MiniLM-L6-v2, those that are missed least, by `packlight compress`, without and with
-`distill` behind it; both are exported to ONNX and judged by `packlight verify` against the whole model, on texts cut
-from the second half of Python's own help, which was not learned from: Spearman's correlation between the similarities
-of all pairs of texts. What is learned from: the first half, and docstrings of CPython's library and of packages that
-constraints.txt pins. A run that was stopped goes on where it was; a finished case is kept in .cache and not run again.
+A case takes layers out of all-MiniLM-L6-v2, those that are missed least, without and with `distill` behind it, or puts
+it on grids of few bits, without and with training on them, by `packlight compress`; both are exported and judged by
+`packlight verify` against the whole model, on texts cut from the second half of Python's own help, which was not
+learned from: Spearman's correlation between the similarities of all pairs of texts. What is learned from: the first
+half, and docstrings of CPython's library and of packages that constraints.txt pins. A run that was stopped goes on
+where it was; a finished case is kept in .cache and not run again.
 """
 
 from __future__ import annotations
@@ -34,43 +35,61 @@ case learns from, a quarter of them like those that are judged."""
 CALIBRATION = {"source": "help", "chunks": 64, "tokens": 512}
 ROUNDS = "8"
 """Of texts that an artifact is judged on, eight each, from 8 tokens to 512."""
-QUANT = "dynamic-int8"
 
 
 @dataclass(frozen=True)
 class Case:
-    """Layers that go, and the training behind it.
+    """What is taken, and the training behind it.
 
-    what: in words; count: of layers that go; trained: what the distill step says but for its text; texts: how many, at
-    most, and tokens of the longest; rank: the least rank correlation of the file
+    what: in words; taken: a step; trained: what the distill step behind it, or its own training, says but for its text
+    texts: how many, at most, and tokens of the longest; kind: format and quant of the file
+    rank: the least rank correlation of the file; share: of the whole model's bytes in float32 that it may take
     """
 
     what: str
-    count: int
+    taken: dict[str, Any]
     trained: dict[str, Any]
     texts: tuple[int, int]
-    rank: float
+    kind: tuple[str, str] = ("onnx", "dynamic-int8")
+    rank: float = 0.97
+    share: float = 1.0
 
-    def recipes(self, text: Path) -> list[list[dict[str, Any]]]:
-        """The steps, without and with training."""
-        removed = {"step": "remove", "units": "layers", "count": self.count, "scores": "greedy"}
+    def recipes(self, text: Path) -> list[dict[str, Any]]:
+        """What YAML files say: without and with training."""
         chunks, tokens = self.texts
-        lessons = {"text": str(text), "chunks": chunks, "tokens": tokens}
-        return [[removed], [removed, {"step": "distill", **self.trained, "text": lessons}]]
+        trained = {**self.trained, "text": {"text": str(text), "chunks": chunks, "tokens": tokens}}
+        if self.taken["step"] == "quantize":
+            steps, format_name = [[self.taken], [{**self.taken, "training": trained}]], self.kind[0]
+        else:
+            steps, format_name = [[self.taken], [self.taken, {"step": "distill", **trained}]], None
+        return [{"format": format_name, "calibration": CALIBRATION, "steps": one} for one in steps]
 
 
+_LEARNS = {"batch": 64, "learning_rate": 1e-3, "precision": "bfloat16"}
+_FEW_BITS = {
+    "step": "quantize", "preset": "q2_0",
+    "rules": [
+        {"tensors": "token_embd.weight", "type": "q2_0"},
+        {"regex": r"attn_(v|output)\.weight", "type": "q4_0"},
+        {"tensors": "blk.*.ffn_down.weight", "type": "q3_k"},
+    ],
+}  # fmt: skip
 CASES = {
     "half": Case(
-        "3 of 6 layers", 3,
-        {"updates": 4300, "batch": 64, "learning_rate": 1e-3, "precision": "bfloat16"}, (64_000, 128), rank=0.97,
+        "3 of 6 layers removed", {"step": "remove", "units": "layers", "count": 3, "scores": "greedy"},
+        {"updates": 4300, **_LEARNS}, (64_000, 128),
+    ),
+    "tenth": Case(
+        "two to four bits a weight", _FEW_BITS, {"updates": 1500, **_LEARNS}, (48_000, 128),
+        kind=("gguf", "q2_0"), share=0.1,
     ),
 }  # fmt: skip
 
 
-def run(recipes: list[list[dict[str, Any]]], work: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+def run(case: Case, recipes: list[dict[str, Any]], work: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     """Compress, or go on with it, export and verify. work: a directory of the case's own, removed at the end."""
     work.mkdir(exist_ok=True)
-    without, trained = [_judged(steps, work / str(number)) for number, steps in enumerate(recipes)]
+    without, trained = [_judged(case, recipe, work / str(number)) for number, recipe in enumerate(recipes)]
     shutil.rmtree(work)
     return {
         **{key: provenance[key] for key in ("commit", "code_sha256", "date")},
@@ -81,17 +100,18 @@ def run(recipes: list[list[dict[str, Any]]], work: Path, provenance: dict[str, A
     }
 
 
-def _judged(steps: list[dict[str, Any]], work: Path) -> dict[str, Any]:
+def _judged(case: Case, recipe: dict[str, Any], work: Path) -> dict[str, Any]:
     """The report of the last step, and what `verify` says of the file by the names of its lines."""
     work.mkdir(exist_ok=True)
-    recipe, between, report = work / "recipe.yaml", work / "between", work / "report.json"
-    recipe.write_text(json.dumps({"calibration": CALIBRATION, "steps": steps}), encoding="utf-8")  # JSON is YAML
+    file, between, report = work / "recipe.yaml", work / "between", work / "report.json"
+    file.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     if not report.is_file():
-        write_json(report, ran("compress", minilm(), "--recipe", recipe, "-o", between, "--threads", "2", "--resume"))
+        write_json(report, ran("compress", minilm(), "--recipe", file, "-o", between, "--threads", "2", "--resume"))
     step = json.loads(report.read_text(encoding="utf-8"))["steps"][-1]
-    found = {"step": step, **judged_file(between, ("onnx", QUANT), work / "out")}
-    # On the same texts; the step's report is on fewer ones.
-    return found | {"in floats": judged_file(between, ("onnx", "fp32"), work / "out")["rank correlation"]}
+    found = {"step": step, **judged_file(between, case.kind, work / "out")}
+    if recipe["format"] is None:  # on the same texts; the step's report is on fewer ones
+        found["in floats"] = judged_file(between, ("onnx", "fp32"), work / "out")["rank correlation"]
+    return found
 
 
 def judged_file(source: Path, kind: tuple[str, ...], out: Path) -> dict[str, Any]:
@@ -111,22 +131,25 @@ def judged_file(source: Path, kind: tuple[str, ...], out: Path) -> dict[str, Any
     }
 
 
-def holds(name: str, found: dict[str, Any]) -> bool:
-    """Whether the file ranks as it has to."""
-    return bool(found["after"]["rank correlation"] >= CASES[name].rank)
+def holds(name: str, found: dict[str, Any], source_bytes: int) -> bool:
+    """Whether the file ranks as it has to, and is as small. source_bytes: of the whole model in float32"""
+    case, after = CASES[name], found["after"]
+    return bool(after["rank correlation"] >= case.rank and after["n_bytes"] <= case.share * source_bytes)
 
 
 def table(content: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        "| removed | file, MB | of the whole model in float32 | minutes of training | cosine without | with "
+        "| recipe | file, MB | of the whole model in float32 | minutes of training | cosine without | with "
         "| rank correlation without | with (limit) | with, in float32 | commit |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for name, found in content["cases"].items():
         before, after, case = found["before"], found["after"], CASES[name]
-        judged = record.judged(f"{after['rank correlation']:.3f} (≥ {case.rank})", holds(name, found))
-        in_floats = f"{after['in floats']:.3f}" if "in floats" in after else "not judged"
+        judged = record.judged(
+            f"{after['rank correlation']:.3f} (≥ {case.rank})", holds(name, found, content["source_bytes"])
+        )
+        in_floats = f"{after['in floats']:.3f}" if "in floats" in after else ""
         lines.append(
             f"| {case.what} | {after['n_bytes'] / 1e6:.1f} | 1/{content['source_bytes'] / after['n_bytes']:.1f} "
             f"| {found['minutes']:.0f} | {before['cosine']:.3f} | {after['cosine']:.3f} "
@@ -144,11 +167,13 @@ def main() -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     text = text_file(KEPT, DOCSTRINGS, HELPS)
     recipes = {name: CASES[name].recipes(text) for name in names}
-    found = finished(KEPT, content["code_sha256"], recipes, lambda name, work: run(recipes[name], work, content))
+    found = finished(
+        KEPT, content["code_sha256"], recipes, lambda name, work: run(CASES[name], recipes[name], work, content)
+    )
     content["cases"] = with_earlier("training_encoders", CASES, found)
     record.save("training_encoders", content)
     print(table(content))
-    sys.exit(not all(holds(name, one) for name, one in found.items()))
+    sys.exit(not all(holds(name, one, content["source_bytes"]) for name, one in found.items()))
 
 
 if __name__ == "__main__":

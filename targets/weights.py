@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.errors import ModelError
+from targets import few_bits
 from targets.grouped import read_matrix
 from targets.scaled import EIGHT_BITS, FOUR_BITS, decoded, scale_rows, spread
 
@@ -183,7 +184,9 @@ def _to_float32(raw: npt.NDArray[np.uint8], fact: TensorFact) -> npt.NDArray[np.
 
 
 def _dequantize_ggml(raw: npt.NDArray[np.uint8], fact: TensorFact) -> npt.NDArray[np.float32]:
-    """Decode blocks of a GGUF source with gguf-py's own tables."""
+    """Decode blocks of a GGUF source, with gguf-py's own tables where it has some."""
+    if fact.dtype in few_bits.LEVELS:
+        return few_bits.decoded(fact.dtype, raw)
     import gguf
 
     try:

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 LOSSES = {TEXT_GENERATION: ("forward-kl", "reverse-kl", "jsd"), FEATURE_EXTRACTION: ("nmse", "cosine")}
 """By task, the usual one first; classifiers have those of predictions."""
+BY_TEXT = ("rtn", "gptq", "gptq-natural", "autoround")
+"""Methods of `quantize`, which all look at what matrices are given."""
 FOR_ENCODERS = (
-    "remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, or export --quant"
+    "remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, quantize with "
+    "format: gguf, or export --quant"
 )
 
 
@@ -56,11 +59,12 @@ def refuse_other_tasks(recipe: Recipe, facts: ModelFacts, task: str) -> None:
     if task not in AUTO_CLASSES:
         return
     for step in recipe.steps:
-        if said := _of_decoders(step):
+        if said := _of_decoders(step, recipe.format):
             what = f"{said} is for decoders, {facts.requested} is for {task}"
             raise UserError(f"--recipe: {what}; say {FOR_ENCODERS}")
-        if getattr(step, "scores", None) == "greedy":
+        if getattr(step, "scores", None) == "greedy" or getattr(step, "method", None) in BY_TEXT:
             refuse_to_write(recipe.calibration, "calibration", facts)
+        if getattr(step, "scores", None) == "greedy":
             refuse_unknown_pooling(facts, task)
     if recipe.kv_cache is not None:
         raise UserError(f"--recipe: kv_cache: {facts.requested} is for {task} and has none; leave it out")
@@ -91,10 +95,12 @@ def refuse_unknown_pooling(facts: ModelFacts, task: str) -> None:
         raise UserError(f"--recipe: {facts.requested}: {what}; name another model")
 
 
-def _of_decoders(step: Step) -> str | None:
-    """A step that goes through a decoder's layers, in words; None for one that does not."""
+def _of_decoders(step: Step, format_name: str | None) -> str | None:
+    """A step that only a decoder has, in words; None for another."""
     if step.step in ("distill", "initialize"):
         return None
+    if step.step == "quantize" and format_name == "gguf":
+        return f"quantize with types {step.types}" if step.types == "measured" else None
     if step.step == "prune":
         return None if step.method == "magnitude" else f"prune with method {step.method}"
     if step.step != "remove":

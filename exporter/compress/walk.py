@@ -1,4 +1,4 @@
-"""A decoder walked through layer by layer, with the calibration text's hidden states beside it.
+"""A model walked through layer by layer, with the calibration text's hidden states beside it.
 
 Every layer sees what the layers before it give as they are by then, quantized or pruned: so errors are seen and not
 added up unseen (GPTQ's order of work, https://arxiv.org/abs/2210.17323, section 4). What is held beside the model is
@@ -8,6 +8,7 @@ one hidden state a token, and one layer's statistics.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +43,19 @@ class Walk:
 
     model: a causal language model of transformers whose layers `layers_of` finds
     chunks: token ids
-    layers: of a model that has them elsewhere, or whose layers give more than hidden states; there is no
-        `observe_head` then
+    layers: of a model that has them elsewhere, or whose layers give more than hidden states, and of an encoder; there
+        is no `observe_head` then
     """
 
-    def __init__(self, model: nn.Module, chunks: Sequence[Sequence[int]], layers: Any = None) -> None:  # noqa: ANN401 - a ModuleList
+    def __init__(self, model: Any, chunks: Sequence[Sequence[int]], layers: Any = None) -> None:  # noqa: ANN401 - a ModuleList
         self.model: Any = model
         self.layers: Any = layers_of(model) if layers is None else layers
         if layers is None and not hasattr(self.model.base_model, "norm"):
             raise ModelError(f"{type(model).__name__} keeps its norm where packlight does not look for it")
         self._looks = layers is not None
         self._more: tuple[Any, ...] | None = None
+        known = inspect.signature(model.base_model.forward).parameters
+        self._options = {"use_cache": False} if "use_cache" in known else {}
         self.hidden: list[Tensor] = []
         self._arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
         with torch.no_grad():
@@ -76,7 +79,7 @@ class Walk:
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
                 stack.enter_context(_replaced(layer, see))
-            self.model.base_model(input_ids=ids, use_cache=False)
+            self.model.base_model(input_ids=ids, **self._options)
         self.hidden.append(first[0])
         self._arguments.append(called)
 

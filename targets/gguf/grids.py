@@ -10,10 +10,12 @@ Source of the layouts: the structs of ggml-common.h and the dequantize_row funct
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from targets import few_bits
 from targets.gguf.kernels import quantize_rows
 from targets.gguf.types import TYPES, GgmlType
 from targets.grids import Stored
@@ -32,6 +34,8 @@ LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 
 
 TERNARY = np.array([-1, 0, 1], np.float32)
 """What the codes of TQ1_0 and TQ2_0 stand for."""
+_COARSE = 4
+"""Codes; with no more of them a grid is for weights that were trained to it."""
 _SEARCHES = 8
 """Rounds of choosing codes and scale in turn, of which none makes the error larger."""
 
@@ -69,9 +73,9 @@ class GgufGrid:
     levels: Floats | None = None
 
     @property
-    def ternary(self) -> bool:
-        """Whether codes are -1, 0 and 1 of one scale: of use for weights that were trained so."""
-        return self.levels is TERNARY
+    def coarse(self) -> bool:
+        """Whether codes are a few multiples of one scale and no more: of use for weights that were trained so."""
+        return self.levels is not None and len(self.levels) <= _COARSE
 
     @property
     def name(self) -> str:
@@ -95,10 +99,39 @@ class GgufGrid:
         Raises OverflowError for weights too large for the type.
         """
         fitted = self.fitted(quantize_rows(rows, self.kind, importance))
-        if self.ternary:
+        if self.coarse:
             # ggml's scale is the largest weight, under which nearly all others would be zero.
-            return self.moved(fitted, _ternary_scales(rows.reshape(*fitted.raw.shape[:2], -1), importance), None)
+            return self.moved(fitted, self._searched(rows.reshape(*fitted.raw.shape[:2], -1), importance), None)
         return fitted
+
+    def _searched(self, blocks: Floats, importance: Floats | None) -> Floats:
+        """Scales, (rows, blocks), of small squared error: from the mean magnitude on (BitNet b1.58's), codes in turn.
+
+        blocks: (rows, blocks, weights of a block). Where codes reach farther to one side, so may the weights.
+        """
+        assert self.levels is not None
+        counts = np.ones((1, *blocks.shape[1:]), np.float32)
+        if importance is not None:
+            counts = importance.reshape(counts.shape)
+        found = np.zeros(blocks.shape[:2], np.float32)
+        least = np.full(blocks.shape[:2], np.inf, np.float32)
+        for sign in (1, -1) if self.levels[0] != -self.levels[-1] else (1,):
+            scales = sign * np.abs(blocks).mean(-1)
+            for _ in range(_SEARCHES):
+                taken = self._taken(blocks, scales)
+                energy = (counts * taken * taken).sum(-1)
+                scales = np.divide((counts * taken * blocks).sum(-1), energy, out=scales, where=energy > 0)
+            scales = scales.astype(np.float16).astype(np.float32)
+            error = (counts * np.square(scales[..., None] * self._taken(blocks, scales) - blocks)).sum(-1)
+            found, least = np.where(error < least, scales, found), np.minimum(error, least)
+        return found
+
+    def _taken(self, blocks: Floats, scales: Floats) -> Floats:
+        """What the nearest codes stand for; see `_searched`."""
+        assert self.levels is not None
+        wide = np.broadcast_to(scales[..., None], blocks.shape)
+        found: Floats = self.levels[self.nearest(blocks, wide, np.zeros_like(blocks))]
+        return found
 
     def fitted(self, packed: Bytes) -> Fitted:
         """The scales in the bytes of rows, (rows, bytes of a row)."""
@@ -160,7 +193,9 @@ class GgufGrid:
         return raw.reshape(len(raw), -1)
 
     def dequantize(self, packed: Bytes) -> Floats:
-        """The weights in the bytes of rows, (rows, columns), by gguf-py."""
+        """The weights in the bytes of rows, (rows, columns), by gguf-py where it knows the type."""
+        if self.name in few_bits.LEVELS:
+            return few_bits.decoded(self.name, packed)
         import gguf
 
         found = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[self.name])
@@ -169,24 +204,6 @@ class GgufGrid:
     def tensors(self, name: str, packed: Bytes) -> dict[str, npt.NDArray[np.generic]]:
         """What the side file holds of a matrix, as `targets.gguf.ongrid` reads it."""
         return {f"{name}.{self.name}": packed}
-
-
-def _ternary_scales(blocks: Floats, importance: Floats | None) -> Floats:
-    """Scales, (rows, blocks), of small squared error: from the mean magnitude on (BitNet b1.58's), codes in turn.
-
-    blocks: (rows, blocks, weights of a block)
-    """
-    counts = np.ones((1, *blocks.shape[1:]), np.float32)
-    if importance is not None:
-        counts = importance.reshape(counts.shape)
-    magnitudes = np.abs(blocks)
-    scales = magnitudes.mean(-1)
-    for _ in range(_SEARCHES):
-        taken = (magnitudes > scales[..., None] / 2) * counts
-        total = taken.sum(-1)
-        scales = np.divide((magnitudes * taken).sum(-1), total, out=scales, where=total > 0)
-    found: Floats = scales.astype(np.float16).astype(np.float32)
-    return found
 
 
 def _half(raw: Bytes, start: int) -> Floats:
@@ -359,6 +376,8 @@ _ALL = (
     GgufGrid(TYPES["Q6_K"], 6, 32, 16, _q6_k, _put_q6_k, (208,)),
     GgufGrid(TYPES["IQ4_NL"], 4, 0, 32, _plain, _nibbles(2), (0,), LEVELS),
     GgufGrid(TYPES["IQ4_XS"], 4, 0, 32, _iq4_xs, _put_iq4_xs, (0,), LEVELS),
+    GgufGrid(TYPES["Q1_0"], 1, 0, 128, _plain, partial(few_bits.put, "Q1_0"), (0,), few_bits.LEVELS["Q1_0"]),
+    GgufGrid(TYPES["Q2_0"], 2, 1, 64, _plain, partial(few_bits.put, "Q2_0"), (0,), few_bits.LEVELS["Q2_0"]),
     GgufGrid(TYPES["TQ1_0"], 2, 1, 256, _at_the_end, _put_tq1_0, (52,), TERNARY),
     GgufGrid(TYPES["TQ2_0"], 2, 1, 256, _at_the_end, _put_tq2_0, (64,), TERNARY),
 )  # fmt: skip

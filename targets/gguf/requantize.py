@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from targets import few_bits
 from targets.base import Problem
 from targets.damage import damage_in
 from targets.facts import shown
@@ -100,13 +101,14 @@ def _losses(facts: ModelFacts) -> tuple[str, ...]:
 
 
 def undecodable(content: Content, written: Mapping[str, GgmlType]) -> list[Problem]:
-    """Tensors of a type that gguf-py does not decode, such as Q1_0, where another one is asked for.
+    """Tensors of a type that neither gguf-py nor `few_bits` decodes, where another one is asked for.
 
     written: the new types, of tensors whose type changes
     """
     import gguf
 
-    decodable = {kind.name for kind in gguf.quants._type_traits} | FLOAT_BYTES.keys()  # gguf-py lists them nowhere else
+    known = {kind.name for kind in gguf.quants._type_traits}  # gguf-py lists them nowhere else
+    decodable = known | FLOAT_BYTES.keys() | few_bits.LEVELS.keys()
     return [
         Problem(fact.name, f"has type {fact.dtype}, which cannot be decoded", "take a file of a higher precision")
         for tensor in content.tensors

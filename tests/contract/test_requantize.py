@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.digests import tensor_digests
 from support.golden_model import write_golden_model
+from support.grids import decoded
 from support.llama_quantize import our_types, quantized, their_types
 from support.parity import OPTIONS, emit, no_progress
 from support.preset_models import EXPERTS, KINDS, Kind, bell, write_model
@@ -27,6 +28,7 @@ from targets.gguf.content import _SIZED_70B
 from targets.gguf.keyvalue import KeyValue, array, float32, string, uint32
 from targets.gguf.outline import outlines
 from targets.gguf.reading import READABLE_TYPES, read_gguf_metadata
+from targets.weights import WeightReader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -283,12 +285,18 @@ def test_a_file_of_no_model_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["Q1_0", "Q2_0"])
-def test_a_type_that_nobody_decodes_is_copied_and_no_source_of_another(kind: str, tmp_path: Path) -> None:
+def test_a_type_of_few_bits_is_copied_and_a_source_of_another(kind: str, tmp_path: Path) -> None:
     tensors = {**TABLE, **LAYERS, "blk.0.attn_k.weight": (WIDE, kind), "blk.1.attn_norm.weight": (VECTOR, kind)}
     source = File("llama", tensors).write(tmp_path / "model.gguf")
-    with pytest.raises(UnsupportedError, match=rf"blk\.0\.attn_k\.weight: has type {kind}, which cannot be decoded"):
-        emit(source, tmp_path, preset="q8_0")
+    (tmp_path / "f32").mkdir()
     (tmp_path / "out").mkdir()
+    name = "blk.0.attn_k.weight"
+    whole = resolve(str(emit(source, tmp_path / "f32", preset="f32").entry_path)).tensors[name]
+    few = resolve(str(source)).tensors[name]
+    raw = np.empty((few.shape[0], few.n_bytes // few.shape[0]), np.uint8)
+    with WeightReader() as reader:
+        reader.read_bytes(few, 0, raw)
+        np.testing.assert_array_equal(reader.read_rows(whole, 0, whole.shape[0]), decoded(raw, kind))
     before = tensor_digests(source)
     after = tensor_digests(emit(source, tmp_path / "out", preset=kind.lower()).entry_path)
     for name in ("blk.0.attn_k.weight", "blk.1.attn_norm.weight"):

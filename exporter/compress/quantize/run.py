@@ -1,4 +1,4 @@
-"""Every matrix of a decoder onto its grid, layer after layer."""
+"""Every matrix of a model onto its grid, layer after layer."""
 
 from __future__ import annotations
 
@@ -111,6 +111,12 @@ class _Codes:
         self._modules = dict(model.named_modules())
         self.names = {id(module): f"{name}.weight" for name, module in self._modules.items()}
 
+    def outside(self, layers: Any) -> list[Any]:  # noqa: ANN401 - a ModuleList
+        """Modules with a matrix that stand in none of the layers."""
+        within = {id(module) for module in layers.modules()}
+        return [module for name, module in self._modules.items()
+                if f"{name}.weight" in self._grids and id(module) not in within]  # fmt: skip
+
     def choose(self, modules: Iterable[Any], hessian: torch.Tensor | None) -> None:
         """Put the weights of modules that read one input onto their grids, where they have one and were not seen."""
         chooser = self._method(None if hessian is None else hessian.numpy())
@@ -153,8 +159,11 @@ def _layer(walk: Walk, number: int, codes: _Codes, learned: Learned | None) -> N
 
 
 def _head(walk: Walk, codes: _Codes) -> None:
-    hessian = walk.observe_head().hessians[""]
     table, head = walk.model.get_input_embeddings(), walk.model.get_output_embeddings()
+    if head is None:  # an encoder: its table, and the small matrices that make labels of what its layers give
+        codes.choose(codes.outside(walk.layers), None)
+        return
+    hessian = walk.observe_head().hessians[""]
     if head.weight is table.weight:
         codes.choose([table], hessian)
     else:

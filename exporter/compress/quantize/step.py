@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from exporter.compress.factored import factored_modules, merge
+from exporter.compress.mapped import MappedEncoder
 from exporter.compress.quantize.gptq import is_pruned
+from exporter.compress.stack import layers_of
 from exporter.compress.subject import fact_now
 from runtime.errors import ModelError, UserError
 from targets.factors import Factors
@@ -69,7 +71,9 @@ def _chosen(
         learned = Learned(AutoRoundOptions(step.iterations), subject.recipe.seed)
     chunks = subject.chunks if subject.kept.first else []  # all that text tells is kept
     try:
-        walk = Walk(subject.model, chunks)
+        walk = Walk(
+            subject.model, chunks, layers_of(subject.model) if isinstance(subject.source, MappedEncoder) else None
+        )
         blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned, subject.kept)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
@@ -285,7 +289,7 @@ def _measured_grids(
     weights = dict(model.named_parameters())
     choices: dict[str, list[Choice[GgufGrid]]] = {}
     budget = 0
-    known = [one for one in GRIDS.values() if not one.ternary]  # no weight that was not trained to it is near one
+    known = [one for one in GRIDS.values() if not one.coarse]  # no weight that was not trained to it is near one
     for number, (name, grid) in enumerate(grids.items()):
         progress("types", number, len(grids))
         n_rows, columns = weights[name].shape

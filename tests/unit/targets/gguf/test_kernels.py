@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.grids import decoded
 
 from targets.gguf.kernels import quantize_rows
 from targets.gguf.types import IMPORTANCE_TYPES, TYPES
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 # Largest error over the largest weight of a row, for bell-shaped weights: about half a step of the coarsest block. Of
 # thousands of rows the worst one is at four fifths of these or below (IQ1_M 1.30, IQ3_XXS 0.54, Q2_K 0.42).
@@ -24,18 +20,6 @@ TOLERANCE = {
     "TQ1_0": 0.51, "TQ2_0": 0.51, "IQ3_S": 0.5, "IQ3_XXS": 0.65, "IQ2_S": 0.7, "IQ2_XS": 0.8, "IQ2_XXS": 0.8,
     "IQ1_M": 1.5, "IQ1_S": 1.5, "MXFP4": 0.26, "NVFP4": 0.2, "Q2_0": 0.51, "Q1_0": 1.0,
 }  # fmt: skip
-
-
-def decoded(packed: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.float32]:
-    """By gguf-py; Q1_0 and Q2_0, which it does not know, by the layout of ggml-common.h."""
-    if name not in ("Q1_0", "Q2_0"):
-        return gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[name])
-    kind = TYPES[name]
-    blocks = packed.reshape(len(packed), -1, kind.block_bytes)
-    scales = np.ascontiguousarray(blocks[..., :2]).view("<f2").astype(np.float32)
-    bits = np.unpackbits(blocks[..., 2:], axis=-1, bitorder="little").astype(np.float32)
-    codes = 2 * bits - 1 if name == "Q1_0" else bits[..., 0::2] + 2 * bits[..., 1::2] - 1
-    return (scales * codes).reshape(len(packed), -1)
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -18,6 +18,7 @@ from support.parity import emit, no_progress
 
 from exporter.checkpoint import resolve
 from runtime.errors import ModelError, UnsupportedError, UserError
+from targets import few_bits
 from targets.base import EmitOptions
 from targets.gguf import stream, writing
 from targets.gguf.target import GgufTarget
@@ -231,10 +232,13 @@ def test_tensors_that_have_their_type_already_are_copied(preset: str, model: Pat
     assert again.read_bytes() == first.read_bytes()
 
 
-def test_a_type_that_nobody_decodes_is_no_source(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_type_that_nobody_decodes_is_no_source(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     source = emit(tiny_model_dir("llama", hidden=256), tmp_path / "a", preset="q1_0").entry_path
+    monkeypatch.setattr(few_bits, "LEVELS", {})
     with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_k\.weight: has type Q1_0, which cannot be decoded"):
         emit(source, tmp_path / "b", preset="q4_0")
 
