@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 LOSSES = {TEXT_GENERATION: ("forward-kl", "reverse-kl", "jsd"), FEATURE_EXTRACTION: ("nmse", "cosine")}
 """By task, the usual one first; classifiers have those of predictions."""
-BY_TEXT = ("rtn", "gptq", "gptq-natural", "autoround")
-"""Methods of `quantize`, which all look at what matrices are given."""
 FOR_ENCODERS = (
     "remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, quantize with "
     "format: gguf, or export --quant"
@@ -62,9 +60,10 @@ def refuse_other_tasks(recipe: Recipe, facts: ModelFacts, task: str) -> None:
         if said := _of_decoders(step, recipe.format):
             what = f"{said} is for decoders, {facts.requested} is for {task}"
             raise UserError(f"--recipe: {what}; say {FOR_ENCODERS}")
-        if getattr(step, "scores", None) == "greedy" or getattr(step, "method", None) in BY_TEXT:
+        greedy = step.step == "remove" and step.scores == "greedy"
+        if greedy or step.step == "quantize":
             refuse_to_write(recipe.calibration, "calibration", facts)
-        if getattr(step, "scores", None) == "greedy":
+        if greedy:
             refuse_unknown_pooling(facts, task)
     if recipe.kv_cache is not None:
         raise UserError(f"--recipe: kv_cache: {facts.requested} is for {task} and has none; leave it out")

@@ -78,13 +78,13 @@ def test_other_attention_is_left_alone(model: Any) -> None:
         assert model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("precision", "train"), [("float32", "all"), ("bfloat16", "all"), ("bfloat16", "lora")])
 def test_a_training_goes_back_through_it(
-    precision: str, seen: list[tuple[torch.dtype, bool]], tiny_llama: Path, tmp_path: Path
+    precision: str, train: str, seen: list[tuple[torch.dtype, bool]], tiny_llama: Path, tmp_path: Path
 ) -> None:
     """What the teacher computes, which nothing goes back through, stays in the training's precision."""
     shorter = {"step": "remove", "units": "layers", "count": 1, "scores": "magnitude"}
     distill = {"step": "distill", "updates": 4, "batch": 4, "text": TEXT, "precision": precision, "learning_rate": 2e-3}
-    run(tiny_llama, tmp_path / "out", shorter, distill)
+    run(tiny_llama, tmp_path / "out", shorter, {**distill, "train": train})
     assert {kind for kind, back in seen if back} == {torch.float32}
     assert {kind for kind, back in seen if not back} == {torch.float32, getattr(torch, precision)}
