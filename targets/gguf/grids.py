@@ -161,8 +161,12 @@ class GgufGrid:
         return made
 
     def rounded(self, rows: Floats, importance: Floats | None = None) -> Bytes:
-        """The bytes of rows as ggml rounds them."""
-        return quantize_rows(rows, self.kind, importance).reshape(len(rows), -1)
+        """The bytes of rows as ggml rounds them; of a coarse grid, at the nearest codes under the scales of `fit`."""
+        if not self.coarse:
+            return quantize_rows(rows, self.kind, importance).reshape(len(rows), -1)
+        fitted = self.fit(rows, importance)
+        scales, offsets = (self.spread(part, slice(None)) for part in (fitted.scales, fitted.offsets))
+        return self.pack(fitted, self.nearest(rows, scales, offsets))
 
     def nearest(self, weights: Floats, scales: Floats, offsets: Floats) -> Bytes:
         """The code whose value is nearest; all three of one shape."""

@@ -42,7 +42,10 @@ class Learned:
 
 
 def nearest(weight: Floats, hessian: Floats | None, grid: Grid) -> Bytes:
-    """Round to nearest, scales searched for the inputs' energy: for GGUF what llama-quantize does with its imatrix."""
+    """Round to nearest, scales searched for the inputs' energy: for GGUF what llama-quantize does with its imatrix.
+
+    But for types of few codes, which llama-quantize has for weights that lie on them already.
+    """
     importance = None if hessian is None or not hessian.any() else hessian.diagonal().copy()
     packed = []
     for start in range(0, len(weight), ROWS):
