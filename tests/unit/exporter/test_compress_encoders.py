@@ -417,7 +417,7 @@ def test_positions_that_older_files_have(encoder: Callable[..., Path], tmp_path:
     assert "embeddings.position_ids" not in load_file(tmp_path / "out" / "model.safetensors")
 
 
-OTHERS = "say remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, or export"
+OTHERS = "say remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, quantize"
 
 
 @pytest.mark.parametrize(
