@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from exporter.compress.training import losses
 from exporter.compress.training.losses import (
     DISTANCES,
     LOSSES,
@@ -112,6 +113,28 @@ def test_the_gradient_of_the_forward_kl_is_the_difference_of_the_probabilities()
     LOSSES["forward-kl"](found, outcomes(student, tokens, 1.0)).sum().backward()
     others = q[0, 2:] * (1 - p[0, 2:].sum() / q[0, 2:].sum())
     assert student.grad.numpy()[0] == pytest.approx([*(q - p)[0, :2], *others], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("count", [3, 11])
+def test_gradients_are_those_of_autograd(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a temperature, of some tokens and of all, and in slices of rows that do not come out even."""
+    monkeypatch.setattr(losses, "AT_A_TIME", 2 * 11)
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (3 * torch.randn(1, 5, 11, generator=generator) for _ in range(2))
+    tokens, taught = likeliest(teacher, count, 2.0)
+    found = []
+    for ours in (True, False):
+        logits = student.clone().requires_grad_()
+        if ours:
+            said = outcomes(logits, tokens, 2.0)
+        else:
+            whole = (logits / 2.0).log_softmax(-1)
+            others = whole.exp().scatter(-1, tokens, 0).sum(-1, keepdim=True).log()
+            said = torch.cat((whole.gather(-1, tokens), others), -1)[..., : taught.shape[-1]]
+        (LOSSES[name](taught, said) * torch.arange(1, 6)).sum().backward()
+        found.append(logits.grad)
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
 
 
 def test_distances_of_hidden_states_by_hand() -> None:
