@@ -68,12 +68,6 @@ class Subject:
         return self.source.model
 
     @property
-    def decoder(self) -> MappedReference:
-        """The source, for what only decoders have: `exporter.compress.tasks` refuses it for others."""
-        assert isinstance(self.source, MappedReference)
-        return self.source
-
-    @property
     def work(self) -> Path:
         """Where the step that runs may keep files of its own, for a run after a kill; gone once the step is over."""
         return self.source.room / f"work-{self.number}"

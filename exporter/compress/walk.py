@@ -70,10 +70,9 @@ class Walk:
         def see(hidden: Tensor, *rest: Any, **keywords: Any) -> Any:  # noqa: ANN401 - what a layer gives
             first.append(hidden)
             called.append((rest, keywords))
-            if self._looks:  # once: what the model's own loop takes from a layer is known by running one
+            if self._looks:  # once
                 self._looks = False
-                given = type(self.layers[0]).forward(self.layers[0], hidden, *rest, **keywords)
-                self._more = given[1:] if isinstance(given, tuple) else None
+                self._more = _beside(self.layers[0], hidden, *rest, **keywords)
             return hidden if self._more is None else (hidden, *self._more)
 
         with contextlib.ExitStack() as stack:
@@ -132,12 +131,17 @@ def _handing_on(layer: nn.Module) -> Any:  # noqa: ANN401 - a forward
     more: list[Any] = []
 
     def hand_on(hidden: Tensor, *rest: Any, **keywords: Any) -> Any:  # noqa: ANN401 - what a layer gives
-        if not more:  # once: what the model's own loop takes from a layer is known by running it
-            given = type(layer).forward(layer, hidden, *rest, **keywords)
-            more.append(given[1:] if isinstance(given, tuple) else None)
+        if not more:  # once
+            more.append(_beside(layer, hidden, *rest, **keywords))
         return hidden if more[0] is None else (hidden, *more[0])
 
     return hand_on
+
+
+def _beside(layer: nn.Module, *given: Any, **keywords: Any) -> tuple[Any, ...] | None:
+    """What the model's own loop takes from a layer beside its hidden states, known by running it; None for nothing."""
+    found = type(layer).forward(layer, *given, **keywords)
+    return found[1:] if isinstance(found, tuple) else None
 
 
 @contextlib.contextmanager
