@@ -16,6 +16,7 @@ from exporter.compress.journal import Kept
 from exporter.compress.mapped import MappedEncoder, MappedReference
 from exporter.compress.stack import find_layers, name_of_layers
 from targets.facts import TensorFact
+from targets.task import TEXT_GENERATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,6 +62,11 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.layers = list(range(len(find_layers(self.model) or ())))
+
+    @property
+    def task(self) -> str:
+        """What the model is for, one of `targets.task.TASKS`."""
+        return self.source.task if isinstance(self.source, MappedEncoder) else TEXT_GENERATION
 
     @property
     def model(self) -> Any:  # noqa: ANN401 - a model of transformers

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 LOSSES = {TEXT_GENERATION: ("forward-kl", "reverse-kl", "jsd"), FEATURE_EXTRACTION: ("nmse", "cosine")}
 """By task, the usual one first; classifiers have those of predictions."""
 FOR_ENCODERS = (
-    "remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, quantize with "
-    "format: gguf, or export --quant"
+    "remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, quantize, or "
+    "export --quant"
 )
 
 
@@ -57,7 +57,7 @@ def refuse_other_tasks(recipe: Recipe, facts: ModelFacts, task: str) -> None:
     if task not in AUTO_CLASSES:
         return
     for step in recipe.steps:
-        if said := _of_decoders(step, recipe.format):
+        if said := _of_decoders(step):
             what = f"{said} is for decoders, {facts.requested} is for {task}"
             raise UserError(f"--recipe: {what}; say {FOR_ENCODERS}")
         greedy = step.step == "remove" and step.scores == "greedy"
@@ -94,11 +94,11 @@ def refuse_unknown_pooling(facts: ModelFacts, task: str) -> None:
         raise UserError(f"--recipe: {facts.requested}: {what}; name another model")
 
 
-def _of_decoders(step: Step, format_name: str | None) -> str | None:
+def _of_decoders(step: Step) -> str | None:
     """A step that only a decoder has, in words; None for another."""
     if step.step in ("distill", "initialize"):
         return None
-    if step.step == "quantize" and format_name == "gguf":
+    if step.step == "quantize":
         return f"quantize with types {step.types}" if step.types == "measured" else None
     if step.step == "prune":
         return None if step.method == "magnitude" else f"prune with method {step.method}"

@@ -260,7 +260,7 @@ def _plan_encoder(
             return None, problems
         spec = encoder_spec(facts, task, tensors)
         given = OnGrid.of(facts.path)
-        choice = Choice(preset, ranges, spec.hidden, Sources(_encoder_names(spec, tensors), given))
+        choice = Choice(preset, ranges, spec.hidden, Sources(encoder_names(spec, tensors), given))
         if problems := choice.problems() + (given.problems(facts.tensors) if given else []):
             return None, problems
         graph = encoder_graph(spec, tensors, lambda role, layer: choice(role, layer, spec.n_layers))
@@ -286,7 +286,7 @@ def _plan_encoder(
     ), []
 
 
-def _encoder_names(spec: EncoderSpec, tensors: dict[str, TensorFact]) -> dict[tuple[str, int], str]:
+def encoder_names(spec: EncoderSpec, tensors: dict[str, TensorFact]) -> dict[tuple[str, int], str]:
     """Names of the stored matrices of an encoder by role and layer."""
     family = spec.family
     names = {

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import UnsupportedError
+from runtime.errors import ModelError, UnsupportedError
 from runtime.memory import available_bytes
 from runtime.sessions.base import ENCODER_TASKS
 from runtime.units import format_bytes
@@ -121,22 +121,28 @@ def make_plan(facts: ModelFacts, options: EmitOptions, format_name: str, presets
     return plan, [*problems, *(_lack_of_memory(facts, plan) if plan is not None else ())]
 
 
-def group_grids(facts: ModelFacts, quant: str, format_name: str, presets: Mapping[str, Preset],
+def group_grids(facts: ModelFacts, task: str, quant: str, format_name: str, presets: Mapping[str, Preset],
                 factors: Mapping[str, Factors]) -> dict[str, GroupedGrid]:  # fmt: skip
-    """The grid of every stored matrix of a decoder, by its name; two of a factorized one.
+    """The grid of every stored matrix, by its name; two of a factorized one.
 
     facts: whatever their tensors have for a place; factors: by the names of the weights that they are
-    Raises UnsupportedError for a preset whose codes are not chosen before the export.
+    Raises UnsupportedError for a preset whose codes are not chosen before the export, ModelError for a model that
+    cannot be written.
     """
     preset = preset_named(quant, presets, format_name)
     if preset.layers not in (INT4, INT8):
         known = ", ".join(name for name, one in presets.items() if one.layers in (INT4, INT8))
         raise UnsupportedError(f"preset {preset.name} has no codes that could be chosen; use {known}")
-    architecture = architecture_with_graph(facts.architecture)
-    config = full_config(architecture, facts)
-    tensors, _ = plan_tensors(architecture, config, facts)
-    matrices = _matrices(tensors, factors)
-    return _stored(matrices, decoder_grids(preset, matrices, decoder_spec(architecture, config).n_layers))
+    if task == TEXT_GENERATION:
+        architecture = architecture_with_graph(facts.architecture)
+        config = full_config(architecture, facts)
+        tensors, _ = plan_tensors(architecture, config, facts)
+        matrices = _matrices(tensors, factors)
+        return _stored(matrices, decoder_grids(preset, matrices, decoder_spec(architecture, config).n_layers))
+    plan, problems = _plan_encoder(facts, task, preset)
+    if plan is None:
+        raise ModelError(f"{facts.requested}: {problems[0]}")
+    return _stored(plan.matrices, plan.grids)
 
 
 def _lies_elsewhere(facts: ModelFacts, preset: Preset, recipe_format: str) -> list[Problem]:

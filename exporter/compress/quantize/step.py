@@ -186,10 +186,10 @@ def _for_onnx(_step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     from targets.groups import RowGrid
     from targets.onnx.blockgrid import CompressionGrid
     from targets.onnx.blocks import BlockGrid
-    from targets.onnx.grids import decoder_grids
+    from targets.onnx.grids import matrix_grids
 
     assert subject.options is not None
-    grids = decoder_grids(subject.now(), subject.options)
+    grids = matrix_grids(subject.now(), subject.task, subject.options)
     for name, module in factored_modules(subject.model):
         grid = grids.pop(f"{name}.weight")
         for side in ("left", "right"):
@@ -211,7 +211,7 @@ def _for_torchscript(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
         f"{name}.weight": Factors(*(fact_now(f"{name}.{side}.weight", getattr(module, side).weight) for side in SIDES))
         for name, module in factored_modules(subject.model)
     }
-    return group_grids(subject.now(), step.preset, "torchscript", PRESETS, factors)
+    return group_grids(subject.now(), subject.task, step.preset, "torchscript", PRESETS, factors)
 
 
 def _for_executorch(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
@@ -222,7 +222,7 @@ def _for_executorch(step: Quantize, subject: Subject) -> Mapping[str, Grid]:
     if n := merge(subject.model):
         what = "ExecuTorch's program has no pairs, its file is no smaller"
         subject.notes.append(f"factors: {n} pairs were multiplied out first: {what}")
-    return group_grids(subject.now(), step.preset, "executorch", PRESETS, {})
+    return group_grids(subject.now(), subject.task, step.preset, "executorch", PRESETS, {})
 
 
 def preset_grids(step: Quantize, subject: Subject) -> Mapping[str, Grid]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from support.onnx_weights import initializers, weights_in
 from support.parity import emit, no_progress, worst_difference
 
 from exporter.checkpoint import resolve
@@ -218,27 +219,6 @@ def quantized_for_onnx(source: Path, out: Path, preset: str, method: str = "gptq
     content = {"format": "onnx", "calibration": TEXT.model_dump(exclude_none=True), "steps": [*steps, quantize]}
     compress(CompressRequest(str(source), out, Recipe.model_validate(content), "test", 2), SilentReporter())
     return out
-
-
-def initializers(graph: Path) -> dict[str, np.ndarray]:
-    import onnx
-
-    model = onnx.load(graph)
-    return {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
-
-
-def weights_in(stored: dict[str, np.ndarray], title: str) -> np.ndarray:
-    """The weights of a product of the graph, (rows, columns), by what its operator's documentation says."""
-    if f"{title}.weight" in stored:  # a zero point of 128 and a scale an output, as DequantizeLinear has them
-        return ((stored[f"{title}.weight"].astype(np.float32) - 128) * stored[f"{title}.scales"]).T
-    codes, scales = stored[f"{title}.codes"], stored[f"{title}.scales"].astype(np.float32)
-    rows, blocks, size = codes.shape
-    zeros = stored.get(f"{title}.zero_points")
-    if zeros is None:
-        return ((codes.astype(np.float32) - 128) * scales[..., None]).reshape(rows, -1)
-    apart = np.stack((codes & 15, codes >> 4), -1).reshape(rows, blocks, 2 * size)
-    points = np.stack((zeros & 15, zeros >> 4), -1).reshape(rows, -1)[:, :blocks]
-    return ((apart.astype(np.float32) - points[..., None]) * scales[..., None]).reshape(rows, -1)
 
 
 CHANNELS = ("dynamic-int8", "static-int8")

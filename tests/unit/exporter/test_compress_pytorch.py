@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.parity import emit, no_progress, worst_difference
+from support.torchscript_weights import by_nibbles, by_rows, loaded
 
 from exporter.checkpoint import resolve
 from exporter.compress.job import CompressRequest, compress
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exporter.compress.job import CompressReport
-    from runtime.artifact import Artifact
 
 SHORT = {"source": "help", "chunks": 4, "tokens": 64}
 LONG = {"source": "help", "chunks": 32, "tokens": 128}
@@ -58,26 +57,6 @@ def for_torchscript(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("torchscript") / "out"
     quantized(tiny_llama, out, "torchscript", "int4")
     return out
-
-
-def loaded(artifact: Artifact) -> dict[str, torch.Tensor]:
-    """What a TorchScript file holds by name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return dict(torch.jit.load(artifact.entry_path).named_buffers())
-
-
-def by_nibbles(buffers: dict[str, torch.Tensor], module: str) -> np.ndarray:
-    """The weights of an `Int4Linear` by what its own docstring says."""
-    nibbles, both = buffers[f"{module}.nibbles"], buffers[f"{module}.scales_and_zeros"].float()
-    codes = torch.stack((nibbles & 15, nibbles >> 4), -1).reshape(len(nibbles), -1, 32).float()
-    scales, shifts = both.permute(1, 0, 2).unbind(-1)
-    return ((codes - 8) * scales[..., None] + shifts[..., None]).reshape(len(nibbles), -1).numpy()
-
-
-def by_rows(buffers: dict[str, torch.Tensor], module: str) -> np.ndarray:
-    """The weights of an `Int8Linear` or an `Int8Table`."""
-    return (buffers[f"{module}.codes"].float() * buffers[f"{module}.scales"][:, None]).numpy()
 
 
 @pytest.mark.parametrize("preset", ["int4", "int8"])
