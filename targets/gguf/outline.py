@@ -312,7 +312,8 @@ def _laid_out(content: Content, decided: Sequence[tuple[Preset, Decided]]) -> tu
     if not decided:
         return ()
     # The header is as long for all: same names, shapes, keys. A copy may lack one.
-    plans = {preset is COPY: lay_out(preset, content, one) for preset, one in reversed(decided)}
+    each = {preset is COPY: (preset, one) for preset, one in decided}
+    plans = {copied: lay_out(preset, content, one) for copied, (preset, one) in each.items()}
     first = next(iter(plans.values()))
     dimensions = Dimensions.of({entry.key: entry.value for entry in first.metadata})
     made = []

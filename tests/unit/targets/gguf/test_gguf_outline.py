@@ -14,6 +14,7 @@ from targets.base import EmitOptions, TypeChoice
 from targets.device import load_device
 from targets.gguf.keyvalue import KeyValue
 from targets.gguf.outline import Dimensions, GgufOutline, outlines
+from targets.gguf.plan import lay_out
 from targets.gguf.presets import PRESETS
 from targets.gguf.target import GgufTarget
 from targets.gguf.types import TYPES
@@ -97,6 +98,16 @@ def test_all_presets_at_once_are_as_each_alone(tiny_llama):
     facts = resolve(str(tiny_llama))
     for outline in outlines(facts).outlines:
         assert outlines(facts, [outline.quant]).outlines == (outline,)
+
+
+def test_one_header_is_laid_out_for_all_presets(tiny_llama, monkeypatch):
+    """It holds the vocabulary, and is most of the work of a plan."""
+    names = []
+    monkeypatch.setattr(
+        "targets.gguf.outline.lay_out", lambda preset, *rest: names.append(preset.name) or lay_out(preset, *rest)
+    )
+    assert len(outlines(resolve(str(tiny_llama))).outlines) > 10
+    assert len(names) == 1
 
 
 def test_of_a_gguf_file(tiny_llama, tmp_path):
