@@ -15,7 +15,7 @@ from exporter.calibration import file_digests
 from exporter.compress.directory import refuse_unknown_weights, write_directory
 from exporter.compress.journal import ReadJournal, work_of, working
 from exporter.compress.processes import ALONE, joined, lost_is_said, refuse_uneven, refuse_unsplit, said_after_first
-from exporter.compress.tasks import refuse_other_tasks, refuse_unknown_pooling, task_of
+from exporter.compress.tasks import looks_at_text, refuse_other_tasks, refuse_unknown_pooling, task_of
 from exporter.progress import SilentReporter
 from exporter.quant import known_quant
 from exporter.source import refuse_problems, resolve_model
@@ -163,7 +163,7 @@ def _compress(request: CompressRequest, all_met: Meet, reporter: Reporter) -> Co
         journal.all_met = all_met
         _let_others_open(journal)  # and not before all is told that can be before the work begins
         drift = drifting(subject.source)
-        if any(_looks_at_text(step) for step in recipe.steps):
+        if any(looks_at_text(step) for step in recipe.steps):
             reporter.step(f"calibration: {recipe.calibration.kind}")
             _look_at_same_text(subject, journal)
         done = [StepReport(**{**one, "notes": tuple(one["notes"])}) for one in restore(subject, journal)]
@@ -283,13 +283,6 @@ def _look_at_same_text(subject: Subject, journal: Journal) -> None:
     digest = hashlib.sha256(json.dumps(subject.chunks).encode()).hexdigest()
     what = "the calibration text is another than that which the work was begun with"
     journal.same("text", digest, f"--resume: {what}; put it back, or leave --resume out to begin anew")
-
-
-def _looks_at_text(step: Step) -> bool:
-    """Whether a step gathers statistics on the calibration text."""
-    blind = ("magnitude", "spaced")
-    by_weights = getattr(step, "method", None) in blind or getattr(step, "scores", None) in blind
-    return step.step not in ("initialize", "rotate", "distill") and not by_weights
 
 
 def _preset(recipe: Recipe) -> str | None:

@@ -10,6 +10,13 @@ PLACES = ("layers", "encoder.layer", "transformer.layer", "encoder.layers")
 """Below the base model: of decoders and ModernBERT, of BERT and its kin, of DistilBERT, of others."""
 OLDER = ("h", "blocks")
 """Of GPT-2, BLOOM, Falcon and MPT: these are run, not compressed."""
+FORWARDS = (
+    (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+    (("intermediate.dense",), "output.dense"),
+    (("ffn.lin1",), "ffn.lin2"),
+)
+"""Below a layer, the matrices that make a feed-forward's neurons and the one that reads them: of decoders, of BERT and
+its kin, of DistilBERT."""
 ATTENTION = ("self_attn", "attention.self", "attention", "attn")
 """Below a layer, in the same order: what gives an attention map beside its output."""
 
@@ -51,6 +58,15 @@ def put_layers(model: Any, layers: Any) -> None:  # noqa: ANN401 - as above
 def find_attention(layer: Any) -> Any:  # noqa: ANN401 - a layer, and a module of it
     """The attention of a layer; None where it is not looked for."""
     return next((found for place in ATTENTION if (found := _below(layer, place)) is not None), None)
+
+
+def find_forward(layer: Any) -> tuple[list[Any], str] | None:  # noqa: ANN401 - a layer, and modules of it
+    """What makes the neurons of a layer, and the name below it of what reads them; None where it is not looked for."""
+    for makers, reader in FORWARDS:
+        found = [_below(layer, place) for place in (*makers, reader)]
+        if all(module is not None for module in found):
+            return found[:-1], reader
+    return None
 
 
 def _below(module: Any, place: str) -> Any:  # noqa: ANN401

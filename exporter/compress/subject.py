@@ -14,12 +14,13 @@ from exporter.calibration import calibration_chunks, encoder_texts
 from exporter.compress.factored import factored_modules
 from exporter.compress.journal import Kept
 from exporter.compress.mapped import MappedEncoder, MappedReference
-from exporter.compress.stack import find_layers, name_of_layers
+from exporter.compress.stack import find_layers, layers_of, name_of_layers
+from exporter.compress.walk import Walk
 from targets.facts import TensorFact
 from targets.task import TEXT_GENERATION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -93,6 +94,10 @@ class Subject:
         if isinstance(self.source, MappedEncoder):
             return encoder_texts(self.source, wanted, min(wanted.tokens, self.source.max_tokens), seed)
         return calibration_chunks(self.source, self.facts, wanted, seed, self.progress)
+
+    def walk(self, chunks: Sequence[Sequence[int]]) -> Walk:
+        """Through the layers as they are by now, with the hidden states of these tokens."""
+        return Walk(self.model, chunks, layers_of(self.model) if isinstance(self.source, MappedEncoder) else None)
 
     def sparsity(self) -> float:
         """The share of zeros in the matrices of the layers."""

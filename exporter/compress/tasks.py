@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 LOSSES = {TEXT_GENERATION: ("forward-kl", "reverse-kl", "jsd"), FEATURE_EXTRACTION: ("nmse", "cosine")}
 """By task, the usual one first; classifiers have those of predictions."""
 FOR_ENCODERS = (
-    "remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, quantize, or "
-    "export --quant"
+    "remove layers or neurons but not by gradient, prune by magnitude, initialize, distill, quantize, or export --quant"
 )
 
 
@@ -40,6 +39,15 @@ def task_of(facts: ModelFacts) -> str:
         what = "is an encoder and a decoder in one, which cannot be compressed"
         raise UserError(f"{facts.requested}: {what}; name a model that is either")
     return task
+
+
+def looks_at_text(step: Step) -> bool:
+    """Whether a step gathers statistics on the calibration text."""
+    if step.step == "remove" and step.units != "layers":
+        return step.scores != "magnitude" or step.repair or step.widths != "even"
+    blind = ("magnitude", "spaced")
+    by_weights = getattr(step, "method", None) in blind or getattr(step, "scores", None) in blind
+    return step.step not in ("initialize", "rotate", "distill") and not by_weights
 
 
 def loss_of(training: Training, task: str) -> str:
@@ -60,10 +68,9 @@ def refuse_other_tasks(recipe: Recipe, facts: ModelFacts, task: str) -> None:
         if said := _of_decoders(step):
             what = f"{said} is for decoders, {facts.requested} is for {task}"
             raise UserError(f"--recipe: {what}; say {FOR_ENCODERS}")
-        greedy = step.step == "remove" and step.scores == "greedy"
-        if greedy or step.step == "quantize":
+        if looks_at_text(step):
             refuse_to_write(recipe.calibration, "calibration", facts)
-        if greedy:
+        if step.step == "remove" and step.scores == "greedy":
             refuse_unknown_pooling(facts, task)
     if recipe.kv_cache is not None:
         raise UserError(f"--recipe: kv_cache: {facts.requested} is for {task} and has none; leave it out")
@@ -104,7 +111,8 @@ def _of_decoders(step: Step) -> str | None:
         return None if step.method == "magnitude" else f"prune with method {step.method}"
     if step.step != "remove":
         return step.step
-    if step.units != "layers":
-        return f"remove {step.units}"
-    known = ("greedy", "spaced", "magnitude")
-    return None if step.scores in known else f"remove with scores {step.scores or 'influence'}"
+    if step.units == "heads":
+        return "remove heads"
+    if step.widths == "uneven":
+        return "remove with widths uneven"
+    return "remove with scores gradient" if step.scores == "gradient" else None

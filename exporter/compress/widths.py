@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.compress.stack import find_layers
+from exporter.compress.stack import find_forward, find_layers
 from targets.widths import KV_HEADS, NEURONS, WIDTHS
 
 
@@ -24,16 +24,25 @@ def query_groups(config: Any) -> int:  # noqa: ANN401
     return int(heads // (getattr(config, KV_HEADS, None) or heads))
 
 
+def neurons_key(config: Any) -> str:  # noqa: ANN401
+    """What config.json calls the width of the feed-forward."""
+    return NEURONS if hasattr(config, NEURONS) else "hidden_dim"  # DistilBERT's
+
+
 def found_widths(model: Any) -> dict[str, list[int]]:  # noqa: ANN401 - a model of transformers
     """The layers' widths by the configuration's key; of a layer that is built otherwise nothing is known."""
-    layers = find_layers(model)
-    found = {}
+    layers, config = find_layers(model) or (), model.config
+    forwards = [find_forward(layer) for layer in layers]
+    if not forwards or None in forwards:
+        return {}
+    readers = [layer.get_submodule(found[1]) for layer, found in zip(layers, forwards, strict=True) if found]
+    neurons = {neurons_key(config): [int(reader.in_features) for reader in readers]}
+    if all(hasattr(layer, "attention") for layer in layers):  # BERT and its kin, whose heads' width is not said
+        return neurons
     try:
-        found[NEURONS] = [int(layer.mlp.down_proj.in_features) for layer in layers]
-        found[KV_HEADS] = [kv_heads(layer, model.config) for layer in layers]
+        return {**neurons, KV_HEADS: [kv_heads(layer, config) for layer in layers]}
     except AttributeError:
         return {}
-    return found
 
 
 def said_widths(model: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 
 from exporter.compress.factored import factored_modules, merge
-from exporter.compress.mapped import MappedEncoder
 from exporter.compress.quantize.gptq import is_pruned
-from exporter.compress.stack import layers_of
 from exporter.compress.subject import fact_now
 from runtime.errors import ModelError, UserError
 from targets.factors import Factors
@@ -59,7 +57,6 @@ def _chosen(
     """Where zeros were, weights as they were where a training needs them, and the bytes of all; by weights' names."""
     from exporter.compress.quantize.autoround import AutoRoundOptions
     from exporter.compress.quantize.run import METHODS, Learned, quantize
-    from exporter.compress.walk import Walk
 
     assert subject.target is not None, "a recipe with a quantize step has a format"
     grids = _GRIDS[subject.target.name](step, subject)
@@ -71,10 +68,7 @@ def _chosen(
         learned = Learned(AutoRoundOptions(step.iterations), subject.recipe.seed)
     chunks = subject.chunks if subject.kept.first else []  # all that text tells is kept
     try:
-        walk = Walk(
-            subject.model, chunks, layers_of(subject.model) if isinstance(subject.source, MappedEncoder) else None
-        )
-        blocks = quantize(walk, grids, METHODS[step.method], subject.progress, learned, subject.kept)
+        blocks = quantize(subject.walk(chunks), grids, METHODS[step.method], subject.progress, learned, subject.kept)
     except OverflowError as error:
         raise ModelError(f"{subject.facts.requested}: {error}; use another preset") from error
     return before, weights, blocks

@@ -14,7 +14,7 @@ from exporter.compress.remove.scores import felt, growth, influence
 from exporter.compress.stack import layers_of, put_layers
 from exporter.compress.training.lessons import Batch, Lessons
 from exporter.compress.training.predictions import arguments, predictions
-from exporter.compress.walk import Walk, skipped
+from exporter.compress.walk import skipped
 from exporter.compress.widths import said_widths
 from exporter.steps import Distill
 from runtime.errors import UserError
@@ -101,11 +101,11 @@ def _looked_at(chunks: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 
 def _by_influence(subject: Subject) -> list[float]:
-    return influence(Walk(subject.model, subject.chunks), subject.progress)
+    return influence(subject.walk(subject.chunks), subject.progress)
 
 
 def _by_activation(subject: Subject) -> list[float]:
-    return growth(Walk(subject.model, subject.chunks), subject.progress)
+    return growth(subject.walk(subject.chunks), subject.progress)
 
 
 def _by_magnitude(subject: Subject) -> list[float]:

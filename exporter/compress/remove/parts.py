@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from exporter.compress.remove.repair import repaired
+from exporter.compress.stack import FORWARDS, find_forward
 from exporter.compress.widths import head_width, kv_heads, query_groups
 from runtime.errors import ModelError
 
@@ -82,13 +83,15 @@ def heads(layer: Any, config: Any) -> Part:  # noqa: ANN401 - a decoder layer an
     return Part(((q, queries), (k, head), (v, head)), o, "self_attn.o_proj", queries, groups)
 
 
-def neurons(layer: Any) -> Part:  # noqa: ANN401 - a decoder layer
+def neurons(layer: Any) -> Part:  # noqa: ANN401 - a layer
     """The feed-forward neurons of a layer. Raises ModelError for a feed-forward that is built otherwise."""
-    block = getattr(layer, "mlp", None)
-    gate, up, down = (getattr(block, f"{name}_proj", None) for name in ("gate", "up", "down"))
-    if any(module is None for module in (gate, up, down)):
-        raise ModelError(f"{type(layer).__name__}: has no gate_proj, up_proj, down_proj; neurons cannot be removed")
-    return Part(((gate, 1), (up, 1)), down, "mlp.down_proj", 1, down.weight.shape[1])  # type: ignore[union-attr]
+    found = find_forward(layer)
+    if found is None:
+        known = " or ".join(", ".join((*makers, reader)) for makers, reader in FORWARDS)
+        raise ModelError(f"{type(layer).__name__}: has none of {known}; neurons cannot be removed")
+    makers, below = found
+    reader = layer.get_submodule(below)
+    return Part(tuple((maker, 1) for maker in makers), reader, below, 1, reader.weight.shape[1])
 
 
 def _spread(units: Indices, width: int) -> Indices:

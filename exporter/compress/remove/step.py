@@ -12,9 +12,11 @@ from exporter.compress.remove import parts
 from exporter.compress.remove.layers import remove_layers
 from exporter.compress.remove.scores import felt, given
 from exporter.compress.remove.shares import curve
-from exporter.compress.walk import Walk
+from exporter.compress.stack import layers_of
+from exporter.compress.tasks import looks_at_text
 from exporter.compress.widths import head_width, query_groups, said_widths
 from runtime.errors import UserError, in_one_line
+from targets.task import TEXT_GENERATION
 from targets.uneven import uneven_refusal
 from targets.widths import KV_HEADS, NEURONS
 
@@ -56,7 +58,7 @@ def run(step: Remove, subject: Subject) -> None:
         remove_layers(subject, total - _kept(step, total, 1), step.scores or "influence")
         return
     kind = KINDS[step.units]
-    found = [kind.part(layer, config).units for layer in subject.model.base_model.layers]
+    found = [kind.part(layer, config).units for layer in layers_of(subject.model)]
     multiple = 1
     if step.units == "neurons":
         multiple = next((multiple for multiple in MULTIPLES if all(units % multiple == 0 for units in found)), 1)
@@ -85,7 +87,7 @@ def run(step: Remove, subject: Subject) -> None:
 
 def _is_uneven(step: Remove, kind: Kind, subject: Subject) -> bool:
     """Whether the layers may differ. Raises UserError where they shall and cannot."""
-    if step.widths == "even":
+    if step.widths == "even" or subject.task != TEXT_GENERATION:  # encoders have one width
         return False
     format_name = subject.recipe.format
     if format_name is None:  # any target may come
@@ -127,7 +129,7 @@ def _shares(
     model, n_tokens = subject.model, sum(map(len, subject.chunks))
     seen = sensitivity(model, subject.chunks, subject.progress).outputs
     names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
-    walk, choices = Walk(model, subject.chunks), {}
+    walk, choices = subject.walk(subject.chunks), {}
     for number, layer in enumerate(walk.layers):
         subject.progress("widths", number, len(walk.layers))
         part = kind.part(layer, model.config)
@@ -147,16 +149,19 @@ def _shares(
         raise UserError(f"--recipe: remove {step.units} {what}; name another share or count") from error
 
 
-def _ranks(step: Remove, part: parts.Part, hessian: Floats, gradients: Floats | None) -> Floats:
+def _ranks(step: Remove, part: parts.Part, hessian: Floats | None, gradients: Floats | None) -> Floats:
     """How much the units of a layer matter beside each other."""
     if gradients is not None:
         return gradients
-    return part.magnitude() if step.scores == "magnitude" else part.activation(hessian)
+    if step.scores == "magnitude":
+        return part.magnitude()
+    assert hessian is not None, "a step that ranks by activations looks at text"
+    return part.activation(hessian)
 
 
 def _felt(kind: Kind, subject: Subject) -> list[Floats | None]:
     """What the loss would feel of each unit, by layer."""
-    found = [kind.part(layer, subject.model.config) for layer in subject.model.base_model.layers]
+    found = [kind.part(layer, subject.model.config) for layer in layers_of(subject.model)]
     watched = [(part.reader, given, part.units) for part in found]
     return [one.numpy() for one in felt(subject.model, subject.chunks, watched, subject.progress)]
 
@@ -165,13 +170,14 @@ def _remove(
     step: Remove, kind: Kind, subject: Subject, kept: Sequence[int], gradients: Sequence[Floats | None]
 ) -> None:
     """Leave so many units in every layer, layer after layer, each on what those before it give by then."""
-    layers, config = subject.model.base_model.layers, subject.model.config
-    walk = Walk(subject.model, subject.chunks)
+    layers, config = layers_of(subject.model), subject.model.config
+    looks = looks_at_text(step)
+    walk = subject.walk(subject.chunks if looks else [])
     for number, layer in enumerate(layers):
         subject.progress("remove", number, len(layers))
         part = kind.part(layer, config)
         if kept[number] < part.units:
-            hessian = walk.observe(number).hessians[part.below].numpy()
+            hessian = walk.observe(number).hessians[part.below].numpy() if looks else None
             ranks = _ranks(step, part, hessian, gradients[number])
             units = np.sort(np.argsort(-ranks, kind="stable")[: kept[number]])
             part.keep(units, hessian if step.repair else None)

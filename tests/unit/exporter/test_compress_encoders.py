@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from support.forked import killed
+from support.parity import emit
 from support.recipes import opened_subject, recipe, run
+from support.removal import kept_rows
 from support.tiny_encoders import FAMILIES, edit_json, make_tiny_encoder, write_pooling
 
 from exporter.by_recipe import NamedRecipe
@@ -36,6 +38,8 @@ from exporter.steps import Text
 from exporter.verify import VerifyOptions
 from exporter.verify.encoder import cut_texts
 from runtime.errors import ModelError, UserError
+from runtime.measurement import RunOptions
+from runtime.sessions import open_session
 from targets.ongrid import RECIPE
 from targets.pooling import Pooling
 from targets.text import default_text
@@ -159,6 +163,91 @@ def test_layers_that_are_missed_least_go(task: str, family: str, encoder: Callab
     assert report["notes"] == (f"removed layers, counted from 0: {np.argmin(far)}",)
     with pytest.raises(UserError, match=r"calibration: .* writes no text itself; name a text, a jsonl file"):
         run(source, tmp_path / "again", step, calibration={})
+
+
+def forward_of(layer: Any) -> tuple[Any, Any]:
+    """The two matrices of a feed-forward."""
+    return (layer.ffn.lin1, layer.ffn.lin2) if hasattr(layer, "ffn") else (layer.intermediate.dense, layer.output.dense)
+
+
+@pytest.mark.parametrize("scores", ["magnitude", "activation"])
+@pytest.mark.parametrize(("family", "task"), [*((one, EMBEDDINGS) for one in FAMILIES), ("DistilBert", TOKENS)])
+def test_neurons_removed_are_neurons_masked(
+    family: str, task: str, scores: str, encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    size = {"hidden_dim" if family == "DistilBert" else "intermediate_size": 64}
+    source, out = encoder(family, task, **size), tmp_path / "out"
+    # The weights alone say which they are where nothing is repaired: no text is asked for.
+    text = {} if scores == "magnitude" else {"calibration": TEXT}
+    (report,) = run(source, out, {**NEURONS, "scores": scores, "repair": False}, **text)
+    assert report["notes"] == ("32 of 64 neurons are left in every layer",)
+    assert json.loads((out / "config.json").read_text())[next(iter(size))] == 32
+    room = tmp_path / "room"
+    room.mkdir()
+    whole, small = (open_mapped(resolve(str(one)), room, task).model for one in (source, out))
+    for before, after in zip(layers_of(whole), layers_of(small), strict=True):
+        (made, read), (kept, _) = forward_of(before), forward_of(after)
+        gone = torch.ones(64, dtype=torch.bool)
+        gone[kept_rows(made.weight, kept.weight)] = False
+        assert int(gone.sum()) == 32
+        if scores == "magnitude":
+            sizes = made.weight.square().sum(1) + read.weight.square().sum(0)
+            assert sizes[gone].max() < sizes[~gone].min()
+        read.weight.data[:, gone] = 0
+    ids = torch.tensor([[2, 30, 40, 50, 60, 3]])
+    with torch.no_grad():
+        ours, theirs = (next(iter(model(ids).values())).numpy() for model in (small, whole))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert report["n_params"] == resolve(str(out)).n_stored_params
+
+
+@pytest.mark.parametrize(("format_name", "preset"), [("onnx", "fp32"), ("gguf", "f32"), ("torchscript", "fp32")])
+@pytest.mark.parametrize("family", ["Bert", "DistilBert"])
+def test_an_encoder_with_fewer_neurons_is_exported(
+    family: str, format_name: str, preset: str, encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    size = {"hidden_dim" if family == "DistilBert" else "intermediate_size": 64}
+    out, ids = tmp_path / "out", [2, 30, 40, 50, 60, 3]
+    run(encoder(family, **size), out, NEURONS, calibration=TEXT)
+    (there := tmp_path / "artifact").mkdir()
+    session: Any
+    with contextlib.closing(open_session(emit(out, there, format_name, preset), RunOptions(threads=1))) as session:
+        found = session.encode(ids)["last_hidden_state"]
+    np.testing.assert_allclose(found, outputs(out, ids), atol=5e-3)  # llama.cpp's GELU is a table of halves
+
+
+def test_a_forward_that_is_built_otherwise(encoder: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"ModernBertEncoderLayer: has none of .*ffn\.lin2; neurons cannot be removed"):
+        run(encoder("ModernBert"), tmp_path / "out", NEURONS, calibration=TEXT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == []
+
+
+def test_neurons_left_make_up_for_those_that_are_gone(encoder: Callable[..., Path], tmp_path: Path) -> None:
+    away = {}
+    for repair in (False, True):
+        step = {**NEURONS, "repair": repair}
+        (report,) = run(encoder(intermediate_size=64), tmp_path / str(repair), step, calibration=TEXT)
+        away[repair] = 1 - report["mean_cosine"]
+    assert away[True] < 0.9 * away[False]
+
+
+@pytest.mark.parametrize("scores", [None, "activation"])
+@pytest.mark.parametrize("family", ["Bert", "ModernBert"])
+def test_layers_that_change_the_hidden_state_least_go(
+    family: str, scores: str | None, encoder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One that adds nothing, as its output matrices are zero."""
+    source = tmp_path / "source"
+    shutil.copytree(encoder(family), source)
+    tensors, places = load_file(source / "model.safetensors"), ("layer.2.", "layers.2.")
+    ends = ("output.dense.weight", "output.dense.bias", "Wo.weight")
+    for name, tensor in tensors.items():
+        if any(place in name for place in places) and name.endswith(ends):
+            tensor[:] = 0
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    step = {"step": "remove", "units": "layers", "count": 1} | ({"scores": scores} if scores else {})
+    (report,) = run(source, tmp_path / "out", step, calibration=TEXT)
+    assert report["notes"] == ("removed layers, counted from 0: 2",)
 
 
 @pytest.mark.parametrize(
@@ -417,17 +506,23 @@ def test_positions_that_older_files_have(encoder: Callable[..., Path], tmp_path:
     assert "embeddings.position_ids" not in load_file(tmp_path / "out" / "model.safetensors")
 
 
-OTHERS = "say remove layers with scores greedy, spaced or magnitude, prune by magnitude, initialize, distill, quantize"
+OTHERS = (
+    "say remove layers or neurons but not by gradient, prune by magnitude, initialize, distill, quantize, or export"
+)
+NEURONS = {"step": "remove", "units": "neurons", "share": 0.5}
 
 
 @pytest.mark.parametrize(
     ("task", "step", "message"),
     [
-        (EMBEDDINGS, {**SPACED, "scores": None}, f"remove with scores influence is for decoders, .*; {OTHERS}"),
+        (EMBEDDINGS, {**SPACED, "scores": "gradient"}, f"remove with scores gradient is for decoders, .*; {OTHERS}"),
+        (EMBEDDINGS, {**SPACED, "scores": "influence"}, "calibration: .* writes no text itself; name a text"),
         (EMBEDDINGS, {**SPACED, "scores": None, "units": "heads"}, "remove heads is for decoders"),
+        (LABELS, {**NEURONS, "widths": "uneven"}, "remove with widths uneven is for decoders"),
+        (TOKENS, NEURONS, "calibration: .* writes no text itself; name a text"),
         (LABELS, {"step": "prune", "method": "wanda", "sparsity": 0.5}, "prune with method wanda is for decoders"),
         (TOKENS, {"step": "rotate"}, "rotate is for decoders, .* is for token-classification"),
-        (EMBEDDINGS, {"step": "quantize", "preset": "dynamic-int8"}, "quantize is for decoders"),
+        (EMBEDDINGS, {"step": "quantize", "preset": "dynamic-int8"}, "calibration: .* writes no text itself; name a"),
         (EMBEDDINGS, {**DISTILL, "text": {}}, "text: .* writes no text itself; name a text, a jsonl file"),
         (EMBEDDINGS, {**DISTILL, "hard": 0.5}, "hard: says nothing to a model that is for feature-extraction; leave"),
         (EMBEDDINGS, {**DISTILL, "temperature": 2.0}, "temperature: says nothing to a model"),
@@ -441,7 +536,7 @@ def test_what_encoders_have_not_is_said_before(
 ) -> None:
     step = {key: value for key, value in step.items() if value is not None}
     with pytest.raises(UserError, match=f"^--recipe: {message}"):
-        run(encoder("Bert", task), tmp_path / "out", SPACED, step, format="onnx")
+        run(encoder("Bert", task), tmp_path / "out", SPACED, step, format="onnx", calibration={})
     assert sorted(path.name for path in tmp_path.iterdir()) == []
 
 
