@@ -4,7 +4,7 @@
     python -m benchmarks.estimate_accuracy --reforecast    hold what the code says now against the peaks of the last run
 
 Real SmolLM2 and four random models of other shapes: wide, with a large vocabulary, with sliding layers, with many
-narrow layers and a head of its own; real MiniLM and two random encoders. Every cell is one artifact measured by the
+narrow layers and a head of its own; real MiniLM and four random encoders. Every cell is one artifact measured by the
 harness with one context, batch and type of cache; the speed comes from `packlight calibrate-host`, run here first.
 Beside it what llama.cpp's own llama-fit-params says of the same file: the model, the cache and the compute buffers that
 it would reserve.
@@ -70,12 +70,22 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta": ("RobertaConfig", {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
                                   "num_hidden_layers": 8, "vocab_size": 50265, "max_position_embeddings": 514,
                                   "type_vocab_size": 1, "pad_token_id": 1}),
+    "modernbert": ("ModernBertConfig", {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8,
+                                        "num_hidden_layers": 6, "vocab_size": 50368, "pad_token_id": 0,
+                                        "max_position_embeddings": 2048}),
+    "nomic": ("NomicBertConfig", {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+                                  "num_hidden_layers": 4, "vocab_size": 30528}),
 }  # fmt: skip
-"""Random encoders, likewise; ONNX only."""
+"""Random encoders, likewise."""
+GGUF_ONLY = ("modernbert", "nomic")
+"""Of those, what is not written as ONNX."""
 REAL = ("smollm2", "minilm")
 NAMES = (*REAL, *SHAPES, *ENCODERS)
 QUANTS = {"gguf": ("q4_k_m", "q4_0", "q8_0", "q5_k_m"), "onnx": ("int4", "int8", "dynamic-int8")}
-ENCODER_QUANTS = ("fp32", "fp16", "int8", "dynamic-int8")
+ENCODER_QUANTS = {
+    "gguf": ("f32", "f16", "q8_0", "q4_0", "q4_k_m"),
+    "onnx": ("fp32", "fp16", "int8", "dynamic-int8"),
+}
 SETTINGS = {
     "gguf": (RunOptions(context=512), RunOptions(context=1024, kv_type="q8_0"), RunOptions(context=1024, batch=128),
              RunOptions(context=512, kv_type="f32")),
@@ -165,10 +175,10 @@ def cells(names: Sequence[str], formats: Sequence[str], speed: HostSpeed | None)
         facts = resolve(str(model(name)))
         encoder = name in ENCODERS or name == "minilm"
         for format_name in formats:
-            if encoder and format_name != "onnx":
+            if name in GGUF_ONLY and format_name != "gguf":
                 continue
             outlines = importlib.import_module(f"targets.{format_name}.outline").outlines
-            for outline in outlines(facts, ENCODER_QUANTS if encoder else QUANTS[format_name]).outlines:
+            for outline in outlines(facts, (ENCODER_QUANTS if encoder else QUANTS)[format_name]).outlines:
                 yield from _of_one(name, facts, outline, speed)
 
 

@@ -49,6 +49,30 @@ WITHOUT_HEADS = ("mamba", "mamba2")
 
 STREAMS, SCORE_STREAMS, HEAPS = 3, 4.5, 2_800_000
 PROCESS, LAYER_BYTES, TOKEN_BYTES, MERGE_BYTES = 27_500_000, 45_000, 155, 120
+ENCODER_PROCESS = 25_700_000
+READ_AS = {"F32": 0.0, "F16": 2.0, "BF16": 2.0}
+"""Bytes that a value is made into to be multiplied by a matrix of that type; a little more than one for all others."""
+
+
+@dataclass(frozen=True)
+class EncoderGraph:
+    """What an encoder holds of a token at once: hidden states, and values of its feed-forward for each neuron.
+
+    masks: of all tokens by all. Fitted; attention is the flash kernel's and holds no scores
+    """
+
+    streams: float
+    neurons: float
+    masks: int = 1
+
+
+ENCODER_GRAPHS = {
+    "bert": EncoderGraph(4, 0.85),
+    "jina-bert-v3": EncoderGraph(4, 0.85),
+    "nomic-bert": EncoderGraph(2.3, 3.0),
+    "modern-bert": EncoderGraph(3.5, 2.9, masks=2),
+}
+"""Of encoders, by the architecture, whose graph was measured."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +81,7 @@ class Dimensions:
 
     window: cells that a sliding layer looks at; sliding: which layers slide
     experts, used: of a layer, and of those a token's; 0 without
-    fitted: the fitted constants hold for it
+    fitted: the fitted constants hold for it; graph: of an encoder that they hold for
     encoder: it generates nothing and keeps no cache, or is an encoder and a decoder in one: no speed is known
     """
 
@@ -76,6 +100,7 @@ class Dimensions:
     used: int = 0
     fitted: bool = True
     encoder: bool = False
+    graph: EncoderGraph | None = None
 
     @classmethod
     def of(cls, metadata: dict[str, Any]) -> Dimensions:
@@ -124,6 +149,7 @@ class Dimensions:
             used=max((count for count in used if isinstance(count, int)), default=0),
             fitted=fitted,
             encoder=arch in (*ENCODERS, *PAIRS),
+            graph=ENCODER_GRAPHS.get(arch),
         )
 
 
@@ -178,7 +204,8 @@ class GgufOutline:
 
     def footprint(self, options: RunOptions, processor: Processor) -> Footprint | None:
         """What llama.cpp takes on a CPU; None where its graph was not measured."""
-        if not self.dimensions.fitted:
+        size = self.dimensions
+        if not size.fitted and size.graph is None:
             return None
         copies = self._copied(processor)
         # A table that is the head as well is looked up in where it lies.
@@ -191,6 +218,9 @@ class GgufOutline:
             weights += sum(tensor.n_bytes for tensor in read_in_place)
         elif read_in_place:
             weights += read_in_place[-1].offset + read_in_place[-1].n_bytes - read_in_place[0].offset
+        if size.graph is not None:
+            compute, other = self._of_encoder(size.graph, min(options.context, self.context)), ENCODER_PROCESS
+            return Footprint(weights, 0, compute, other + LAYER_BYTES * len(size.heads) + TOKEN_BYTES * size.vocab)
         return Footprint(
             weights_bytes=weights,
             kv_cache_bytes=self.kv_bytes(options),
@@ -205,7 +235,7 @@ class GgufOutline:
             tensor
             for tensor in self.tensors
             if len(tensor.shape) == 2
-            and (tensor.name != TABLE or self._tied)
+            and (tensor.name != TABLE or (self._tied and not self.encoder))
             and tensor.shape[0] % rules.get(tensor.kind.name, tensor.shape[0] + 1) == 0
         ]
 
@@ -236,6 +266,17 @@ class GgufOutline:
             held = max(held, int(4 * tokens * SCORE_STREAMS * size.hidden) + scores)
             masks *= 2
         return HEAPS + held + masks + int(1.14 * tokens * max(size.widest, size.hidden))
+
+    def _of_encoder(self, graph: EncoderGraph, tokens: int) -> int:
+        """Touched of the compute buffers with a text of so many tokens, which goes through in one piece; fitted.
+
+        llama.cpp keeps room for the logits of every token, which an encoder has none of, and touches it.
+        """
+        size = self.dimensions
+        multiplied = (tensor for tensor in self.tensors if len(tensor.shape) == 2 and tensor.name.startswith("blk."))
+        made = max((READ_AS.get(tensor.kind.name, 1.14) for tensor in multiplied), default=0.0)
+        held = 4 * (graph.streams * size.hidden + graph.neurons * size.widest + size.vocab) + made * size.widest
+        return int(tokens * held + 2 * graph.masks * tokens**2)
 
     def other_bytes(self) -> int:
         """The interpreter, llama.cpp's code, the graph, the vocabulary; fitted."""

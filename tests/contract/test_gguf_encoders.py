@@ -16,7 +16,8 @@ from support.tiny_gguf_encoders import CASES, CLASSIFIER, make_case
 from exporter.checkpoint import resolve
 from runtime.artifact import open_artifact
 from runtime.errors import ModelError, UnsupportedError
-from runtime.measurement import RunOptions
+from runtime.measure import measure
+from runtime.measurement import RunOptions, Trials
 from runtime.sessions import open_session
 from targets.gguf.architectures import ARCHITECTURES
 from targets.gguf.outline import outlines
@@ -83,11 +84,27 @@ def test_eight_bits_have_the_planned_size_and_are_near(name: str, tmp_path: Path
     (planned,) = outlines(resolve(str(directory)), ["q8_0"]).outlines
     assert planned.file_bytes == artifact.entry_path.stat().st_size
     assert planned.encoder
-    assert planned.footprint(RunOptions(), Processor.here()) is None
+    footprint = planned.footprint(RunOptions(), Processor.here())
+    assert footprint is not None
+    assert footprint.kv_cache_bytes == 0
     # Alone in another directory the file says by itself what it is for.
     (bare := tmp_path / "bare").mkdir()
     artifact.entry_path.rename(bare / "m.gguf")
     assert open_artifact(bare / "m.gguf").contract == {"task": CASES[name].task}
+
+
+@pytest.mark.parametrize("context", [16, POSITIONS])
+@pytest.mark.parametrize("name", ["bert", "roberta-classifier", "distilbert", "modernbert", "nomic", "jina"])
+def test_the_peak_of_memory_is_as_planned(name: str, context: int, tmp_path: Path) -> None:
+    """Of a process of its own. benchmarks/estimate_accuracy.py has larger models, and asks for less."""
+    directory, options = make_case(name, tmp_path / "model"), RunOptions(threads=1, context=context)
+    (out := tmp_path / "out").mkdir()
+    artifact = emit(directory, out, preset="f16")
+    (planned,) = outlines(resolve(str(directory)), ["f16"]).outlines
+    footprint = planned.footprint(options, Processor.here())
+    assert footprint is not None
+    found = measure(artifact, options, Trials(None, 1, 1))
+    assert footprint.peak_bytes == pytest.approx(found.peak_rss_bytes, rel=0.1)
 
 
 @pytest.mark.parametrize("name", CASES)

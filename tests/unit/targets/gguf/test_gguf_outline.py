@@ -13,7 +13,7 @@ from runtime.measurement import RunOptions
 from targets.base import EmitOptions, TypeChoice
 from targets.device import load_device
 from targets.gguf.keyvalue import KeyValue
-from targets.gguf.outline import Dimensions, GgufOutline, outlines
+from targets.gguf.outline import Dimensions, EncoderGraph, GgufOutline, outlines
 from targets.gguf.plan import lay_out
 from targets.gguf.presets import PRESETS
 from targets.gguf.target import GgufTarget
@@ -255,6 +255,32 @@ def test_more_of_anything_takes_more(more):
     outline = an_outline(LAYER)
     less = outline.footprint(RunOptions(context=2048, batch=512), AVX2)
     assert outline.footprint(RunOptions(**{"context": 2048, "batch": 512, **more}), AVX2).peak_bytes > less.peak_bytes
+
+
+ENCODER = dataclasses.replace(SIZES, fitted=False, encoder=True, graph=EncoderGraph(4, 0.5, masks=2), context=512)
+
+
+def test_an_encoder_holds_a_text_at_once_and_keeps_nothing():
+    outline = an_outline(LAYER, ("blk.0.ffn_down.weight", (64, 64), "F16"), dimensions=ENCODER)
+    for context, tokens in ((100, 100), (512, 512), (4096, 512)):  # the model takes no longer text
+        found = outline.footprint(RunOptions(context=context), AVX2)
+        # Two bytes a value for the matrix of halves; a score of two bytes a pair of tokens and mask.
+        held = tokens * (4 * (4 * 512 + 0.5 * 1536 + 1000) + 2 * 1536) + 2 * 2 * tokens**2
+        assert (found.compute_bytes, found.kv_cache_bytes) == (held, 0)
+    floats = an_outline(("blk.0.ffn_up.weight", (64, 64), "F32"), dimensions=ENCODER)
+    less = floats.footprint(RunOptions(context=100), AVX2).compute_bytes
+    assert outline.footprint(RunOptions(context=100), AVX2).compute_bytes == less + 100 * 2 * 1536
+
+
+def test_an_encoders_table_is_not_multiplied_by():
+    """So it is not copied either."""
+    outline = an_outline(("token_embd.weight", (64, 64), "Q4_0"), dimensions=ENCODER)
+    assert outline.footprint(RunOptions(), AVX2).weights_bytes == 64 * 64 // 32 * 18
+
+
+def test_nothing_is_said_of_an_encoder_whose_graph_was_not_measured():
+    outline = an_outline(LAYER, dimensions=dataclasses.replace(ENCODER, graph=None))
+    assert outline.footprint(RunOptions(), AVX2) is None
 
 
 def test_attention_without_the_flash_kernel_holds_its_scores():
