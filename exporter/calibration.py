@@ -54,14 +54,15 @@ def calibration_chunks(
     return chunks
 
 
-def encoder_texts(source: TransformersEncoder, wanted: Text, longest: int, seed: int) -> list[list[int]]:
-    """Token ids of whole texts, special tokens included, none longer than `longest`: what an encoder learns from.
+def encoder_texts(source: TransformersEncoder, wanted: Text, seed: int) -> list[list[int]]:
+    """Token ids of whole texts, special tokens included, none longer than the encoder takes: what it learns from.
 
     Of a JSONL file or a data set each text is one, in its order; any other text is cut behind sentences, into short and
     long ones, in an order by chance: any of them are of all lengths. Raises UserError for a text that cannot be had.
     """
     from exporter.verify.encoder import TEXT_TOKENS, cut_texts, find_frame
 
+    longest = min(wanted.tokens, source.max_tokens)
     if wanted.kind in ("text", "help"):
         text = default_text("calibration") if wanted.text is None else load_text(wanted.text)
         cut = cut_texts(source, text, -(-wanted.chunks // len(TEXT_TOKENS)), longest, spread=True)[: wanted.chunks]

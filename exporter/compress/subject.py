@@ -92,7 +92,7 @@ class Subject:
         """Token ids to gather statistics on, in pieces. Asked for first before a step has changed anything."""
         wanted, seed = self.recipe.calibration, self.recipe.seed
         if isinstance(self.source, MappedEncoder):
-            return encoder_texts(self.source, wanted, min(wanted.tokens, self.source.max_tokens), seed)
+            return encoder_texts(self.source, wanted, seed)
         return calibration_chunks(self.source, self.facts, wanted, seed, self.progress)
 
     def walk(self, chunks: Sequence[Sequence[int]]) -> Walk:

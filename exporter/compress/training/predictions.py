@@ -142,8 +142,7 @@ class Encoded:
 
     def texts(self, reader: MappedEncoder) -> list[list[int]]:
         """See `Predictions`."""
-        text = self._step.text
-        return encoder_texts(reader, text, min(text.tokens, reader.max_tokens), self._seed)
+        return encoder_texts(reader, self._step.text, self._seed)
 
     def taught(self, teacher: MappedEncoder, pieces: Ids) -> Taught:
         """See `Predictions`. Raises UserError for a teacher that takes shorter texts."""

@@ -140,7 +140,7 @@ def test_layers_that_are_missed_least_go(task: str, family: str, encoder: Callab
     room = tmp_path / "room"
     room.mkdir()
     with contextlib.closing(open_mapped(resolve(str(source)), room, task)) as opened:
-        texts = encoder_texts(opened, Text.model_validate(TEXT), TEXT["tokens"], 0)
+        texts = encoder_texts(opened, Text.model_validate(TEXT), 0)
         layers = layers_of(opened.model)
 
         def found() -> list[np.ndarray]:
@@ -557,21 +557,21 @@ def test_texts_of_files_are_texts_of_their_own(
     file = tmp_path / "texts.jsonl"
     rows = [{"text": "one text"}, {"text": "a much longer text than so many tokens"}, {"text": ""}, {"text": "last"}]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    found = encoder_texts(source, Text(jsonl=file, chunks=3), 12, 0)
-    assert [len(ids) for ids in found] == [9, 12, 6]
+    found = encoder_texts(source, Text(jsonl=file, chunks=3, tokens=16), 0)
+    assert [len(ids) for ids in found] == [9, 16, 6]
     assert all((ids[0], ids[-1]) == (2, 3) for ids in found)
     assert found[0][1:-1] == source.tokenize("one text", add_special=False)
-    assert len(encoder_texts(source, Text(jsonl=file, chunks=1), 12, 0)) == 1
+    assert len(encoder_texts(source, Text(jsonl=file, chunks=1, tokens=16), 0)) == 1
     stub = types.ModuleType("datasets")
     stub.load_dataset = lambda *_, **__: rows  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", stub)
-    assert encoder_texts(source, Text(dataset="some/set", chunks=3), 12, 0) == found
+    assert encoder_texts(source, Text(dataset="some/set", chunks=3, tokens=16), 0) == found
     file.write_text('{"text": ""}\n', encoding="utf-8")
     with pytest.raises(UserError, match="has no text; name another"):
-        encoder_texts(source, Text(jsonl=file, chunks=3), 12, 0)
+        encoder_texts(source, Text(jsonl=file, chunks=3, tokens=16), 0)
     file.write_text('{"text": [{"role": "user"}]}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"texts.jsonl:1: text is no text, as an encoder reads it; name another"):
-        encoder_texts(source, Text(jsonl=file, chunks=3), 12, 0)
+        encoder_texts(source, Text(jsonl=file, chunks=3, tokens=16), 0)
 
 
 def test_rounds_of_texts_come_from_all_over(subject: Callable[..., Subject]) -> None:
