@@ -178,7 +178,7 @@ def add_outputs(accumulator: EncoderDriftAccumulator, source: Outputs, artifact:
         accumulator.add_states(source["last_hidden_state"], artifact["last_hidden_state"])
 
 
-def embedding(outputs: Outputs, *, pooled: bool = True) -> Floats:
+def embedding(outputs: Outputs, *, pooled: bool) -> Floats:
     """What a text is judged by: its sentence embedding, or where there is none the mean of its last hidden states.
 
     pooled: False leaves the sentence embedding out of it

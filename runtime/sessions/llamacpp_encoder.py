@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import EngineError
 from runtime.gguf_kind import POOLINGS
-from runtime.sessions.limits import check_ids, check_length
 from runtime.sessions.llamacpp_model import LlamaCppModel
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ class LlamaCppEncoderSession(LlamaCppModel):
 
     def encode(self, ids: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
         """The outputs for one text, without a batch dimension, float32: see `EncoderSession.encode`."""
-        self._read(self._context, ids)
+        self._encode(self._context, ids, self.max_tokens)
         if self._classifies:
             return {"logits": self._pooled(self._lib.llama_model_n_cls_out(self._model))}
         if not self._pools:
@@ -64,22 +62,13 @@ class LlamaCppEncoderSession(LlamaCppModel):
         sentence = self._pooled(self._width())
         if self._states is None:
             self._states = self._new_context(pooling_type=POOLINGS["none"])
-        self._read(self._states, ids)
+        self._encode(self._states, ids, self.max_tokens)
         states = self._of_tokens(self._states, len(ids))
         return {"last_hidden_state": states, "sentence_embedding": self._normalized(sentence)}
 
     def run(self, ids: Sequence[int]) -> None:
         """Compute what the file pools to, and drop it."""
-        self._read(self._context, ids)
-
-    def _read(self, context: Any, ids: Sequence[int]) -> None:  # noqa: ANN401 - a ctypes pointer
-        check_length(ids, self.max_tokens)
-        check_ids(ids, self.n_vocab)
-        tokens = (ctypes.c_int32 * len(ids))(*ids)
-        status: int = self._lib.llama_encode(context, self._lib.llama_batch_get_one(tokens, len(ids)))
-        if status:
-            reason = self._log.cause()
-            raise EngineError(f"{self._path}: llama.cpp cannot read {len(ids)} tokens (status {status}): {reason}")
+        self._encode(self._context, ids, self.max_tokens)
 
     def _width(self) -> int:
         width: int = self._lib.llama_model_n_embd_out(self._model)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import EngineError, UserError
 from runtime.host import default_threads
+from runtime.sessions.limits import check_ids, check_length
 from runtime.sessions.llamacpp_library import buffer_bytes, capture_log, load_library
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from runtime.artifact import Artifact
@@ -119,6 +121,16 @@ class LlamaCppModel:
             if -count <= room:
                 raise EngineError(f"llama.cpp cannot tokenize a text of {len(data)} bytes")
             room = -count
+
+    def _encode(self, context: Any, ids: Sequence[int], longest: int) -> None:  # noqa: ANN401 - a ctypes pointer
+        """Have an encoder read a text, in one piece. Raises EngineError."""
+        check_length(ids, longest)
+        check_ids(ids, self.n_vocab)
+        tokens = (ctypes.c_int32 * len(ids))(*ids)
+        status: int = self._lib.llama_encode(context, self._lib.llama_batch_get_one(tokens, len(ids)))
+        if status:
+            reason = self._log.cause()
+            raise EngineError(f"{self._path}: llama.cpp cannot read {len(ids)} tokens (status {status}): {reason}")
 
     def special_text(self, which: str) -> str | None:
         """Text of the special token `which`, "bos" or "eos", or None where the file names none."""

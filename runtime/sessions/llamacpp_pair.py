@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import EngineError
-from runtime.sessions.limits import check_ids, check_length
 from runtime.sessions.llamacpp import LlamaCppSession
 
 if TYPE_CHECKING:
@@ -67,9 +65,4 @@ class LlamaCppPairSession(LlamaCppSession):
 
     def _read(self, ids: Sequence[int]) -> None:
         self.reset()
-        check_length(ids, self.n_context)
-        check_ids(ids, self.n_vocab)
-        tokens = (ctypes.c_int32 * len(ids))(*ids)
-        status: int = self._lib.llama_encode(self._context, self._lib.llama_batch_get_one(tokens, len(ids)))
-        if status:
-            raise EngineError(f"{self._path}: the encoder cannot read {len(ids)} tokens: {self._log.cause()}")
+        self._encode(self._context, ids, self.n_context)
