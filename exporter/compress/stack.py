@@ -14,9 +14,10 @@ FORWARDS = (
     (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
     (("intermediate.dense",), "output.dense"),
     (("ffn.lin1",), "ffn.lin2"),
+    (("mlp.fc1",), "mlp.fc2"),
 )
-"""Below a layer, the matrices that make a feed-forward's neurons and the one that reads them: of decoders, of BERT and
-its kin, of DistilBERT."""
+"""Below a layer, the matrices that make a feed-forward's neurons and the one that reads them: of decoders and Nomic
+BERT, of BERT and its kin, of DistilBERT, of Jina Embeddings 3."""
 ATTENTION = ("self_attn", "attention.self", "attention", "attn")
 """Below a layer, in the same order: what gives an attention map beside its output."""
 

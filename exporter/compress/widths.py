@@ -30,19 +30,17 @@ def neurons_key(config: Any) -> str:  # noqa: ANN401
 
 
 def found_widths(model: Any) -> dict[str, list[int]]:  # noqa: ANN401 - a model of transformers
-    """The layers' widths by the configuration's key; of a layer that is built otherwise nothing is known."""
+    """The layers' widths by the configuration's key; nothing of what is built otherwise."""
     layers, config = find_layers(model) or (), model.config
     forwards = [find_forward(layer) for layer in layers]
     if not forwards or None in forwards:
         return {}
     readers = [layer.get_submodule(found[1]) for layer, found in zip(layers, forwards, strict=True) if found]
-    neurons = {neurons_key(config): [int(reader.in_features) for reader in readers]}
-    if all(hasattr(layer, "attention") for layer in layers):  # BERT and its kin, whose heads' width is not said
-        return neurons
-    try:
-        return {**neurons, KV_HEADS: [kv_heads(layer, config) for layer in layers]}
-    except AttributeError:
-        return {}
+    widths = {neurons_key(config): [int(reader.in_features) for reader in readers]}
+    attentions = [getattr(layer, "self_attn", None) for layer in layers]
+    if hasattr(config, KV_HEADS) and all(hasattr(attention, "v_proj") for attention in attentions):
+        widths[KV_HEADS] = [kv_heads(layer, config) for layer in layers]
+    return widths
 
 
 def said_widths(model: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -219,8 +219,9 @@ class GgufOutline:
         elif read_in_place:
             weights += read_in_place[-1].offset + read_in_place[-1].n_bytes - read_in_place[0].offset
         if size.graph is not None:
-            compute, other = self._of_encoder(size.graph, min(options.context, self.context)), ENCODER_PROCESS
-            return Footprint(weights, 0, compute, other + LAYER_BYTES * len(size.heads) + TOKEN_BYTES * size.vocab)
+            compute = self._of_encoder(size.graph, min(options.context, self.context or options.context))
+            other = ENCODER_PROCESS + LAYER_BYTES * len(size.heads) + TOKEN_BYTES * size.vocab
+            return Footprint(weights, 0, compute, other)
         return Footprint(
             weights_bytes=weights,
             kv_cache_bytes=self.kv_bytes(options),
@@ -353,7 +354,7 @@ def _laid_out(content: Content, decided: Sequence[tuple[Preset, Decided]]) -> tu
     if not decided:
         return ()
     # The header is as long for all: same names, shapes, keys. A copy may lack one.
-    each = {preset is COPY: (preset, one) for preset, one in decided}
+    each = {preset is COPY: (preset, one) for preset, one in reversed(decided)}
     plans = {copied: lay_out(preset, content, one) for copied, (preset, one) in each.items()}
     first = next(iter(plans.values()))
     dimensions = Dimensions.of({entry.key: entry.value for entry in first.metadata})

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from exporter.compress.remove.repair import repaired
-from exporter.compress.stack import FORWARDS, find_forward
+from exporter.compress.stack import find_forward
 from exporter.compress.widths import head_width, kv_heads, query_groups
 from runtime.errors import ModelError
 
@@ -87,8 +87,7 @@ def neurons(layer: Any) -> Part:  # noqa: ANN401 - a layer
     """The feed-forward neurons of a layer. Raises ModelError for a feed-forward that is built otherwise."""
     found = find_forward(layer)
     if found is None:
-        known = " or ".join(", ".join((*makers, reader)) for makers, reader in FORWARDS)
-        raise ModelError(f"{type(layer).__name__}: has none of {known}; neurons cannot be removed")
+        raise ModelError(f"{type(layer).__name__}: its feed-forward is of another kind; neurons cannot be removed")
     makers, below = found
     reader = layer.get_submodule(below)
     return Part(tuple((maker, 1) for maker in makers), reader, below, 1, reader.weight.shape[1])
