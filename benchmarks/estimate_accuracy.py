@@ -7,7 +7,8 @@ Real SmolLM2 and four random models of other shapes: wide, with a large vocabula
 narrow layers and a head of its own; real MiniLM and four random encoders. Every cell is one artifact measured by the
 harness with one context, batch and type of cache; the speed comes from `packlight calibrate-host`, run here first.
 Beside it what llama.cpp's own llama-fit-params says of the same file: the model, the cache and the compute buffers that
-it would reserve.
+it would reserve. Cells of models and formats that a run is not asked for stay as an earlier one has left them: each
+carries the commit that measured it, and the one that said what it would be.
 """
 
 from __future__ import annotations
@@ -233,16 +234,29 @@ def run(names: Sequence[str], formats: Sequence[str], with_speed: bool) -> dict[
     content = record.provenance()
     start = time.perf_counter()
     speed = calibrate(None, formats, LineReporter(sys.stdout)) if with_speed else None
-    content |= {"threads": default_threads(), "calibration": speed.to_json() if speed else None, "cells": []}
+    content |= {"threads": default_threads(), "calibration": speed.to_json() if speed else None}
+    content["cells"] = _others(names, formats)
     for name in names:  # saved as it goes: a run that is broken off has whole models
-        content["cells"] += [cell.row() for cell in cells([name], formats, speed)]
+        said = {"commit": content["commit"], "said": content["commit"]}
+        content["cells"] += [cell.row() | said for cell in cells([name], formats, speed)]
         content["seconds"] = time.perf_counter() - start
         record.save(NAME, content)
     return content
 
 
+def _others(names: Sequence[str], formats: Sequence[str]) -> list[dict[str, Any]]:
+    """The cells of the last result that are of other models, or of other formats."""
+    earlier = record.load(NAME)
+    if earlier is None:
+        return []
+    forecast = earlier.get("forecast", earlier)  # of results that did not say it cell by cell
+    whose = {"commit": earlier["commit"], "said": forecast["commit"]}
+    return [whose | row for row in earlier["cells"] if row["model"] not in names or row["format"] not in formats]
+
+
 def reforecast(content: dict[str, Any]) -> dict[str, Any]:
     """The result with the peaks that the code says now: what was measured stays, and whose it was."""
+    now = record.commit()
     outlines: dict[tuple[str, str, str], Outline] = {}
     for row in content["cells"]:
         key = (row["model"], row["format"], row["quant"])
@@ -253,15 +267,15 @@ def reforecast(content: dict[str, Any]) -> dict[str, Any]:
         footprint = outlines[key].footprint(options, Processor.here())
         if footprint is None:
             raise ValueError(f"nothing is said of {key}")
-        row["predicted_peak"] = footprint.peak_bytes
-    return content | {"forecast": record.provenance()}
+        row |= {"predicted_peak": footprint.peak_bytes, "said": now}
+    return content
 
 
 def table(content: dict[str, Any]) -> str:
     """For the documentation: one row a model and format."""
     lines = ["| model | format | cells | bytes exact | peak memory: error | within 5 % | llama-fit-params: error "
-             "| decode: error | within 20 % |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+             "| decode: error | within 20 % | measured by | said by |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in content["cells"]:
         groups.setdefault((row["model"], row["format"]), []).append(row)
@@ -273,10 +287,10 @@ def table(content: dict[str, Any]) -> str:
         fit = [row["fit_params"] / row["peak"] - 1 for row in rows if row.get("fit_params")]
         timed = [row["predicted_decode"] / row["decode"] - 1 for row in rows if row["predicted_decode"]]
         fast = f"{sum(abs(error) <= SPEED_NEAR for error in timed)} of {len(timed)}" if timed else ""
+        whose = [", ".join(sorted({f"`{row[key][:12]}`" for row in rows})) for key in ("commit", "said")]
+        whose = whose if name != "all" else ["", ""]
         lines.append(f"| {name} | {format_name} | {len(rows)} | {exact} | {_span(errors)} | {near} | {_span(fit)} "
-                     f"| {_span(timed)} | {fast} |")  # fmt: skip
-    if (again := content.get("forecast")) is not None:
-        lines += ["", f"Said by commit `{again['commit'][:12]}` (`{again['command']}`), of what was measured by:"]
+                     f"| {_span(timed)} | {fast} | {whose[0]} | {whose[1]} |")  # fmt: skip
     return "\n".join(lines)
 
 
