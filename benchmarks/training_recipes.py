@@ -91,7 +91,8 @@ CASES = {
         then=_Q4_0, in_file=0.4,
     ),
     "q4_0": Case(
-        "GPTQ at Q4_0, codes and scales", _Q4_0, {"updates": 60, "batch": 4, "learning_rate": 5e-5}, recovered=0.01
+        "GPTQ at Q4_0, codes and scales", _Q4_0,
+        {"updates": 100, "batch": 4, "learning_rate": 5e-5, "precision": "bfloat16"}, recovered=0.01,
     ),
     "q4_0-scales": Case(
         "GPTQ at Q4_0, scales and norms alone", _Q4_0,
@@ -99,7 +100,7 @@ CASES = {
     ),
     "tenth": Case(
         "two to four bits a weight, codes and scales", _FEW_BITS,
-        {"updates": 500, "batch": 4, "learning_rate": 2e-4, "precision": "bfloat16"}, recovered=0.5, share=0.1,
+        {"updates": 250, "batch": 4, "learning_rate": 2e-4, "precision": "bfloat16"}, recovered=0.5, share=0.1,
     ),
 }  # fmt: skip
 

@@ -31,6 +31,10 @@ STEPS, SHIFTS = "steps_learned", "shifts_learned"
 """Parameters beside a weight: logarithms of what its scales and shifts are multiplied by, (rows, units)."""
 NEAR = 0.49
 """Of the distance between two codes: so far a weight may lie from its code's value to be rounded to it."""
+MOVED = 0.25
+"""Likewise, where a method chose another code than the nearest: what it rounded there lay nowhere in particular."""
+AT_A_TIME = 1 << 18
+"""Weights that are rounded at a time."""
 EIGHT_BITS = 255
 """Steps between the least and the greatest of 8-bit codes."""
 Over = Literal["text", "token"]
@@ -76,7 +80,11 @@ class FakeQuantized:
         return [parameter for one in self._matrices.values() for parameter in one.learned()]
 
     def lean(self, name: str, before: Tensor) -> None:
-        """Move a weight towards what it was before, as far as it keeps its code: so it knows which is next."""
+        """Move a weight towards what it was before, as far as it keeps its code: so it knows which is next.
+
+        Where its code is not the nearest one, it makes up for errors of other weights (GPTQ): then it moves half way to
+        the edge and no farther, or the first updates would undo that.
+        """
         self._matrices[name].lean(before)
 
     @contextlib.contextmanager
@@ -155,9 +163,10 @@ class _Matrix:
     def lean(self, before: Tensor) -> None:
         with torch.no_grad():
             scales, _ = self._scales()
-            far = NEAR * self._buffers["levels"].diff().min() * scales.abs()[..., None]
-            moved = (before - self.weight).reshape(*scales.shape, -1).clamp(-far, far)
-            self.weight.add_(moved.reshape(self.weight.shape))
+            step = self._buffers["levels"].diff().min() * scales.abs()[..., None]
+            moved = (before - self.weight).reshape(*scales.shape, -1)
+            near = torch.where(moved.abs() <= step / 2, NEAR, MOVED) * step
+            self.weight.add_(moved.clamp(-near, near).reshape(self.weight.shape))
 
     def values(self) -> Tensor:
         """As a file holds them."""
@@ -216,33 +225,78 @@ class _Matrix:
 
 def _in_steps(weight: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
     """Weights in units of their scale, not limited; 0 where that is zero."""
-    scale = scales[..., None]
-    return torch.where(scale == 0, 0, (weight - offsets[..., None]) / torch.where(scale == 0, 1, scale))
+    scale, none = scales[..., None], scales == 0
+    if not bool(none.any()):
+        return (weight - offsets[..., None]).div_(scale)
+    return torch.where(none[..., None], 0, (weight - offsets[..., None]) / torch.where(none[..., None], 1, scale))
 
 
 def nearest(steps: Tensor, levels: Tensor) -> Tensor:
     """The codes whose levels, which rise, are nearest; of what is not a number any."""
-    if bool((levels.diff() == 1).all()):
+    if _is_even(levels):
         return (steps - levels[0]).nan_to_num().round().clamp(0, len(levels) - 1).long()
     return torch.bucketize(steps, (levels[1:] + levels[:-1]) / 2)
 
 
+def _is_even(levels: Tensor) -> bool:
+    """Whether they are whole steps of one apart."""
+    return bool((levels.diff() == 1).all())
+
+
 class _Rounded(torch.autograd.Function):
+    """See `rounded`. Some rows at a time, which stay in a processor's cache meanwhile.
+
+    Of whole matrices each of the twenty operations would go through memory once more, which takes as long as the
+    model's own products. What the way back needs is computed again, and not kept: it would be as large as the weights.
+    """
+
     # Any: what torch hands to both has no class that is known before.
     @staticmethod
     def forward(ctx: Any, weight: Tensor, scales: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:  # noqa: ANN401
-        steps = _in_steps(weight, scales, offsets)
-        found = torch.where(steps.isnan(), steps, levels[nearest(steps, levels)])  # a failed training shows
-        inside = (steps >= levels[0] - 0.5) & (steps <= levels[-1] + 0.5) & (scales[..., None] != 0)
-        ctx.save_for_backward(inside, found - torch.where(inside, steps, 0))
-        return scales[..., None] * found + offsets[..., None]
+        ctx.save_for_backward(weight, scales, offsets, levels)
+        result, even = torch.empty_like(weight), _is_even(levels)
+        for rows in _rows(weight):
+            _, found = _rounded_steps(weight[rows], scales[rows], offsets[rows], levels, even=even)
+            torch.add(found.mul_(scales[rows][..., None]), offsets[rows][..., None], out=result[rows])
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
-        inside, by_scale = ctx.saved_tensors
+        weight, scales, offsets, levels = ctx.saved_tensors
         (gradient,) = gradients
-        through = torch.where(inside, gradient, 0)
-        return through, (gradient * by_scale).sum(-1), (gradient - through).sum(-1), None
+        through, of_scales, of_offsets = (torch.empty_like(one) for one in (weight, scales, offsets))
+        even, ends = _is_even(levels), (float(levels[0]) - 0.5, float(levels[-1]) + 0.5)
+        for rows in _rows(weight):
+            steps, found = _rounded_steps(weight[rows], scales[rows], offsets[rows], levels, even=even)
+            inside = _within(gradient[rows], steps, ends)
+            none = (scales[rows] == 0)[..., None]
+            if bool(none.any()):
+                inside.masked_fill_(none, 0)
+            through[rows] = inside
+            torch.sum(found.sub_(_within(steps, steps, ends)).mul_(gradient[rows]), -1, out=of_scales[rows])
+            torch.sum(torch.sub(gradient[rows], inside, out=inside), -1, out=of_offsets[rows])
+        return through, of_scales, of_offsets, None
+
+
+def _within(values: Tensor, steps: Tensor, ends: tuple[float, float]) -> Tensor:
+    """Values where steps lie between the ends, else 0: in one operation, which the derivative of a clamp is."""
+    found: Tensor = torch.ops.aten.hardtanh_backward(values, steps, *ends)
+    return found
+
+
+def _rows(weight: Tensor) -> Iterator[slice]:
+    step = max(1, AT_A_TIME // weight[0].numel())
+    return (slice(start, start + step) for start in range(0, len(weight), step))
+
+
+def _rounded_steps(
+    weight: Tensor, scales: Tensor, offsets: Tensor, levels: Tensor, *, even: bool
+) -> tuple[Tensor, Tensor]:
+    """Weights in units of their scale, and the levels that are nearest; what is not a number stays so: it shows."""
+    steps = _in_steps(weight, scales, offsets)
+    if even:
+        return steps, (steps - levels[0]).round_().clamp_(0, len(levels) - 1).add_(levels[0])
+    return steps, torch.where(steps.isnan(), steps, levels[nearest(steps, levels)])
 
 
 def rounded(weight: Tensor, scales: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
