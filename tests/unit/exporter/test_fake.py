@@ -10,6 +10,7 @@ import torch
 from support.grids import ALL, COLUMNS
 from torch import nn
 
+from exporter.compress.quantize import fake as fake_module
 from exporter.compress.quantize.fake import FakeQuantized, in_eight_bits, rounded
 from targets.gguf.grids import GRIDS
 
@@ -78,6 +79,23 @@ def test_the_model_computes_with_what_is_packed(grid: Any, weights: bool) -> Non
     assert (seen != first).any()
 
 
+def test_weights_lean_to_where_they_were_and_keep_codes_that_a_method_chose() -> None:
+    model, fake, _ = started(GRIDS["Q4_0"], weights=True)
+    with torch.no_grad():
+        weight = model.table.weight
+        at = weight.clone()
+        step = float(np.diff(np.unique(at[0, :32].numpy())).min())  # of the first block, all of whose codes are known
+        away = torch.tensor([0.3, -0.3, 0.499, 0.7, -0.7, 1.4, 0.0])
+        before = at.clone()
+        before[0, : len(away)] += away * step
+        fake.lean("table.weight", before)
+        leant = ((weight - at)[0, : len(away)] / step).numpy()
+    # Within half a step it is the nearest code; beyond, another was chosen, which is not to be given up at once.
+    np.testing.assert_allclose(leant, [0.3, -0.3, 0.49, 0.25, -0.25, 0.25, 0], atol=1e-3)
+    with fake.as_stored():
+        np.testing.assert_allclose(model.table.weight.detach(), at, rtol=1e-6, atol=1e-7)
+
+
 def test_codes_stay_where_scales_alone_learn(grid: Any) -> None:
     _, fake, before = started(grid, weights=False)
     packed = grid.rounded(before.numpy())
@@ -121,9 +139,13 @@ def test_a_failure_leaves_the_weights_in_place() -> None:
     assert isinstance(model.head.weight, nn.Parameter)
 
 
+@pytest.mark.parametrize("at_a_time", [fake_module.AT_A_TIME, 64])
 @pytest.mark.parametrize("levels", [torch.arange(-8.0, 8.0), torch.tensor([-127.0, -104.0, 1.0, 38.0, 113.0])])
-def test_gradients_are_the_straight_through_ones(levels: torch.Tensor) -> None:
-    """Beside autograd's of the same rounding written with a detached difference."""
+def test_gradients_are_the_straight_through_ones(
+    levels: torch.Tensor, at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside autograd's of the same rounding written with a detached difference; of all rows, or of two at a time."""
+    monkeypatch.setattr(fake_module, "AT_A_TIME", at_a_time)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 4, 8, generator=generator) * 0.1 * levels.abs().max()
     scales = torch.rand(3, 4, generator=generator) * 0.1 + 0.05
@@ -148,6 +170,18 @@ def test_gradients_are_the_straight_through_ones(levels: torch.Tensor) -> None:
     torch.testing.assert_close(ours[0].grad, theirs[0].grad)
     torch.testing.assert_close(ours[1].grad, theirs[1].grad + (over * levels[code]).sum(-1))
     torch.testing.assert_close(ours[2].grad, theirs[2].grad + over.sum(-1))
+
+
+def test_a_scale_of_zero_has_no_gradient_for_its_weights() -> None:
+    weight = torch.ones(2, 1, 4, requires_grad=True)
+    scales = torch.tensor([[0.0], [0.5]], requires_grad=True)
+    value = rounded(weight, scales, torch.zeros(2, 1), torch.arange(-8.0, 8.0))
+    assert value.tolist() == [[[0.0] * 4], [[1.0] * 4]]
+    value.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [[[0.0] * 4], [[1.0] * 4]]
+    assert scales.grad is not None
+    assert scales.grad.isfinite().all()
 
 
 def test_what_is_not_a_number_is_not_hidden_by_rounding() -> None:
