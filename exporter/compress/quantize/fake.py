@@ -33,6 +33,8 @@ NEAR = 0.49
 """Of the distance between two codes: so far a weight may lie from its code's value to be rounded to it."""
 MOVED = 0.25
 """Likewise, where a method chose another code than the nearest: what it rounded there lay nowhere in particular."""
+MANY = 16
+"""Codes from which on such a choice is worth more than what a first update says. Of fewer most change anyway."""
 AT_A_TIME = 1 << 18
 """Weights that are rounded at a time."""
 EIGHT_BITS = 255
@@ -82,8 +84,8 @@ class FakeQuantized:
     def lean(self, name: str, before: Tensor) -> None:
         """Move a weight towards what it was before, as far as it keeps its code: so it knows which is next.
 
-        Where its code is not the nearest one, it makes up for errors of other weights (GPTQ): then it moves half way to
-        the edge and no farther, or the first updates would undo that.
+        Where its code is not the nearest of many, it makes up for errors of other weights (GPTQ): then it moves half
+        way to the edge and no farther, or the first updates would undo that.
         """
         self._matrices[name].lean(before)
 
@@ -165,7 +167,8 @@ class _Matrix:
             scales, _ = self._scales()
             step = self._buffers["levels"].diff().min() * scales.abs()[..., None]
             moved = (before - self.weight).reshape(*scales.shape, -1)
-            near = torch.where(moved.abs() <= step / 2, NEAR, MOVED) * step
+            far = MOVED if self.grid.largest + 1 >= MANY else NEAR
+            near = torch.where(moved.abs() <= step / 2, NEAR, far) * step
             self.weight.add_(moved.clamp(-near, near).reshape(self.weight.shape))
 
     def values(self) -> Tensor:
