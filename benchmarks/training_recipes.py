@@ -100,7 +100,7 @@ CASES = {
     ),
     "tenth": Case(
         "two to four bits a weight, codes and scales", _FEW_BITS,
-        {"updates": 250, "batch": 4, "learning_rate": 2e-4, "precision": "bfloat16"}, recovered=0.5, share=0.1,
+        {"updates": 500, "batch": 4, "learning_rate": 2e-4, "precision": "bfloat16"}, recovered=0.5, share=0.1,
     ),
 }  # fmt: skip
 
