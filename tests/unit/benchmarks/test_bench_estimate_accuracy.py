@@ -15,7 +15,8 @@ from runtime.measurement import RunOptions
 def row(**changed: Any) -> dict[str, Any]:
     """One cell of the result file: foreseen 100 bytes, found 100."""
     usual = {"model": "deep", "format": "gguf", "predicted_peak": 100, "peak": 100, "bytes_equal": True,
-             "predicted_decode": 10.0, "decode": 10.0, "fit_params": 50}  # fmt: skip
+             "predicted_decode": 10.0, "decode": 10.0, "fit_params": 50, "commit": "a" * 40,
+             "said": "b" * 40}  # fmt: skip
     return {**usual, **changed}
 
 
@@ -27,9 +28,24 @@ def test_the_table_counts_what_is_near_and_what_is_not() -> None:
     found = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:]]
     cells = {(model, format_name): rest for model, format_name, *rest in found}
     assert cells["deep", "gguf"] == [
-        "2", "1", "-10.0% to +0.0%", "1", "-50.0% to +50.0%", "+0.0% to +30.0%", "1 of 2",
+        "2", "1", "-10.0% to +0.0%", "1", "-50.0% to +50.0%", "+0.0% to +30.0%", "1 of 2", f"`{'a' * 12}`",
+        f"`{'b' * 12}`",
     ]  # fmt: skip
-    assert cells["all", "onnx"] == ["1", "1", "+0.0% to +0.0%", "1", "", "", ""]
+    assert cells["all", "onnx"] == ["1", "1", "+0.0% to +0.0%", "1", "", "", "", "", ""]
+
+
+def test_cells_that_are_not_asked_for_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the commits that they are of, which older results say once for all."""
+    whole = {"cells": [row(), row(model="wide"), row(format="onnx")], "commit": "c", "forecast": {"commit": "d"}}
+    old = [{key: value for key, value in cell.items() if key not in ("commit", "said")} for cell in whole["cells"]]
+    monkeypatch.setattr(estimate_accuracy.record, "load", lambda _name: {**whole, "cells": old})
+    kept = estimate_accuracy._others(["deep"], ["gguf"])
+    assert [(one["model"], one["format"]) for one in kept] == [("wide", "gguf"), ("deep", "onnx")]
+    assert {(one["commit"], one["said"]) for one in kept} == {("c", "d")}
+    monkeypatch.setattr(estimate_accuracy.record, "load", lambda _name: {**whole, "forecast": {"commit": "e"}})
+    assert {one["said"] for one in estimate_accuracy._others(["deep"], ["gguf"])} == {"b" * 40}
+    monkeypatch.setattr(estimate_accuracy.record, "load", lambda _name: None)
+    assert estimate_accuracy._others(["deep"], ["gguf"]) == []
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,8 @@ def numbers(steps: Steps) -> list[float]:
 
 def test_codes_are_those_of_the_first(tiny_llama: Path, tmp_path: Path) -> None:
     """Training on the grid behind GPTQ with measured types; what was chosen the others read."""
-    quantize, keys = {**QUANTIZE, "types": "measured"}, {"format": "gguf"}
+    # On fewer tokens GPTQ's choices are worse than the nearest codes, and nothing better is near them.
+    quantize, keys = {**QUANTIZE, "types": "measured"}, {"format": "gguf", "calibration": {**TEXT, "chunks": 48}}
     alone = run(tiny_llama, tmp_path / "alone", quantize, **keys)
     first, other = together_run(tiny_llama, tmp_path, [quantize], **keys)()
     assert (first.status, other.status) == (0, 0), first.error + other.error

@@ -116,11 +116,13 @@ def running(**options: Any) -> Any:
     return Running(options=RunOptions(**options))
 
 
-def test_a_plan_has_bytes_and_no_guess(tmp_path: Path) -> None:
+def test_a_plan_has_bytes_and_memory_and_no_speed(tmp_path: Path) -> None:
     directory = make_case("bert", tmp_path / "model")
     report = plan(PlanRequest(str(directory), Budget(), formats=["gguf"]))
     assert len(report.rows) > 20
     for row in report.rows:
         assert row.context == 64
         assert row.file_bytes > 0
-        assert (row.footprint, row.decode_tokens_per_s, row.prefill_tokens_per_s) == (None, None, None)
+        assert row.footprint is not None
+        assert row.footprint.kv_cache_bytes == 0
+        assert (row.decode_tokens_per_s, row.prefill_tokens_per_s) == (None, None)

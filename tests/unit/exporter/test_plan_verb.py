@@ -257,15 +257,14 @@ def test_an_encoder_has_rows_without_decoding(tmp_path):
     document = json.loads(done.stdout)
     assert {row["format"] for row in document["rows"]} == {"gguf", "onnx"}
     assert all(row["decode_tokens_per_s"] is None and row["kv_type"] is None for row in document["rows"])
-    known = {(row["format"], row["peak_bytes"] is not None) for row in document["rows"]}
-    assert known == {("gguf", False), ("onnx", True)}
+    assert all(row["peak_bytes"] is not None for row in document["rows"])
 
 
 def test_an_encoder_is_held_against_a_device(tmp_path):
     from support.tiny_encoders import make_tiny_bert
 
     directory = make_tiny_bert(tmp_path)
-    assert "best that fits: --format onnx" in run(directory, "--device", "pixel-8").stdout
+    assert "best that fits: --format gguf" in run(directory, "--device", "pixel-8").stdout
     done = run(directory, "--device", "pixel-8", "--format", "onnx")
     assert done.exit_code == 0
     assert "best that fits: --format onnx" in done.stdout
