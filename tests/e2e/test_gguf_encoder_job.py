@@ -99,7 +99,7 @@ def test_another_model_is_not_taken_for_the_source(
     assert {line["name"] for line in json.loads(verified.stdout)["lines"] if line["ok"] is False} >= {"cosine"}
 
 
-def test_a_plan_knows_the_bytes_and_nothing_that_was_not_measured(
+def test_a_plan_knows_the_bytes_and_the_memory_and_no_speed(
     exported: Callable[[str], tuple[Path, dict[str, Any]]], source: Path
 ) -> None:
     ran = packlight("plan", source, "--format", "gguf", "--quant", "q8_0", "--json")
@@ -107,4 +107,5 @@ def test_a_plan_knows_the_bytes_and_nothing_that_was_not_measured(
     (row,) = json.loads(ran.stdout)["rows"]
     out, _ = exported("q8_0")
     assert row["file_bytes"] == open_artifact(out).entry_path.stat().st_size
-    assert (row["peak_bytes"], row["decode_tokens_per_s"], row["prefill_tokens_per_s"]) == (None, None, None)
+    assert row["file_bytes"] < row["peak_bytes"] < 200e6
+    assert (row["decode_tokens_per_s"], row["prefill_tokens_per_s"]) == (None, None)
