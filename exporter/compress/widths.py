@@ -24,7 +24,7 @@ def query_groups(config: Any) -> int:  # noqa: ANN401
     return int(heads // (getattr(config, KV_HEADS, None) or heads))
 
 
-def neurons_key(config: Any) -> str:  # noqa: ANN401
+def _neurons_key(config: Any) -> str:  # noqa: ANN401 - a configuration of transformers
     """What config.json calls the width of the feed-forward."""
     return NEURONS if hasattr(config, NEURONS) else "hidden_dim"  # DistilBERT's
 
@@ -36,7 +36,7 @@ def found_widths(model: Any) -> dict[str, list[int]]:  # noqa: ANN401 - a model 
     if not forwards or None in forwards:
         return {}
     readers = [layer.get_submodule(found[1]) for layer, found in zip(layers, forwards, strict=True) if found]
-    widths = {neurons_key(config): [int(reader.in_features) for reader in readers]}
+    widths = {_neurons_key(config): [int(reader.in_features) for reader in readers]}
     attentions = [getattr(layer, "self_attn", None) for layer in layers]
     if hasattr(config, KV_HEADS) and all(hasattr(attention, "v_proj") for attention in attentions):
         widths[KV_HEADS] = [kv_heads(layer, config) for layer in layers]

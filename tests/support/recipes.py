@@ -11,9 +11,12 @@ from exporter.compress.subject import Subject
 from exporter.compress.tasks import task_of
 from exporter.progress import SilentReporter
 from exporter.recipe import Recipe
+from targets.weights import WeightReader
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import numpy as np
 
 TEXT = {"source": "help", "chunks": 64, "tokens": 32}
 """What tiny models learn from."""
@@ -37,3 +40,12 @@ def opened_subject(source: Path, room: Path, *steps: dict[str, Any], **more: Any
     facts = resolve(str(source))
     source = open_mapped(facts, room, task_of(facts), threads=1)
     return Subject(facts, source, recipe(*steps, **more), lambda *_: None)
+
+
+def weights_of(directory: Path) -> dict[str, np.ndarray]:
+    """The stored weights in float32, by name."""
+    with WeightReader() as reader:
+        return {
+            name: reader.read_rows(fact, 0, fact.n_elements // fact.shape[-1])
+            for name, fact in resolve(str(directory)).tensors.items()
+        }

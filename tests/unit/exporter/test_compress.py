@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from support.onnx_weights import initializers, weights_in
 from support.parity import emit, no_progress, worst_difference
+from support.recipes import weights_of
 
 from exporter.checkpoint import resolve
 from exporter.compress.job import CompressRequest, compress
@@ -25,7 +26,6 @@ from targets import get_target
 from targets.base import EmitOptions
 from targets.ongrid import GGML, ONNX_GRIDS, RECIPE
 from targets.safetensors import read_header
-from targets.weights import WeightReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,14 +44,6 @@ def compressed(
     recipe = Recipe(format="gguf", calibration=text, steps=(step,))
     compress(CompressRequest(str(source), out, recipe, "test", 2), SilentReporter())
     return out
-
-
-def weights_of(directory: Path) -> dict[str, np.ndarray]:
-    facts = resolve(str(directory))
-    with WeightReader() as reader:
-        return {
-            name: reader.read_rows(fact, 0, fact.n_elements // fact.shape[-1]) for name, fact in facts.tensors.items()
-        }
 
 
 def test_the_walk_ends_where_the_model_does(tiny_any: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.parity import emit, no_progress, worst_difference
+from support.recipes import weights_of
 from support.torchscript_weights import by_nibbles, by_rows, loaded
 
 from exporter.checkpoint import resolve
@@ -42,14 +43,6 @@ def quantized(
     step = {"step": "quantize", "preset": preset, "method": method, **options}
     content = {"format": format_name, "calibration": text, "steps": [*steps, step]}
     return compress(CompressRequest(str(source), out, Recipe.model_validate(content), "test", 2), SilentReporter())
-
-
-def weights_of(directory: Path) -> dict[str, np.ndarray]:
-    with WeightReader() as reader:
-        return {
-            name: reader.read_rows(fact, 0, fact.n_elements // fact.shape[-1])
-            for name, fact in resolve(str(directory)).tensors.items()
-        }
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 from support.onnx_weights import initializers, weights_in
 from support.parity import emit
-from support.recipes import run
+from support.recipes import run, weights_of
 from support.tiny_encoders import (
     FAMILIES,
     difference,
@@ -24,13 +24,11 @@ from support.tiny_encoders import (
 from support.tiny_gguf_encoders import make_case
 from support.torchscript_weights import by_nibbles, by_rows, loaded
 
-from exporter.checkpoint import resolve
 from runtime.errors import UnsupportedError, UserError
 from runtime.measurement import RunOptions
 from runtime.sessions import open_session
 from targets.ongrid import GGML, SIDE_FILES
 from targets.onnx import encoder_spec
-from targets.weights import WeightReader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,14 +97,6 @@ def test_codes_by_what_the_matrices_are_given_and_by_training(name: str, tmp_pat
         ours, theirs = (judged(torch_outputs(one, *padded(texts, 0))) for one in (tmp_path / how, source))
         away[how] = float(np.square(ours - theirs).mean())
     assert away["trained"] < away["gptq"] < away["rtn"], away
-
-
-def weights_of(directory: Path) -> dict[str, np.ndarray]:
-    with WeightReader() as reader:
-        return {
-            name: reader.read_rows(fact, 0, fact.n_elements // fact.shape[-1])
-            for name, fact in resolve(str(directory)).tensors.items()
-        }
 
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
