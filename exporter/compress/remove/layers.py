@@ -77,8 +77,9 @@ def _greedy(subject: Subject, count: int) -> list[float]:
     judge = predictions(Distill(step="distill", updates=1), subject)
     pieces = _looked_at(subject.chunks)
     # Pieces of unlike lengths, in arrays of their own: none is filled up.
-    lessons = [Lessons([Batch(np.array([ids], np.int32), *judge.taught(subject.source, [ids]))], [0], judge.pad)
-               for ids in pieces]  # fmt: skip
+    lessons = [
+        Lessons([Batch(np.array([ids], np.int32), *judge.taught(subject.source, [ids]))], judge.pad) for ids in pieces
+    ]
     asked = [one.collate([one[0]]) for one in lessons]
     gone: list[int] = []
     done, total = 0, sum(len(layers) - number for number in range(count))

@@ -1,6 +1,7 @@
 """What lies within a teacher, for a student to follow: outputs of its layers and attention maps.
 
-The teacher runs beside the student: what its layers give would take a thousand times the disk of what it predicts.
+The teacher runs beside the student: what its layers give would take a thousand times the disk of what it predicts. So
+what it predicts is had there too.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ class Followed:
         self.hidden, self.maps = pairs
         self.projections: dict[int, torch.nn.Parameter] = {}
         self._step, self._said, self._student, self._teacher = step, step.features, student, teacher
+        self._runs = teacher.model if step.hard < 1 else teacher.base  # a head takes its time
 
     def prepare(self, inputs: Mapping[str, Tensor], seed: int) -> None:
         """Look at one piece of text for what there is. Raises UserError for maps that do not compare."""
         with torch.no_grad(), self.watching():
             self._student.base(**arguments(inputs))
-        self._teach(inputs)
+        self.teach(inputs)
         generator = torch.Generator().manual_seed(seed)
         for number, of in self.hidden:
             narrow, wide = (one.shape[-1] for one in (self._student.hidden[number], self._teacher.hidden[of]))
@@ -67,12 +69,17 @@ class Followed:
                 raise UserError(f"--recipe: features: {what}; leave attention out, or pair others with layers")
 
     def watching(self) -> contextlib.AbstractContextManager[None]:
-        """Within it the student runs; then `loss` can be asked for."""
+        """Within it the student runs; then `loss` can be asked for, behind `teach`."""
         return self._student.listening()
 
+    def teach(self, inputs: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 - an output of transformers
+        """Run the teacher on `inputs`, see `Lessons`; its output, None where nobody learns from what it predicts."""
+        with torch.no_grad(), self._teacher.listening(), in_precision(self._step, inputs["input_ids"].device.type):
+            output = self._runs(**arguments(inputs))
+        return output if self._step.hard < 1 else None
+
     def loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """How far the student, as it has just run, is from its teacher on the same text; inputs: see `Lessons`."""
-        self._teach(inputs)
+        """How far the student is from its teacher, as both have just read `inputs`; these: see `Lessons`."""
         ids = inputs["input_ids"]
         there = inputs.get("attention_mask", torch.ones_like(ids)).bool()
         found = torch.zeros((), device=ids.device)
@@ -87,22 +94,16 @@ class Followed:
             found = found + self._said.attention * torch.stack([one[there].mean() for one in maps]).mean()
         return found
 
-    def _teach(self, inputs: Mapping[str, Tensor]) -> None:
-        ids = inputs["input_ids"]
-        with torch.no_grad(), self._teacher.listening(), in_precision(self._step, ids.device.type):
-            self._teacher.base(**arguments(inputs))
-
     def _projected(self, number: int) -> Tensor:
         found: Tensor = self._student.hidden[number].float()
         return functional.linear(found, self.projections[number]) if number in self.projections else found
 
     def to(self, device: Any, *, split: bool) -> None:  # noqa: ANN401 - as torch names one
         """Move what is computed with. split: the teacher's weights, over all processes"""
-        base = self._teacher.base
         if split:
-            split_over(base, base, device)
+            split_over(self._runs, self._runs, device)
         else:
-            base.to(device)
+            self._runs.to(device)
         for parameter in self.projections.values():
             parameter.data = parameter.data.to(device)
 
@@ -129,7 +130,7 @@ class _Watched:
 
     # Any: a model of transformers, and what torch gives to a hook.
     def __init__(self, model: Any, hidden: Sequence[int], maps: Sequence[int]) -> None:  # noqa: ANN401
-        self.base = model.base_model
+        self.model, self.base = model, model.base_model
         self.hidden: dict[int, Any] = {}
         self.maps: dict[int, Any] = {}
         layers = layers_of(model)

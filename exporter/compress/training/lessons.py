@@ -1,6 +1,7 @@
 """What a student learns from: pieces of text and what its teacher predicts of them, on the disk.
 
-The teacher runs once, whatever the number of epochs; of what it expects behind a token the likeliest ones are kept.
+The teacher runs once, whatever the number of epochs; of what it expects behind a token the likeliest ones are kept. One
+whose features are followed runs beside the student anyway, and is asked there.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Batch:
     """Some pieces.
 
     ids: (pieces, tokens); tokens: the teacher's, (pieces, tokens, k); outcomes: see `losses.outcomes`; both None where
-        only the text itself teaches
+        the text itself teaches, or a teacher that runs beside the student
     Of an encoder shorter pieces end in NOTHING, and outcomes, without tokens, are embeddings or logits:
     (pieces, width), (pieces, labels) or (pieces, tokens, labels).
     """
@@ -72,14 +73,14 @@ class Batch:
 class Lessons(Dataset[dict[str, torch.Tensor]]):
     """Pieces by number, each as the arguments of a training step.
 
-    chosen: numbers over all batches; pad: see `Predictions`
+    batches: of AT_A_TIME pieces each, fewer in the last; pad: see `Predictions`
     """
 
-    def __init__(self, batches: Sequence[Batch], chosen: Sequence[int], pad: int | None = None) -> None:
-        self._batches, self._chosen, self._pad = batches, chosen, pad
+    def __init__(self, batches: Sequence[Batch], pad: int | None = None) -> None:
+        self._batches, self._pad = batches, pad
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return sum(len(batch.ids) for batch in self._batches)
 
     def lengths(self) -> list[int]:
         """Of each piece, in tokens."""
@@ -87,7 +88,7 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
 
     def _place(self, number: int) -> tuple[Batch, int, int]:
         """A piece's batch, its row there, and how many tokens it has."""
-        batch, row = divmod(self._chosen[number], AT_A_TIME)
+        batch, row = divmod(number, AT_A_TIME)
         piece = self._batches[batch]
         return piece, row, int((piece.ids[row] != NOTHING).sum())
 
@@ -117,18 +118,26 @@ def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
             of = "texts" if teacher.predictions.pad is not None else f"pieces of {step.text.tokens} tokens"
             what = f"training needs two {of}, one to judge by; there are {n_pieces}"
             raise UserError(f"--recipe: {what}; raise text.chunks, lower text.tokens, or name a longer text")
-        count = -(-n_pieces // AT_A_TIME)
-        batches = []
-        for number in range(count):
-            subject.progress("teacher", number, count)
-            name = f"lessons-{subject.number}-{number}"
-            kept = subject.kept.load(name)
-            batches.append(Batch.of(subject.kept.save(name, teacher.batch(number).bytes()) if kept is None else kept))
-        subject.progress("teacher", count, count)
-    held_out = range(0, n_pieces, max(HELD_OUT, -(-n_pieces // MOST_HELD_OUT)))
-    learned = [one for one in range(n_pieces) if one not in held_out]
-    pad = teacher.predictions.pad
-    return Lessons(batches, learned, pad), Lessons(batches, held_out, pad)
+        held_out = range(0, n_pieces, max(HELD_OUT, -(-n_pieces // MOST_HELD_OUT)))
+        learned = [one for one in range(n_pieces) if one not in held_out]
+        asked = step.hard < 1
+        parts = (("learned", learned, asked and step.features is None), ("held-out", held_out, asked))
+        done, total = 0, sum(-(-len(pieces) // AT_A_TIME) for _, pieces, _ in parts)
+        found = []
+        for name, pieces, with_predictions in parts:
+            batches = []
+            for start in range(0, len(pieces), AT_A_TIME):
+                subject.progress("teacher", done, total)
+                key = f"lessons-{subject.number}-{name}-{len(batches)}"
+                kept = subject.kept.load(key)
+                if kept is None:
+                    batch = teacher.batch(pieces[start : start + AT_A_TIME], asked=with_predictions)
+                    kept = subject.kept.save(key, batch.bytes())
+                batches.append(Batch.of(kept))
+                done += 1
+            found.append(Lessons(batches, teacher.predictions.pad))
+        subject.progress("teacher", total, total)
+    return found[0], found[1]
 
 
 class _Teacher:
@@ -170,11 +179,9 @@ class _Teacher:
         known = self._subject.kept.find(f"lessons-{self._subject.number}")
         return len(self._chunks) if known is None else int(known["pieces"])
 
-    def batch(self, number: int) -> Batch:
-        """Pieces and predictions, batch `number` of all."""
-        chunks = self._chunks[number * AT_A_TIME : (number + 1) * AT_A_TIME]
+    def batch(self, pieces: Sequence[int], *, asked: bool) -> Batch:
+        """Some pieces by number. asked: with predictions"""
+        chunks = [self._chunks[number] for number in pieces]
         longest = max(map(len, chunks))
         ids = np.array([[*one, *[NOTHING] * (longest - len(one))] for one in chunks], np.int32)
-        if self._step.hard == 1:
-            return Batch(ids, None, None)
-        return Batch(ids, *self.predictions.taught(self._source, chunks))
+        return Batch(ids, *(self.predictions.taught(self._source, chunks) if asked else (None, None)))

@@ -51,6 +51,9 @@ class Predictions(Protocol):
     def taught(self, teacher: Any, pieces: Ids) -> Taught:  # noqa: ANN401
         """What the teacher predicts for some pieces: tokens and outcomes as `lessons.Batch` has them."""
 
+    def said(self, output: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ANN401
+        """What a teacher's output for a batch predicts, as `loss` is given it beside the batch."""
+
     def loss(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
         """How far the student's are, a mean; inputs: see `lessons.Lessons`."""
 
@@ -99,20 +102,23 @@ class NextTokens:
 
     def taught(self, teacher: MappedReference, pieces: Ids) -> Taught:
         """See `Predictions`."""
-        step = self.step
+        step, found = self.step, []
         together = step.batch // step.accumulate  # as many as the student, which needs more memory, is given
-        found = [
-            likeliest(self._logits(teacher, pieces[start : start + together]), step.top, step.temperature)
-            for start in range(0, len(pieces), together)
-        ]
+        for start in range(0, len(pieces), together):
+            with in_precision(step):
+                output = teacher.forward(*pieces[start : start + together], use_cache=False)
+            found.append(self._likeliest(output.logits))
         tokens, outcomes = (torch.cat(part).numpy() for part in zip(*found, strict=True))
         return tokens.astype(np.int32), outcomes
 
-    def _logits(self, teacher: MappedReference, pieces: Ids) -> Tensor:
-        """(pieces, tokens, vocabulary of the student): tables may have more or fewer rows than there are tokens."""
-        with in_precision(self.step):
-            found: Tensor = teacher.forward(*pieces, use_cache=False).logits
-        return functional.pad(found, (0, self.subject.source.n_vocab - found.shape[-1]), value=NEVER)
+    def said(self, output: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ANN401, ARG002
+        """See `Predictions`."""
+        return dict(zip(("tokens", "outcomes"), self._likeliest(output.logits), strict=True))
+
+    def _likeliest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the student's vocabulary: a teacher's table may have more or fewer rows than there are tokens."""
+        logits = functional.pad(logits, (0, self.subject.source.n_vocab - logits.shape[-1]), value=NEVER)
+        return likeliest(logits, self.step.top, self.step.temperature)
 
     def loss(self, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
         """See `Predictions`."""
@@ -161,6 +167,11 @@ class Encoded:
             for row, one in zip(rows.tolist(), self._judged(output, some["attention_mask"], longest), strict=True):
                 found[row] = one
         return None, torch.stack(found).numpy()
+
+    def said(self, output: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ANN401
+        """See `Predictions`."""
+        mask = inputs["attention_mask"]
+        return {"outcomes": self._judged(output, mask, mask.shape[1])}
 
     def _judged(self, output: Any, mask: Tensor, longest: int) -> Tensor:  # noqa: ANN401
         """Embeddings, (texts, width), or labels, (texts, labels) or (texts, longest, labels), 0 behind a text's end."""

@@ -34,6 +34,7 @@ from exporter.compress.training.student import (
     nothing_dropped,
     without_traces,
 )
+from exporter.steps import OnGrid
 from exporter.verify.reference import quiet
 from runtime.atomic import write_json
 from runtime.errors import ModelError, UserError, in_one_line
@@ -121,10 +122,10 @@ def _trained(student: Student, learned: Lessons, held_out: Lessons, step: Traini
             after, state = trainer.state.best_metric, trainer.state
             if after is None or not after < before:  # not a number is not less
                 what = "training made the loss on held-out text no better"
-                raise UserError(
-                    f"--recipe: {what}, {before:.4g} before and {after or math.nan:.4g} after; "
-                    "lower learning_rate, or give it more text"
-                )
+                fix = "lower learning_rate, or give it more text"
+                if isinstance(step, OnGrid):  # codes that were chosen on little text are worse than the nearest ones
+                    fix = "lower learning_rate, give it or calibration more text, or say method: rtn"
+                raise UserError(f"--recipe: {what}, {before:.4g} before and {after or math.nan:.4g} after; {fix}")
             found = Trained(before, after, state.global_step, state.best_global_step)
             if subject.kept.first:
                 write_json(work / FINISHED, dataclasses.asdict(found))
@@ -234,9 +235,12 @@ class _Distilling(_Trainer):  # type: ignore[misc] # transformers has no types
         features = self._features if model.training else None
         with contextlib.nullcontext() if features is None else features.watching():
             output = model(**arguments(inputs))
-        loss = self._predictions.loss(output, inputs)
-        if features is not None:
-            loss = loss + features.loss(inputs)
+        if features is None:
+            loss = self._predictions.loss(output, inputs)
+        else:
+            said = features.teach(inputs)
+            taught = inputs if said is None else {**inputs, **self._predictions.said(said, inputs)}
+            loss = self._predictions.loss(output, taught) + features.loss(inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> Any:  # noqa: ANN401

@@ -338,7 +338,8 @@ def test_texts_of_a_batch_do_not_see_each_other(task: str, family: str, subject:
     def losses(batch: dict[str, torch.Tensor], features: Any) -> tuple[float, float]:
         with torch.no_grad(), features.watching():
             output = one.model(**arguments(batch))
-            return float(predicted.loss(output, batch)), float(features.loss(batch))
+            said = predicted.said(features.teach(batch), batch)
+            return float(predicted.loss(output, {**batch, **said})), float(features.loss(batch))
 
     with followed(step, one, held_out.collate([held_out[0]])) as features:
         together = losses(learned.collate(pieces), features)
@@ -392,15 +393,30 @@ def test_lessons_are_what_the_source_says(
         np.testing.assert_allclose(piece["outcomes"].numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("task", [EMBEDDINGS, LABELS, TOKENS])
+def test_a_teacher_that_is_followed_says_there_what_it_predicts(task: str, subject: Callable[..., Subject]) -> None:
+    one = subject(task, features={"hidden": 1.0})
+    step = one.recipe.steps[0]
+    learned, held_out = lessons(step, one)
+    expected, _ = lessons(step.model_copy(update={"features": None}), one)
+    assert learned[0].keys() == {"input_ids"}
+    assert "outcomes" in held_out[0]
+    batch, of_before = (which.collate([which[number] for number in range(6)]) for which in (learned, expected))
+    assert batch["attention_mask"].min() == 0
+    with followed(step, one, held_out.collate([held_out[0]])) as features:
+        said = predictions(step, one).said(features.teach(batch), batch)
+    torch.testing.assert_close(said["outcomes"], of_before["outcomes"], rtol=1e-4, atol=1e-5)
+
+
 def test_lessons_come_back_from_the_disk(subject: Callable[..., Subject]) -> None:
     one = subject(TOKENS)
     teacher = lessons_module._Teacher(one.recipe.steps[0], one)
     with teacher:
-        batch = teacher.batch(0)
+        batch = teacher.batch(range(16), asked=True)
     again = lessons_module.Batch.of(batch.bytes())
     assert again.tokens is None
     for number in range(16):
-        first, second = (lessons_module.Lessons([which], [number])[0] for which in (batch, again))
+        first, second = (lessons_module.Lessons([which])[number] for which in (batch, again))
         assert all(torch.equal(first[key], second[key]) for key in ("input_ids", "outcomes"))
         assert len(first["outcomes"]) == len(first["input_ids"])
 

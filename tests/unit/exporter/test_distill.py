@@ -190,7 +190,7 @@ def test_lessons_are_what_the_source_predicts(tiny_llama: Path, tmp_path: Path) 
             if isinstance(module, torch.nn.Linear):
                 module.weight.data.zero_()
         learned, held_out = lessons(step, subject)
-        again = lessons_module.Lessons([lessons_module.Batch.of(journal.load("lessons-0-0"))], [1])
+        again = lessons_module.Lessons([lessons_module.Batch.of(journal.load("lessons-0-learned-0"))])
         assert all(torch.equal(again[0][key], value) for key, value in learned[0].items())
         pieces = [*learned, *held_out]
     assert len({tuple(piece["input_ids"].tolist()) for piece in pieces}) == 20
@@ -221,7 +221,7 @@ def test_another_text_is_not_gone_on_with(tiny_llama: Path, tmp_path: Path) -> N
         lessons(subject.recipe.steps[0], subject)
         text.write_text("eight nine ten eleven twelve " * 200, encoding="utf-8")
         lessons(subject.recipe.steps[0], subject)  # all of it is on the disk
-        (journal.room / "lessons-0-1.safetensors").unlink()
+        (journal.room / "lessons-0-learned-1.safetensors").unlink()
         with pytest.raises(UserError, match=r"--resume: the text of the training is another .*; put it back, or leave"):
             lessons(subject.recipe.steps[0], subject)
     subject.source.close()
@@ -338,7 +338,8 @@ def test_each_step_has_lessons_of_its_own(tiny_llama: Path, tmp_path: Path) -> N
         for subject.number in (0, 2):
             lessons(subject.recipe.steps[0], subject)
         whats = [json.loads(line)["what"] for line in (journal.room / "journal.jsonl").read_text().splitlines()]
-    assert whats == ["made of", *(f"lessons-{step}{more}" for step in (0, 2) for more in ("", "-0", "-1"))]
+    kept = ("", "-learned-0", "-learned-1", "-held-out-0")
+    assert whats == ["made of", *(f"lessons-{step}{more}" for step in (0, 2) for more in kept)]
     assert isinstance(subject.kept, Journal)
     subject.source.close()
 

@@ -15,7 +15,9 @@ from support.removal import opened
 
 from exporter.compress.remove.step import run as remove
 from exporter.compress.training.features import Followed, followed, pairs
+from exporter.compress.training.lessons import lessons
 from exporter.compress.training.losses import DISTANCES
+from exporter.compress.training.predictions import predictions
 from exporter.compress.training.student import nothing_dropped
 from exporter.steps import Features
 from runtime.errors import UserError
@@ -67,6 +69,7 @@ def test_the_loss_is_that_of_transformers_own_outputs(shorter: Subject, four_lay
     with followed(step, shorter, EXAMPLE) as features, torch.no_grad():
         with features.watching():
             shorter.model(input_ids=IDS)
+        features.teach({"input_ids": IDS})
         found = float(features.loss({"input_ids": IDS}))
     assert shorter.model.config._attn_implementation == "sdpa"
     (hidden, maps), (of_teacher, teachers_maps) = within(shorter.model), within(opened(four_layers))
@@ -258,6 +261,7 @@ def test_nothing_is_dropped_from_maps_that_are_followed(tiny_model_dir: Callable
         subject.model.train()
         with features.watching(), nothing_dropped(subject.model):
             subject.model(input_ids=IDS)
+        features.teach({"input_ids": IDS})
         assert float(features.loss({"input_ids": IDS})) == pytest.approx(0, abs=1e-5)
     assert {layer.self_attn.attention_dropout for layer in subject.model.model.layers} == {0.5}
     subject.source.close()
@@ -280,3 +284,18 @@ def test_layers_that_are_built_otherwise(base: Any, message: str, shorter: Subje
         followed(shorter.recipe.steps[1], shorter, EXAMPLE),
     ):
         pass
+
+
+def test_a_teacher_that_is_followed_says_there_what_it_predicts(shorter: Subject) -> None:
+    """It is not asked before; a piece that judges has its predictions from before all the same."""
+    step = shorter.recipe.steps[1].model_copy(update={"temperature": 1.5, "top": 9, "features": None})
+    expected, judges = lessons(step, shorter)
+    step = step.model_copy(update={"features": Features(**BOTH)})
+    learned, still_judges = lessons(step, shorter)
+    assert all(torch.equal(one["outcomes"], judges[number]["outcomes"]) for number, one in enumerate(still_judges))
+    assert learned[0].keys() == {"input_ids"}
+    batch, of_before = (one.collate([one[3], one[5]]) for one in (learned, expected))
+    with followed(step, shorter, EXAMPLE) as features:
+        said = predictions(step, shorter).said(features.teach(batch), batch)
+    assert torch.equal(said["tokens"], of_before["tokens"])
+    torch.testing.assert_close(said["outcomes"], of_before["outcomes"], rtol=1e-4, atol=1e-5)
