@@ -122,10 +122,9 @@ def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
         learned = [one for one in range(n_pieces) if one not in held_out]
         asked = step.hard < 1
         parts = (("learned", learned, asked and step.features is None), ("held-out", held_out, asked))
+        found: tuple[list[Batch], list[Batch]] = ([], [])
         done, total = 0, sum(-(-len(pieces) // AT_A_TIME) for _, pieces, _ in parts)
-        found = []
-        for name, pieces, with_predictions in parts:
-            batches = []
+        for (name, pieces, with_predictions), batches in zip(parts, found, strict=True):
             for start in range(0, len(pieces), AT_A_TIME):
                 subject.progress("teacher", done, total)
                 key = f"lessons-{subject.number}-{name}-{len(batches)}"
@@ -135,9 +134,9 @@ def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
                     kept = subject.kept.save(key, batch.bytes())
                 batches.append(Batch.of(kept))
                 done += 1
-            found.append(Lessons(batches, teacher.predictions.pad))
         subject.progress("teacher", total, total)
-    return found[0], found[1]
+    learned_from, judged_by = (Lessons(batches, teacher.predictions.pad) for batches in found)
+    return learned_from, judged_by
 
 
 class _Teacher:
