@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import fnmatch
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from exporter.hub import download, repository_files, write_headers
 from runtime.errors import ModelError, UserError
 from targets.facts import shown
 from targets.gguf.reading import read_gguf_facts
 from targets.pickled import conversion_command, pickled_weights
 from targets.safetensors import CONFIG, read_config, read_facts
+from targets.weights import HEADERS_ONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from targets.facts import ModelFacts
 
-# What a conversion needs of a hub repository. Other weights that many repositories hold as well (pickles,
+WEIGHTS = "model*.safetensors"
+# What a conversion needs of a hub repository beside these. Other weights that many repositories hold as well (pickles,
 # `consolidated.safetensors`, onnx/, original/) are not downloaded.
 _WANTED = [
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "config.json", "generation_config.json", "model.safetensors.index.json",
     "tokenizer*", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json",
     "sentencepiece.bpe.model", "spiece.model",
     "preprocessor_config.json", "processor_config.json", "chat_template*", "README*", "LICENSE*",
     "modules.json", "sentence_bert_config.json", "1_Pooling/config.json",
 ]  # fmt: skip
 _REMOTE_CODE = ["*.py"]
-# Patterns of huggingface_hub match across slashes, so subfolders have to be left out by name. All but those that begin
-# with a 1: sentence-transformers says in 1_Pooling how an embedding is made. Nothing else wanted begins so.
-_SUBFOLDERS = ["[!1]*/*", "1*/*.py"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 # A tokenizer is one of these sets of files.
@@ -48,6 +49,56 @@ def resolve(model: str, *, trust_remote_code: bool = False, revision: str | None
     revision: branch, tag or commit of a hub id. HF_HOME, HF_HUB_OFFLINE and HF_TOKEN hold as everywhere;
     huggingface_hub shows its own progress on a terminal. Raises ModelError, or UserError for bad usage.
     """
+    if (found := _on_disk(model, revision, trust_remote_code=trust_remote_code)) is not None:
+        return found
+    snapshot = download(model, revision, [WEIGHTS, *_WANTED, *(_REMOTE_CODE if trust_remote_code else ())])
+    with _readable(snapshot):
+        _refuse_other_weights(model, revision, snapshot)
+        return _from_directory(snapshot, model, _name_of(model), trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def without_weights(model: str, *, revision: str | None = None) -> Iterator[ModelFacts]:
+    """What `resolve` gives, for who reads no weights: of a hub id only their headers are asked for.
+
+    Facts hold within it, for files are behind them that go at its end; reading weights from those is an error. The code
+    that a model may carry is not asked for, and not run.
+    """
+    if (found := _on_disk(model, revision, trust_remote_code=True)) is not None:
+        yield found
+        return
+    snapshot = download(model, revision, _WANTED)
+    with tempfile.TemporaryDirectory(prefix="packlight-") as name:
+        room = Path(name)
+        try:
+            with _readable(snapshot):
+                _link_all(snapshot, room)
+                commit = snapshot.name
+                weights = [one for one in repository_files(model, commit) if fnmatch.fnmatchcase(one, WEIGHTS)]
+                write_headers(model, commit, [one for one in weights if not (room / one).exists()], room)
+                (room / HEADERS_ONLY).touch()
+                _refuse_other_weights(model, commit, room)
+                facts = _from_directory(room, model, _name_of(model), trust_remote_code=True)
+            yield facts
+        except UserError as error:  # nobody knows that directory
+            raise type(error)(str(error).replace(name, str(snapshot))) from error
+
+
+def _link_all(source: Path, target: Path) -> None:
+    """The files of a directory and of those in it, as links in another."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            link = target / path.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+
+
+def _name_of(hub_id: str) -> str:
+    return hub_id.rsplit("/", 1)[-1]
+
+
+def _on_disk(model: str, revision: str | None, *, trust_remote_code: bool) -> ModelFacts | None:
+    """The facts of a directory or a file; None for a hub id. Raises ModelError for what is neither."""
     path = _as_path(model)
     with _readable(path):
         on_disk = bool(model) and path.exists()
@@ -64,10 +115,7 @@ def resolve(model: str, *, trust_remote_code: bool = False, revision: str | None
             f"'{shown(model, 200)}': neither a directory nor a hub id; a hub id is written org/name, "
             "for example HuggingFaceTB/SmolLM2-135M-Instruct"
         )
-    snapshot = _download(model, revision, trust_remote_code=trust_remote_code)
-    with _readable(snapshot):
-        _refuse_other_weights(model, revision, snapshot)
-        return _from_directory(snapshot, model, model.rsplit("/", 1)[-1], trust_remote_code=trust_remote_code)
+    return None
 
 
 @contextlib.contextmanager
@@ -136,7 +184,7 @@ def _refuse_other_weights(model: str, revision: str | None, snapshot: Path) -> N
     """A repository of pickles or GGUF files alone downloads no weights: ask the hub what it has."""
     if any(snapshot.glob("*.safetensors")):
         return
-    names = _repository_files(model, revision)
+    names = repository_files(model, revision)
     if ggufs := [shown(name) for name in names if name.endswith(".gguf")]:
         raise ModelError(
             f"{model}: the hub has GGUF files of it, no safetensors; get one with "
@@ -149,71 +197,3 @@ def _refuse_other_weights(model: str, revision: str | None, snapshot: Path) -> N
             f"{model}: the hub has only pickled weights of it ({shown(pickles[0])}), which can run any code on "
             f"loading; if you trust them, convert them to safetensors with: {command}"
         )
-
-
-def _repository_files(model: str, revision: str | None) -> list[str]:
-    """Names of the files at the top of a hub repository; empty where the hub cannot be asked."""
-    import huggingface_hub
-
-    try:
-        names = huggingface_hub.HfApi().list_repo_files(model, revision=revision)
-    except _hub_errors():
-        return []
-    return [name for name in names if "/" not in name]
-
-
-def _download(model: str, revision: str | None, *, trust_remote_code: bool) -> Path:
-    """The snapshot of a hub repository in the ordinary cache. Raises ModelError."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=_WANTED + (_REMOTE_CODE if trust_remote_code else []),
-                ignore_patterns=_SUBFOLDERS,
-            )
-        )
-    except _hub_errors() as error:
-        # A cache that another program filled can lack files that we would like but do not need.
-        partial = getattr(error, "snapshot_path", None)
-        if isinstance(error, errors.LocalEntryNotFoundError) and partial:
-            return Path(partial)
-        raise ModelError(_why(model, revision, error)) from error
-
-
-def _hub_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises: its HTTP library differs between versions, and Xet raises RuntimeError."""
-    from huggingface_hub import errors
-
-    http_error: type[Exception] = vars(errors)["HTTPError"]
-    return (http_error, errors.EntryNotFoundError, OSError, ValueError, RuntimeError)
-
-
-def _why(model: str, revision: str | None, error: Exception) -> str:
-    """One line for a failed download."""
-    from huggingface_hub import constants, errors
-
-    named = "set" if os.environ.get("HF_TOKEN") else "not set"
-    if isinstance(error, errors.GatedRepoError):
-        return f"{model}: is gated; accept its terms at {constants.ENDPOINT}/{model}, then set HF_TOKEN (now {named})"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{model}: has no revision '{shown(revision)}'; name a branch, tag or commit that it has"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"{model}: no such directory here and no such model on the hub; check the spelling, "
-            f"or set HF_TOKEN for a private one (now {named})"
-        )
-    if isinstance(error, errors.HFValidationError):
-        return f"{model}: no such directory here and not a hub id ({shown(error, 160)}); check the spelling"
-    if constants.HF_HUB_OFFLINE and isinstance(error, errors.LocalEntryNotFoundError):
-        at = f" at revision '{shown(revision)}'" if revision else ""
-        return (
-            f"{model}: no such directory here and not in the cache{at} ({constants.HF_HUB_CACHE}), and "
-            "HF_HUB_OFFLINE forbids to download it; unset HF_HUB_OFFLINE or name a directory"
-        )
-    cause = error.__cause__ or error
-    reason = shown(" ".join(f"{type(cause).__name__}: {cause}".split()), 160)
-    return f"{model}: cannot be downloaded ({reason}); check the network, or name a directory"

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint import without_weights
 from exporter.quant import known_quant
-from exporter.source import resolve_model
 from runtime.errors import UnsupportedError, UserError
 from runtime.home import home
 from runtime.host import default_threads, host_facts
@@ -70,7 +70,6 @@ class PlanRequest:
     threads: int | None = None
     mmap: bool = True
     revision: str | None = None
-    trust_remote_code: bool = False
     speed: HostSpeed | None = None
     types: TypeChoice = field(default_factory=TypeChoice)
 
@@ -161,7 +160,11 @@ def plan(request: PlanRequest) -> PlanReport:
     for kv_type in request.kv_types or ():
         if kv_type not in KV_TYPES:
             raise UserError(f"'{kv_type}' is not a type of KV cache; known: {', '.join(KV_TYPES)}")
-    facts = resolve_model(request.model, trust_remote_code=request.trust_remote_code, revision=request.revision)
+    with without_weights(request.model, revision=request.revision) as facts:
+        return _planned(request, facts, formats)
+
+
+def _planned(request: PlanRequest, facts: ModelFacts, formats: Sequence[str]) -> PlanReport:
     rows: list[PlanRow] = []
     refused: dict[str, dict[str, str]] = {}
     with read_once():

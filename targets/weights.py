@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from targets.facts import Scaling, TensorFact
     from targets.grouped import Matrix
 
+HEADERS_ONLY = ".headers-only"
+"""Of a directory that has it the files hold headers, and holes in place of weights."""
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one element of the float types that are read without any decoding table."""
 
@@ -56,6 +58,8 @@ class WeightReader:
         """Open `path` now, so that later reads from several threads find it open. Raises ModelError."""
         if path in self._files:
             return
+        if (path.parent / HEADERS_ONLY).exists():
+            raise ModelError(f"{path}: its weights are needed, and were not downloaded; name a directory that has them")
         try:
             self._files[path] = os.open(path, os.O_RDONLY)
         except OSError as error:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 
-def packlight(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run packlight, whatever its exit status."""
+def packlight(*arguments: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run packlight, whatever its exit status. environment: None for this process's own"""
     program = Path(sys.executable).with_name("packlight")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=1400, check=False)
+    return subprocess.run(
+        [program, *arguments], capture_output=True, text=True, timeout=1400, check=False, env=environment
+    )
 
 
 def export(format_name: str, source: Path, out: Path, *arguments: str) -> tuple[int, dict[str, Any]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.checkpoint import _why, resolve
+from exporter.checkpoint import resolve
+from exporter.hub import why
 from runtime.errors import ModelError, UserError
 
 ROOT = Path(__file__).parents[3]
@@ -275,7 +276,7 @@ def hub_error(name: str) -> Exception:
     ],
 )
 def test_refusals_of_the_hub(kind: str, words: str) -> None:
-    message = _why("org/x", "v9", hub_error(kind))
+    message = why("org/x", "v9", hub_error(kind))
     assert message.startswith("org/x: ")
     assert words in message
     assert message.isprintable()
