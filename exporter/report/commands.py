@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,20 @@ def _measuring(found: Found, measured: Json) -> Iterator[str]:
         yield f"--sustained={seconds:.10g}s"
     if on := (measured.get("host") or {}).get("on"):
         yield f"--on={on}"
+        if on.startswith("adb:"):
+            yield f"--engine={_tools(str(found.document['provenance']['command']))}"
+
+
+def _tools(command: str) -> str:
+    """Where the engine's tools for the phone were, as the command that made the report has it."""
+    with contextlib.suppress(ValueError):  # not written as a shell would read it
+        words = shlex.split(command)
+        for word, behind in zip(words, [*words[1:], ""], strict=True):
+            if word == "--engine":
+                return behind
+            if word.startswith("--engine="):
+                return word.removeprefix("--engine=")
+    return "DIR"
 
 
 def _verifying(drift: Json) -> Iterator[str]:

@@ -283,6 +283,21 @@ def test_the_commands_have_the_options_that_were_used(report):
     assert "--text" not in verify
 
 
+@pytest.mark.parametrize(
+    ("made_by", "tools"),
+    [
+        ("packlight export ./tiny --on adb:4AC --engine '/my tools' -o out", "'--engine=/my tools'"),
+        ("packlight export ./tiny --on adb:4AC --engine=tools", "--engine=tools"),
+        ("packlight report", "--engine=DIR"),
+        ("an 'open quote", "--engine=DIR"),
+    ],
+)
+def test_the_command_for_a_phone_has_the_engines_tools(made_by, tools, report):
+    report["measurement"]["host"]["on"] = "adb:4AC"
+    report["provenance"]["command"] = made_by
+    assert commands_of(report)[1].endswith(f" --on=adb:4AC {tools}")
+
+
 def test_the_commands_of_a_bare_file_name_the_file(report):
     report["artifact"] |= {"files": {}, "source": "some/Tiny-Q4_K_M.gguf"}
     assert commands_of(report)[1:] == ["packlight measure Tiny-Q4_K_M.gguf --context=2048 --threads=2 --trials=3"]
