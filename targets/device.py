@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from runtime.errors import UserError
 from runtime.units import parse_bytes
 from targets.processor import FEATURES, Processor
+from targets.toml_file import load_toml
 
 DEVICES = Path(__file__).parent / "devices"
 KINDS = ("vendor", "measured", "computed", "estimate")
@@ -107,13 +107,7 @@ def load_device(name_or_path: str) -> Device:
 
 def _read(path: Path) -> Device:
     """The Device that one file describes."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); 'packlight devices' lists the profiles") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not TOML ({error})") from error
-    return _build(path, data)
+    return _build(path, load_toml(path, "'packlight devices' lists the profiles"))
 
 
 def _build(path: Path, data: dict[str, Any]) -> Device:

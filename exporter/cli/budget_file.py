@@ -10,7 +10,6 @@ A mistake in the file is one line that names the file and the key.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -20,6 +19,7 @@ from exporter.checks import Check, is_path
 from exporter.cli.options import BudgetOptions, Running, Verifying
 from exporter.pipeline import Source
 from runtime.errors import PacklightError, UserError
+from targets.toml_file import load_toml
 
 NAME = "packlight.toml"
 GROUPS = (BudgetOptions, Running, Verifying)
@@ -57,12 +57,7 @@ _File: Any = create_model("_File", __base__=_Strict, checks=(dict[str, _Entry], 
 
 def load_checks(path: Path) -> dict[str, Check]:
     """The checks of a budget file, by name. Paths in it are relative to its directory. Raises UserError."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not TOML ({error})") from error
+    content = load_toml(path, "name a budget file")
     try:
         entries = _File.model_validate(content).checks
     except ValidationError as error:
