@@ -80,7 +80,8 @@ CASES = {
         {"updates": 4300, **_LEARNS}, (64_000, 128),
     ),
     "tenth": Case(
-        "two to four bits a weight", _FEW_BITS, {**_LEARNS, "updates": 1500, "learning_rate": 5e-4}, (48_000, 128),
+        "two to four bits a weight", _FEW_BITS,
+        {**_LEARNS, "updates": 2200, "batch": 32, "learning_rate": 5e-4, "features": {"hidden": 1.0}}, (64_000, 128),
         kind=("gguf", "q2_0"), share=0.1,
     ),
 }  # fmt: skip
