@@ -66,15 +66,15 @@ def write_headers(model: str, commit: str, names: Sequence[str], directory: Path
     failures: tuple[type[Exception], ...] = (*hub_errors(), errors.SafetensorsParsingError)
 
     def write(name: str) -> None:
-        tensors = hub.parse_safetensors_file_metadata(model, name, revision=commit).tensors
+        found = hub.parse_safetensors_file_metadata(model, name, revision=commit)
         said = {
             key: {"dtype": one.dtype, "shape": one.shape, "data_offsets": one.data_offsets}
-            for key, one in tensors.items()
+            for key, one in found.tensors.items()
         }
-        header = json.dumps(said).encode()
+        header = json.dumps({"__metadata__": found.metadata, **said} if found.metadata else said).encode()
         with (directory / name).open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
-            file.truncate(8 + len(header) + max((one.data_offsets[1] for one in tensors.values()), default=0))
+            file.truncate(8 + len(header) + max((one.data_offsets[1] for one in found.tensors.values()), default=0))
 
     try:
         with ThreadPoolExecutor(AT_A_TIME) as pool:
