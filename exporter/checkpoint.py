@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from targets.facts import ModelFacts
 
-WEIGHTS = "model*.safetensors"
+_WEIGHTS = "model*.safetensors"
 # What a conversion needs of a hub repository beside these. Other weights that many repositories hold as well (pickles,
 # `consolidated.safetensors`, onnx/, original/) are not downloaded.
 _WANTED = [
@@ -51,7 +51,7 @@ def resolve(model: str, *, trust_remote_code: bool = False, revision: str | None
     """
     if (found := _on_disk(model, revision, trust_remote_code=trust_remote_code)) is not None:
         return found
-    snapshot = download(model, revision, [WEIGHTS, *_WANTED, *(_REMOTE_CODE if trust_remote_code else ())])
+    snapshot = download(model, revision, [_WEIGHTS, *_WANTED, *(_REMOTE_CODE if trust_remote_code else ())])
     with _readable(snapshot):
         _refuse_other_weights(model, revision, snapshot)
         return _from_directory(snapshot, model, _name_of(model), trust_remote_code=trust_remote_code)
@@ -74,7 +74,7 @@ def without_weights(model: str, *, revision: str | None = None) -> Iterator[Mode
             with _readable(snapshot):
                 _link_all(snapshot, room)
                 commit = snapshot.name
-                weights = [one for one in repository_files(model, commit) if fnmatch.fnmatchcase(one, WEIGHTS)]
+                weights = [one for one in repository_files(model, commit) if fnmatch.fnmatchcase(one, _WEIGHTS)]
                 write_headers(model, commit, [one for one in weights if not (room / one).exists()], room)
                 (room / HEADERS_ONLY).touch()
                 _refuse_other_weights(model, commit, room)
@@ -192,7 +192,7 @@ def _refuse_other_weights(model: str, revision: str | None, snapshot: Path) -> N
         )
     pickles = pickled_weights(names)
     if pickles and (snapshot / CONFIG).is_file():
-        command = conversion_command(model, f"{model.rsplit('/', 1)[-1]}-safetensors", read_config(snapshot), pickles)
+        command = conversion_command(model, f"{_name_of(model)}-safetensors", read_config(snapshot), pickles)
         raise ModelError(
             f"{model}: the hub has only pickled weights of it ({shown(pickles[0])}), which can run any code on "
             f"loading; if you trust them, convert them to safetensors with: {command}"

@@ -127,12 +127,8 @@ def lessons(step: Training, subject: Subject) -> tuple[Lessons, Lessons]:
         for (name, pieces, with_predictions), batches in zip(parts, found, strict=True):
             for start in range(0, len(pieces), AT_A_TIME):
                 subject.progress("teacher", done, total)
-                key = f"lessons-{subject.number}-{name}-{len(batches)}"
-                kept = subject.kept.load(key)
-                if kept is None:
-                    batch = teacher.batch(pieces[start : start + AT_A_TIME], asked=with_predictions)
-                    kept = subject.kept.save(key, batch.bytes())
-                batches.append(Batch.of(kept))
+                some = pieces[start : start + AT_A_TIME]
+                batches.append(teacher.kept(f"{name}-{len(batches)}", some, asked=with_predictions))
                 done += 1
         subject.progress("teacher", total, total)
     learned_from, judged_by = (Lessons(batches, teacher.predictions.pad) for batches in found)
@@ -177,6 +173,14 @@ class _Teacher:
         """How many pieces of text there are."""
         known = self._subject.kept.find(f"lessons-{self._subject.number}")
         return len(self._chunks) if known is None else int(known["pieces"])
+
+    def kept(self, name: str, pieces: Sequence[int], *, asked: bool) -> Batch:
+        """A `batch` from the disk, where it is put the first time. name: its own among those of the step"""
+        key = f"lessons-{self._subject.number}-{name}"
+        found = self._subject.kept.load(key)
+        if found is None:
+            found = self._subject.kept.save(key, self.batch(pieces, asked=asked).bytes())
+        return Batch.of(found)
 
     def batch(self, pieces: Sequence[int], *, asked: bool) -> Batch:
         """Some pieces by number. asked: with predictions"""

@@ -111,9 +111,10 @@ class NextTokens:
         tokens, outcomes = (torch.cat(part).numpy() for part in zip(*found, strict=True))
         return tokens.astype(np.int32), outcomes
 
-    def said(self, output: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ANN401, ARG002
+    def said(self, output: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:  # noqa: ANN401, ARG002 - pieces are of one length
         """See `Predictions`."""
-        return dict(zip(("tokens", "outcomes"), self._likeliest(output.logits), strict=True))
+        tokens, outcomes = self._likeliest(output.logits)
+        return {"tokens": tokens, "outcomes": outcomes}
 
     def _likeliest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Of the student's vocabulary: a teacher's table may have more or fewer rows than there are tokens."""
